@@ -1,0 +1,160 @@
+"""What every output head promises, whatever is inside."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mhe_fairseq.coding.codebook import Codebook
+from mhe_fairseq.errors import MHEError
+
+
+class HeadLoss(NamedTuple):
+    """What a head returns for a batch.
+
+    Attributes:
+        nll: (N,) fp32 (float64 for float64 features): -log p(target), the true token value.
+        smooth: (N,) same dtype, or None: mean over the V tokens of -log p(token), or an unbiased
+            estimate of it.
+        stats: name -> (N,) detached tensor, to be averaged over tokens: parts of the loss and
+            whether parts were right ("digit_1_nll", "digit_1_correct", ...).
+    """
+
+    nll: Tensor
+    smooth: Tensor | None
+    stats: dict[str, Tensor]
+
+
+class OutputHead(nn.Module, ABC):
+    """Features -> a distribution over V tokens.
+
+    For all x (N, d), N >= 0, and all dtypes of x (soft-max arithmetic is fp32 or wider)::
+
+        head.log_probs(x).exp().sum(-1) == 1
+        -head(x, y).nll == head.log_prob(x, y) == head.log_probs(x).gather(-1, y)   (eval mode)
+        head.topk(x, k) == head.log_probs(x).topk(k)
+
+    The codebook lives in the state dict (``codebook_slots``, long), so a checkpoint carries it. Loading
+    a state dict of another codebook is refused, unless ``adopt_codebook`` is set.
+
+    Args:
+        dim: d, the width of the features.
+        codebook: tokens <-> slots.
+    """
+
+    #: Set to take over the codebook of the next state dict loaded (a model being rebuilt from its
+    #: checkpoint) in place of comparing it. Lengths and vocabulary size must agree all the same.
+    adopt_codebook: bool = False
+
+    codebook_slots: Tensor
+
+    def __init__(self, dim: int, codebook: Codebook) -> None:
+        super().__init__()
+        if dim < 1:
+            raise MHEError(f"a head needs features of at least 1 dimension, got {dim}")
+        self.dim = dim
+        self.codebook = codebook
+        self.register_buffer("codebook_slots", codebook.slots.clone())
+        self._updates: int | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of real tokens."""
+        return len(self.codebook)
+
+    @abstractmethod
+    def forward(
+        self, features: Tensor, target: Tensor, smoothing: bool = True, accuracy: bool = False
+    ) -> HeadLoss:
+        """Loss of a batch.
+
+        Args:
+            features: (N, d).
+            target: (N,) long, tokens.
+            smoothing: also compute the smoothing term.
+            accuracy: also report which digits (groups) were predicted right in ``stats``.
+        """
+
+    @abstractmethod
+    def log_probs(self, features: Tensor) -> Tensor:
+        """Exact log-probabilities, a new tensor that may be written to. Shape: (N, d) -> (N, V) fp32."""
+
+    def log_prob(self, features: Tensor, target: Tensor) -> Tensor:
+        """Exact log p(target), no V-wide tensor. Shape: (N, d), (N,) -> (N,) fp32."""
+        was_training = self.training
+        self.training = False
+        try:
+            return -self.forward(features, target, smoothing=False).nll
+        finally:
+            self.training = was_training
+
+    def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best tokens. Shape: (N, d) -> (N, k) log-probs, descending, and (N, k) tokens."""
+        self._check_k(k)
+        scores, tokens = self.log_probs(features).topk(k, dim=-1)
+        return scores, tokens
+
+    def output_parameters(self) -> int:
+        """Number of parameters this head adds to a model (tied ones are not counted)."""
+        return sum(p.numel() for p in self.parameters())
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Told by fairseq before each update: what is sampled in an update depends on its number only,
+        so that a resumed run, and two ranks beside one of twice the batch, draw the same samples."""
+        self._updates = num_updates
+
+    def _generator(self) -> torch.Generator | None:
+        """The generator for what is sampled in training; None: torch's global one."""
+        if not self.training:
+            return torch.Generator().manual_seed(0)
+        if self._updates is None:
+            return None
+        return torch.Generator().manual_seed(self._updates + 1)
+
+    def _sample_tokens(self, count: int, device: torch.device) -> Tensor:
+        """``count`` tokens, one from each of ``count`` equal strata of 0..V-1, so that every token has
+        the same expected number of draws. Shape: (count,) long."""
+        jitter = torch.rand(count, generator=self._generator(), dtype=torch.float64)
+        points = (torch.arange(count, dtype=torch.float64) + jitter) * (self.vocab_size / count)
+        return points.long().clamp_(max=self.vocab_size - 1).to(device)
+
+    def _check_k(self, k: int) -> None:
+        if not 1 <= k <= self.vocab_size:
+            raise MHEError(f"topk needs 1 <= k <= {self.vocab_size} (the vocabulary), got {k}")
+
+    def _codebook_changed(self) -> None:
+        """Rebuild what was derived from ``self.codebook``."""
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        slots = state_dict.get(prefix + "codebook_slots")
+        if slots is not None:
+            self._check_loaded(slots)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _check_loaded(self, slots: Tensor) -> None:
+        if slots.numel() != self.vocab_size:
+            raise MHEError(
+                f"the checkpoint's codebook is for {slots.numel()} tokens and the dictionary has "
+                f"{self.vocab_size}; use the dictionary the model was trained with"
+            )
+        loaded = Codebook(self.codebook.lengths, slots, dictionary=self.codebook.dictionary)
+        if loaded == self.codebook:
+            return
+        if not self.adopt_codebook:
+            raise MHEError(
+                f"the checkpoint's codebook (fingerprint {loaded.fingerprint}, {len(loaded)} tokens) is not "
+                f"this model's (fingerprint {self.codebook.fingerprint}, {self.vocab_size} tokens); give "
+                "--mhe-codebook the file it was trained with"
+            )
+        self.codebook = loaded
+        self._codebook_changed()
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """fp32 for half precision and fp32, float64 for float64: the type soft-maxes are computed in."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
