@@ -1,0 +1,148 @@
+"""Which digit sequences are tokens: a minimal automaton over digits, so that holes cost little.
+
+A codebook's grid has holes. The set of digit prefixes is a tree; prefixes with the same pattern of tokens
+below them are one state. The usual layouts (holes at the end of the grid, or at the end of every row)
+have two or three states a level, so sums and maxima over exactly the V real tokens cost O(sum L).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mhe_fairseq.coding.codebook import Codebook
+
+
+@dataclass(frozen=True)
+class Edge:
+    """The digits that lead from a state to one and the same state of the next level.
+
+    Attributes:
+        child: state of the next level (0 after the last digit).
+        digits: (n,) long, rising; None: all digits of this level.
+    """
+
+    child: int
+    digits: Tensor | None
+
+    def columns(self, scores: Tensor) -> Tensor:
+        """(..., L) -> (..., n): the scores of this edge's digits."""
+        if self.digits is None:
+            return scores
+        start, count = int(self.digits[0]), self.digits.numel()
+        if int(self.digits[-1]) - start + 1 == count:
+            return scores.narrow(-1, start, count)
+        return scores.index_select(-1, self.digits.to(scores.device))
+
+    def digit_of(self, columns: Tensor) -> Tensor:
+        """Column numbers of ``columns()`` -> digits."""
+        return columns if self.digits is None else self.digits.to(columns.device)[columns]
+
+
+class Lattice:
+    """States of a codebook's digit prefixes.
+
+    Attributes:
+        lengths: (L_1, ..., L_H).
+        levels: for each digit, for each state before it, its edges; the root is state 0 of level 0.
+        full: there are no holes.
+    """
+
+    def __init__(self, codebook: Codebook) -> None:
+        self.lengths = codebook.lengths
+        self.full = codebook.holes == 0
+        self.levels: list[list[list[Edge]]] = []
+        # From the last digit up: `below` holds for every prefix its state, -1 if no token is below it.
+        below = np.where(codebook.token_of_slot.numpy() >= 0, 0, -1)
+        for length in reversed(self.lengths):
+            rows, states = _unique_rows(below.reshape(-1, length))
+            self.levels.insert(0, [_edges(row, length) for row in rows])
+            below = states
+
+    def log_mass(self, scores: list[Tensor]) -> Tensor:
+        """log of the sum over real tokens of exp(sum_h scores_h[y_h]).
+
+        Shape: H tensors (..., L_h) -> (...). Cost: states x L a level.
+        """
+        masses: list[Tensor] = []
+        for h in reversed(range(len(self.lengths))):
+            masses = [self._state_mass(edges, scores[h], masses) for edges in self.levels[h]]
+        return masses[0]
+
+    @staticmethod
+    def _state_mass(edges: list[Edge], scores: Tensor, below: list[Tensor]) -> Tensor:
+        parts = []
+        for edge in edges:
+            mass = edge.columns(scores).logsumexp(dim=-1)
+            parts.append(mass + below[edge.child] if below else mass)
+        return parts[0] if len(parts) == 1 else torch.stack(parts, dim=-1).logsumexp(dim=-1)
+
+    def topk(self, scores: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
+        """The k best real tokens of a sum of digit scores, best first.
+
+        Every one of the k best sequences uses digits among the k best of its level and edge, and of two
+        sorted lists the pair (i, j) can be among the k best only if (i+1)(j+1) <= k.
+
+        Shape: H tensors (N, L_h) -> (N, min(k, V)) scores and (N, min(k, V)) slots.
+        """
+        best: list[tuple[Tensor, Tensor]] = []
+        stride = 1
+        for h in reversed(range(len(self.lengths))):
+            best = [self._state_topk(edges, scores[h], best, stride, k) for edges in self.levels[h]]
+            stride *= self.lengths[h]
+        return best[0]
+
+    @staticmethod
+    def _state_topk(
+        edges: list[Edge], scores: Tensor, below: list[tuple[Tensor, Tensor]], stride: int, k: int
+    ) -> tuple[Tensor, Tensor]:
+        values, slots = [], []
+        for edge in edges:
+            columns = edge.columns(scores)
+            value, column = columns.topk(min(k, columns.size(-1)), dim=-1)
+            slot = edge.digit_of(column) * stride
+            if below:
+                value, slot = _best_pairs(value, slot, *below[edge.child], k)
+            values.append(value)
+            slots.append(slot)
+        value, slot = torch.cat(values, dim=-1), torch.cat(slots, dim=-1)
+        value, order = value.topk(min(k, value.size(-1)), dim=-1)
+        return value, slot.gather(-1, order)
+
+
+def _best_pairs(
+    first: Tensor, first_slots: Tensor, second: Tensor, second_slots: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Sums of pairs of two sorted lists that can be among the k best. Shape: (N, a), (N, b) -> (N, p)."""
+    a, b = first.size(-1), second.size(-1)
+    i = torch.arange(a, device=first.device).view(-1, 1)
+    j = torch.arange(b, device=first.device).view(1, -1)
+    rows, columns = ((i + 1) * (j + 1) <= k).nonzero(as_tuple=True)
+    return first[:, rows] + second[:, columns], first_slots[:, rows] + second_slots[:, columns]
+
+
+def _unique_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct rows that are not all -1, and for every row the number of its distinct row (-1: none)."""
+    alive = (table >= 0).any(axis=1)
+    rows, inverse = np.unique(_as_bytes(table[alive]), return_inverse=True)
+    states = np.full(len(table), -1, dtype=np.int64)
+    states[alive] = inverse.reshape(-1)
+    distinct = np.empty((len(rows), table.shape[1]), dtype=np.int64)
+    distinct[states[alive]] = table[alive]
+    return distinct, states
+
+
+def _as_bytes(table: np.ndarray) -> np.ndarray:
+    compact = np.ascontiguousarray(table.astype(np.int32))
+    return compact.view(np.dtype((np.void, compact.dtype.itemsize * compact.shape[1]))).reshape(-1)
+
+
+def _edges(row: np.ndarray, length: int) -> list[Edge]:
+    edges = []
+    for child in np.unique(row[row >= 0]):
+        digits = np.flatnonzero(row == child)
+        edges.append(Edge(int(child), None if len(digits) == length else torch.from_numpy(digits)))
+    return edges

@@ -1,0 +1,88 @@
+"""The vanilla projection under the contract of a head: the reference for tests and benchmarks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mhe_fairseq.coding.codebook import Codebook
+from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads.base import HeadLoss, OutputHead, wide
+from mhe_fairseq.heads.tied import OutputTable
+
+
+class SoftmaxHead(OutputHead):
+    """p(y) = softmax(W x)_y with W of V x d.
+
+    Args:
+        dim: d.
+        codebook: gives V; its digits are not used.
+        tied: an ``nn.Embedding`` with a (V, d) weight to use as W.
+        chunk: at most this many rows of the N x V logits at a time, recomputed in the backward pass
+            (0: all at once). Memory O(chunk x V) for a third more arithmetic.
+
+    Raises:
+        MHEError: a negative ``chunk``, or ``tied`` of another shape.
+    """
+
+    def __init__(
+        self, dim: int, codebook: Codebook, tied: nn.Embedding | None = None, chunk: int = 0
+    ) -> None:
+        super().__init__(dim, codebook)
+        if chunk < 0:
+            raise MHEError(f"chunk is a number of rows, 0 for all at once; got {chunk}")
+        self.chunk = chunk
+        self.table = OutputTable(len(codebook), dim, tied)
+
+    def forward(
+        self, features: Tensor, target: Tensor, smoothing: bool = True, accuracy: bool = False
+    ) -> HeadLoss:
+        weight = self.table.weight
+        pieces = self._pieces(features, target)
+        if len(pieces) == 1:
+            nll = _nll(features, weight, target)
+        else:
+            nll = torch.cat([self._piece_nll(x, weight, y) for x, y in pieces])
+        smooth = None
+        if smoothing:
+            # mean_v -log p(v) = log Z - x . mean_v W_v = nll + x . (W_target - mean_v W_v): exact, O(d)
+            # a token, no second pass over the logits.
+            contrast = F.embedding(target, weight) - weight.mean(dim=0)
+            smooth = nll + (wide(features) * wide(contrast)).sum(dim=-1)
+        stats = {"accuracy": self._correct(features, target)} if accuracy else {}
+        return HeadLoss(nll, smooth, stats)
+
+    def log_probs(self, features: Tensor) -> Tensor:
+        return F.log_softmax(wide(F.linear(features, self.table.weight)), dim=-1)
+
+    def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        self._check_k(k)
+        logits = wide(F.linear(features, self.table.weight))
+        best, tokens = logits.topk(k, dim=-1)
+        return best - logits.logsumexp(dim=-1, keepdim=True), tokens
+
+    def _pieces(self, features: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
+        size = self.chunk or max(1, features.size(0))
+        return list(zip(features.split(size), target.split(size), strict=True)) or [(features, target)]
+
+    def _piece_nll(self, features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return _nll(features, weight, target)
+        nll: Tensor = checkpoint(_nll, features, weight, target, use_reentrant=False)
+        return nll
+
+    @torch.no_grad()
+    def _correct(self, features: Tensor, target: Tensor) -> Tensor:
+        parts = [
+            F.linear(x, self.table.weight).argmax(dim=-1).eq(y) for x, y in self._pieces(features, target)
+        ]
+        return wide(torch.cat(parts).to(features.dtype))
+
+
+def _nll(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """(N, d), (V, d), (N,) -> (N,) -log softmax(W x)_target, arithmetic after the product in fp32."""
+    if features.dtype in (torch.float32, torch.float64):
+        return F.linear_cross_entropy(features, weight, target, reduction="none")
+    return F.cross_entropy(wide(F.linear(features, weight)), target, reduction="none")
