@@ -1,0 +1,46 @@
+# make quickstart   from nothing to a translated, scored test set (15 minutes on 2 cores)
+# make test         every test;  make test-fast: without the slow ones
+# make lint         ruff and mypy
+# make clean        remove what the above made
+#
+# PYTHON=python3.12 chooses the interpreter of .venv; PIP_FLAGS="..." is given to pip install.
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+RUN := PATH="$(BIN):$$PATH"
+# Tests run in two processes of one thread each: more threads than cores only wait for each other. A file's
+# tests stay in one process, so that a model trained for all of them is trained once.
+PYTEST := $(RUN) OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile
+PYTEST_FLAGS :=
+
+export PYTHON PIP_FLAGS VENV
+
+.PHONY: quickstart venv test test-fast lint clean
+
+quickstart: $(VENV)/.installed
+	@$(RUN) scripts/quickstart.sh
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py constraints.txt mhe_fairseq/version.py
+	@scripts/make_venv.sh
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@scripts/make_venv.sh test,lint
+	@touch $@
+
+test: $(VENV)/.installed-dev
+	$(PYTEST) $(PYTEST_FLAGS)
+
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) -m "not slow" $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed-dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+clean:
+	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,269 @@
+"""Products of features with one group of a large table each: forward, and a backward written by hand.
+
+Row i of the features meets the L rows of its group only. ``table[group]`` under autograd would build a
+zero tensor of the size of the table for every group; here a table's gradient is allocated once and every
+group's part of it is written once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+#: Bytes from which on a gradient on the CPU lies in huge pages.
+_HUGE = 2**28
+
+#: Up to so many rows are few; see ``_parts``.
+_FEW = 8
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs (row of the features, group), sorted by group.
+
+    Attributes:
+        order: (R,) long: where each of the sorted pairs was when they were given.
+        rows: (R,) long: the row of every pair; a row may be in many pairs, or in none.
+        groups: (R,) long, rising.
+        runs: (group, begin, end): pairs ``begin .. end`` are of ``group``; each group at most once.
+    """
+
+    order: Tensor
+    rows: Tensor
+    groups: Tensor
+    runs: list[tuple[int, int, int]]
+
+    @classmethod
+    def of(cls, groups: Tensor, rows: Tensor | None = None) -> Pairs:
+        """Sort pairs. Without ``rows``, pair i is of row i. Shape: (R,) long, (R,) long."""
+        order = groups.argsort(stable=True)
+        groups = groups.index_select(0, order)
+        present, counts = groups.unique_consecutive(return_counts=True)
+        runs, begin = [], 0
+        for group, count in torch.stack([present, counts], dim=-1).tolist():
+            runs.append((group, begin, begin + count))
+            begin += count
+        sorted_rows = order if rows is None else rows.index_select(0, order)
+        return cls(order, sorted_rows, groups, runs)
+
+    def restore(self, values: Tensor) -> Tensor:
+        """Back to the order in which the pairs were given. Shape: (R, ...) -> (R, ...)."""
+        return torch.empty_like(values).index_copy(0, self.order, values)
+
+
+class Layout:
+    """Where the rows of a group are in a weight.
+
+    A weight (G, L, d) holds group g in ``weight[g]``. With ``token_of_slot`` the weight is (V, d), indexed
+    by token, such as a tied embedding; slots without a token read some token's row, and write nothing.
+
+    Args:
+        groups: G.
+        length: L.
+        token_of_slot: (G * L,) long, -1 at holes, or None.
+    """
+
+    def __init__(self, groups: int, length: int, token_of_slot: Tensor | None = None) -> None:
+        self.groups = groups
+        self.length = length
+        self._tokens: Tensor | None = None
+        if token_of_slot is not None:
+            real = token_of_slot.view(groups, length) >= 0
+            self._tokens = token_of_slot.view(groups, length).clamp(min=0)
+            self._own = token_of_slot[token_of_slot >= 0]
+            self._places = real.nonzero()[:, 1]
+            sizes = real.sum(dim=1)
+            self._starts: list[int] = [0, *sizes.cumsum(0).tolist()]
+
+    def to(self, device: torch.device) -> Layout:
+        """Move the indices, in place; no work where they are there already."""
+        if self._tokens is not None and self._tokens.device != device:
+            self._tokens = self._tokens.to(device)
+            self._own, self._places = self._own.to(device), self._places.to(device)
+        return self
+
+    def read(self, weight: Tensor, group: int, dtype: torch.dtype) -> Tensor:
+        """The rows of a group, (L, d) of ``dtype``; a view where it can be."""
+        if self._tokens is None:
+            return weight[group].to(dtype)
+        return weight.index_select(0, self._tokens[group]).to(dtype)
+
+    def read_all(self, weight: Tensor) -> Tensor:
+        """(G * L, d) or (V, d): the whole weight as a matrix, see ``by_slot``."""
+        return weight.flatten(0, 1) if self._tokens is None else weight
+
+    def by_slot(self, logits: Tensor) -> Tensor:
+        """Products with ``read_all`` -> (..., G, L)."""
+        if self._tokens is not None:
+            logits = logits.index_select(-1, self._tokens.flatten())
+        return logits.unflatten(-1, (self.groups, self.length))
+
+    def write_product(self, grad: Tensor, group: int, left: Tensor, right: Tensor) -> None:
+        """Write left (m, L)^T @ right (m, d) where ``read`` reads from."""
+        if self._tokens is None and grad.dtype == left.dtype:
+            transposed_product(left, right, out=grad[group])
+            return
+        block = left.T @ right
+        if self._tokens is None:
+            grad[group].copy_(block)
+        else:
+            tokens, block = self._real(group, block)
+            grad.index_copy_(0, tokens, block.to(grad.dtype))
+
+    def add(self, grad: Tensor, group: int, block: Tensor) -> None:
+        """Add a block (L, d) to what is there."""
+        if self._tokens is None:
+            grad[group].add_(block)
+            return
+        tokens, block = self._real(group, block)
+        grad.index_add_(0, tokens, block.to(grad.dtype))
+
+    def zero(self, grad: Tensor, group: int) -> None:
+        """Write zeros."""
+        if self._tokens is None:
+            grad[group].zero_()
+        else:
+            grad.index_fill_(0, self._own[self._starts[group] : self._starts[group + 1]], 0.0)
+
+    def _real(self, group: int, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of a group (n,), and their rows of a block (L, d) -> (n, d)."""
+        begin, end = self._starts[group], self._starts[group + 1]
+        if end - begin < self.length:
+            block = block.index_select(0, self._places[begin:end])
+        return self._own[begin:end], block
+
+
+def grouped_linear(
+    x: Tensor, weight: Tensor, layout: Layout, pairs: Pairs, shared: list[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits of every pair's row against its group, and of all rows against some shared groups.
+
+    Cost: (R + N S) L d multiply-adds, forward; twice that and one pass over the weight's size, backward.
+    In the type of x (or autocast's), whatever the weight's. Not differentiable twice.
+
+    Shape: x (N, d), R pairs, S different shared groups -> (R, L) in the order of ``pairs``, and (N, S, L).
+    """
+    shared = [] if shared is None else shared
+    layout.to(x.device)
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(kind))
+    # Autocast would know some of the products below and not others.
+    with torch.autocast(kind, enabled=False):
+        own, common = _GroupedLinear.apply(x, weight, layout, pairs, shared)
+    return own, common.unflatten(-1, (len(shared), layout.length))
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, layout: Layout, pairs: Pairs, shared: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight)
+        ctx.layout, ctx.pairs, ctx.shared = layout, pairs, shared
+        sorted_x = x.index_select(0, pairs.rows)
+        own = x.new_empty(len(pairs.rows), layout.length)
+        for group, begin, end in pairs.runs:
+            product_with_rows(sorted_x[begin:end], layout.read(weight, group, x.dtype), out=own[begin:end])
+        common = x @ _read_many(layout, weight, shared, x.dtype).T
+        return own, common
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_own: Tensor | None, d_common: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        layout, pairs, shared = ctx.layout, ctx.pairs, ctx.shared
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        d_x = torch.zeros_like(x) if need_x else None
+        d_weight = _empty_like(weight) if need_weight else None
+        touched = set()
+        if d_own is not None:
+            touched = {group for group, _, _ in pairs.runs}
+            # Rows are gathered group by group: sorted copies of x and of its gradient would be most of the
+            # memory beside the gradients.
+            for group, begin, end in pairs.runs:
+                d, rows = d_own[begin:end], pairs.rows[begin:end]
+                if d_weight is not None:
+                    layout.write_product(d_weight, group, d, x.index_select(0, rows))
+                if d_x is not None:
+                    d_x.index_add_(0, rows, product(d, layout.read(weight, group, x.dtype)))
+        if d_weight is not None:
+            for group in range(layout.groups):
+                if group not in touched:
+                    layout.zero(d_weight, group)
+        if d_common is not None and shared:
+            if d_weight is not None:
+                blocks = (d_common.T @ x).unflatten(0, (len(shared), layout.length))
+                for group, block in zip(shared, blocks, strict=True):
+                    layout.add(d_weight, group, block)
+            if d_x is not None:
+                d_x.addmm_(d_common, _read_many(layout, weight, shared, x.dtype))
+        return d_x, d_weight, None, None, None
+
+
+def product_with_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
+    """x @ rows^T. Shape: (m, d), (L, d), written to (m, L)."""
+    parts = _parts(x, len(rows), 8)
+    if parts == 1:
+        torch.mm(x, rows.T, out=out)
+    else:
+        out.copy_(torch.bmm(rows.unflatten(0, (parts, -1)), x.T.expand(parts, -1, -1)).flatten(0, 1).T)
+
+
+def product(x: Tensor, rows: Tensor) -> Tensor:
+    """x @ rows. Shape: (m, L), (L, d) -> (m, d)."""
+    parts = _parts(x, len(rows), 8)
+    if parts == 1:
+        return x @ rows
+    return torch.bmm(x.unflatten(1, (parts, -1)).transpose(0, 1), rows.unflatten(0, (parts, -1))).sum(dim=0)
+
+
+def transposed_product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """left^T @ right. Shape: (m, L), (m, d), written to (L, d)."""
+    parts = _parts(left, len(out), 64)
+    if parts == 1:
+        torch.mm(left.T, right, out=out)
+    elif len(left) == 1:
+        torch.mul(left.T, right, out=out)
+    else:
+        left = left.T.unflatten(0, (parts, -1))
+        torch.bmm(left, right.expand(parts, -1, -1), out=out.unflatten(0, (parts, -1)))
+
+
+def _parts(few: Tensor, length: int, most: int) -> int:
+    """In how many parts to take a product of few rows with many, 1: whole.
+
+    With few tokens for each of many groups, all time goes into reading and writing the table once. On the
+    CPU a batch of products does that up to three times as fast as one product.
+    """
+    if few.device.type != "cpu" or len(few) > _FEW or few.dtype not in (torch.float32, torch.float64):
+        return 1
+    most = min(most, length // 8)
+    return next((parts for parts in range(most, 1, -1) if length % parts == 0), 1)
+
+
+def _empty_like(weight: Tensor) -> Tensor:
+    """Memory for a gradient.
+
+    A large one on the CPU comes from numpy, in huge pages: touching fresh memory the first time, 4 KiB by
+    4 KiB, takes several times as long as filling it.
+    """
+    size = weight.numel() * weight.element_size()
+    if weight.device.type != "cpu" or size < _HUGE or not weight.is_contiguous():
+        return torch.empty_like(weight)
+    buffer = np.empty(size + 64, dtype=np.uint8)
+    start = -buffer.ctypes.data % 64
+    return torch.from_numpy(buffer[start : start + size]).view(weight.dtype).view(weight.shape)
+
+
+def _read_many(layout: Layout, weight: Tensor, groups: list[int], dtype: torch.dtype) -> Tensor:
+    """(S * L, d)."""
+    if not groups:
+        return weight.new_empty(0, weight.size(-1), dtype=dtype)
+    return torch.cat([layout.read(weight, group, dtype) for group in groups])
