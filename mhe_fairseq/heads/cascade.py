@@ -128,7 +128,8 @@ class CascadeHead(OutputHead):
     def log_probs(self, features: Tensor) -> Tensor:
         scores = self.group_log_probs(features)
         for level, x in zip(self.levels, self.inputs(features), strict=True):
-            scores = (scores.unsqueeze(-1) + level.all_log_softmax(x)).flatten(1)
+            local, scores = level.all_log_softmax(x), scores.unsqueeze(-1)
+            scores = (local + scores if local.requires_grad else local.add_(scores)).flatten(1)
         return scores.index_select(-1, self.codebook_slots)
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import Tensor
 from mhe_fairseq.heads.cascade_level import Level
 
 #: Groups of a row opened in the first round; twice as many in every round after it.
-_FIRST = 4
+_FIRST = 8
 
 #: At most about this many numbers are held for the groups opened in one round.
 _HELD = 2**24
@@ -93,14 +93,19 @@ def best_first(first: Tensor, levels: list[Level], inputs: list[Tensor], k: int)
             if not len(row):
                 continue
             prefix = nodes[at] - first_node[depth]
-            digit = torch.arange(level.length, device=prefix.device)
-            children = first.new_full((*at.shape, level.length), -torch.inf)
-            children[at] = values[at].unsqueeze(-1) + level.log_softmax(x, prefix, state.rows[row])
-            names = prefix.new_zeros(children.shape)
-            names[at] = prefix.unsqueeze(-1) * level.length + digit
-            if depth == len(levels) - 1:
-                state.add_tokens(children.flatten(1), names.flatten(1))
+            child = values[at].unsqueeze(-1) + level.log_softmax(x, prefix, state.rows[row])
+            is_last = depth == len(levels) - 1
+            if is_last:
+                child, digit = child.topk(min(k, level.length), dim=1)
             else:
-                state.add_nodes(children.flatten(1), names.flatten(1) + first_node[depth + 1])
+                digit = torch.arange(level.length, device=prefix.device).expand_as(child)
+            scores = first.new_full((*at.shape, child.size(1)), -torch.inf)
+            scores[at] = child
+            names = prefix.new_zeros(scores.shape)
+            names[at] = prefix.unsqueeze(-1) * level.length + digit
+            if is_last:
+                state.add_tokens(scores.flatten(1), names.flatten(1))
+            else:
+                state.add_nodes(scores.flatten(1), names.flatten(1) + first_node[depth + 1])
         wanted *= 2
     return best, slots

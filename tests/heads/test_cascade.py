@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -270,7 +271,7 @@ def test_topk_opens_only_groups_that_can_matter(monkeypatch: pytest.MonkeyPatch)
     with torch.no_grad():
         head.group.bias[5] = 20.0
     head.topk(features, 10)
-    assert sum(opened) == 40  # one round, four groups of every row
+    assert sum(opened) == 10 * cascade_search._FIRST  # one round
     opened.clear()
     with torch.no_grad():
         head.group.bias.zero_()
@@ -295,7 +296,7 @@ def test_topk_refuses_a_bad_k() -> None:
 
 
 class LargestNewTensor(TorchDispatchMode):
-    """Remembers the largest number of elements of a storage made inside, smaller than ``ignored`` ones."""
+    """Remembers the number of elements of the largest storage made inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -564,6 +565,17 @@ def test_a_tied_embedding_is_saved_once_and_followed_when_it_is_cast() -> None:
         assert model.embed is not None and model.embed.weight.grad is not None
         assert model.embed.weight.grad.dtype == dtype
         model.zero_grad()
+
+
+def test_a_copied_model_is_tied_to_its_own_embedding() -> None:
+    model, head = build("tied", HOLED)
+    other = copy.deepcopy(model)
+    features = features_for(2, DIM, torch.float64, 1)
+    before = head.log_probs(features)
+    assert other.embed is not None
+    nn.init.normal_(other.embed.weight)
+    torch.testing.assert_close(head.log_probs(features), before)
+    assert not torch.allclose(other.head.log_probs(features), before)
 
 
 def test_dropout_is_of_training_only() -> None:

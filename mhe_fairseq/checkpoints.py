@@ -1,0 +1,67 @@
+"""Checkpoints load under torch's ``weights_only=True``, and a bad one is told in one sentence.
+
+``torch.load`` refuses every class that was not allowed beforehand. fairseq writes one class into its own
+checkpoints, ``argparse.Namespace``: that one is allowed, and no environment variable is needed. Whatever else
+a file names is refused before any of it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+
+from mhe_fairseq.errors import MHEError
+
+#: Exactly what fairseq puts into a checkpoint beside tensors, numbers, strings and containers.
+ALLOWED_CLASSES: tuple[type, ...] = (argparse.Namespace,)
+
+
+def install() -> None:
+    """Allow fairseq's classes, and name what is wrong with a checkpoint that does not load."""
+    torch.serialization.add_safe_globals(list(ALLOWED_CLASSES))
+    load = checkpoint_utils.load_checkpoint_to_cpu
+    if not hasattr(load, "mhe_wrapped"):
+        checkpoint_utils.load_checkpoint_to_cpu = _explained(load)
+
+
+def _explained(load: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(load)
+    def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(path, *args, **kwargs)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            what = f"names {found.group(1)}, which" if found else "holds something that"
+            raise MHEError(
+                f"checkpoint {path} {what} is no part of a fairseq checkpoint; it was refused and nothing in "
+                "it was run"
+            ) from error
+        except (RuntimeError, EOFError, KeyError, ValueError) as error:
+            if isinstance(error, MHEError) or not _is_damaged(path):
+                raise
+            raise MHEError(
+                f"checkpoint {path} is damaged or cut short ({os.path.getsize(path):,} bytes, "
+                f"{type(error).__name__}); use another one, such as checkpoint_best.pt"
+            ) from error
+
+    load_checkpoint_to_cpu.mhe_wrapped = True  # type: ignore[attr-defined]
+    return load_checkpoint_to_cpu
+
+
+def _is_damaged(path: str) -> bool:
+    """The file is there and torch cannot read it as an archive."""
+    if not os.path.isfile(path):
+        return False
+    try:
+        torch._C.PyTorchFileReader(path)
+    except RuntimeError:
+        return True
+    return False

@@ -1,0 +1,36 @@
+"""Our own errors end a command with their one sentence, not with a page of traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+
+from mhe_fairseq.errors import MHEError
+
+
+def install() -> None:
+    """Have uncaught ``MHEError`` printed as ``mhe_fairseq: error: sentence``. All others, and all of them
+    with ``MHE_TRACEBACK=1``, go to the hook that was there."""
+    before = sys.excepthook
+    if getattr(before, "mhe_hook", False):
+        return
+
+    def hook(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+        error = _ours(value)
+        if error is None or os.environ.get("MHE_TRACEBACK"):
+            before(kind, value, trace)
+        else:
+            print(f"mhe_fairseq: error: {error}", file=sys.stderr)
+
+    hook.mhe_hook = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
+
+
+def _ours(value: BaseException | None) -> MHEError | None:
+    """fairseq's trainer raises an opaque exception of its own over ours: look below it."""
+    while value is not None:
+        if isinstance(value, MHEError):
+            return value
+        value = value.__cause__ or value.__context__
+    return None

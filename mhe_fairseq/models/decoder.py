@@ -1,0 +1,144 @@
+"""fairseq's transformer decoder with a head in place of the output projection."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from fairseq.models.transformer import TransformerDecoderBase
+from torch import Tensor
+
+from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads import OutputHead
+from mhe_fairseq.models.options import HeadOptions
+
+
+class TokenLoss(NamedTuple):
+    """A head's loss at every position of a batch; zero where the target is padding.
+
+    Attributes:
+        nll: (B, T), -log p(target).
+        smooth: (B, T), mean over the vocabulary of -log p(token), or None.
+        stats: name -> sum over the tokens, detached scalars.
+        tokens: number of positions that are not padding, a scalar tensor.
+    """
+
+    nll: Tensor
+    smooth: Tensor | None
+    stats: dict[str, Tensor]
+    tokens: Tensor
+
+
+class HeadDecoderMixin:
+    """The output side of a decoder: ``output_layer``, normalised probabilities, the loss.
+
+    ``forward`` gives features, (B, T, d), in place of logits. While decoding incrementally the features have
+    one more column of ones: fairseq divides a decoder's output by the temperature in place before asking
+    for probabilities, and the column tells by how much.
+    """
+
+    head: OutputHead
+    _warned: bool = False
+
+    def head_loss(
+        self, features: Tensor, target: Tensor, padding: int, smoothing: bool, accuracy: bool
+    ) -> TokenLoss:
+        """Loss of features (B, T, d) against target (B, T); padding never reaches the head."""
+        keep = target.ne(padding)
+        loss = self.head(features[keep], target[keep], smoothing=smoothing, accuracy=accuracy)
+        # masked_scatter keeps the graph even when no position is kept.
+        empty = loss.nll.new_zeros(target.shape)
+        nll = empty.masked_scatter(keep, loss.nll)
+        smooth = None if loss.smooth is None else empty.masked_scatter(keep, loss.smooth)
+        stats = {name: value.sum() for name, value in loss.stats.items()}
+        return TokenLoss(nll, smooth, stats, keep.sum())
+
+    def output_layer(self, features: Tensor, **unused: Any) -> Tensor:
+        return features
+
+    def get_normalized_probs(
+        self, net_output: tuple[Tensor, Any], log_probs: bool, sample: dict[str, Any] | None = None
+    ) -> Tensor:
+        return self.get_normalized_probs_scriptable(net_output, log_probs, sample)
+
+    def get_normalized_probs_scriptable(
+        self, net_output: tuple[Tensor, Any], log_probs: bool, sample: dict[str, Any] | None = None
+    ) -> Tensor:
+        """(B, T, V) probabilities of features (B, T, d), exact.
+
+        With a ``sample`` in eval mode the caller is fairseq's scorer, which reads the target's column only:
+        then all V columns are views of that one number, and nothing V-wide is computed.
+        """
+        features = net_output[0]
+        shape = features.shape[:-1]
+        flat = features.reshape(-1, features.size(-1))
+        if sample is not None and sample.get("target") is not None and not torch.is_grad_enabled():
+            target = sample["target"].reshape(-1)
+            value = self.head.log_prob(flat, target).view(*shape, 1)
+            value = value if log_probs else value.exp()
+            return value.expand(*shape, self.head.vocab_size)
+        temperature = None
+        if flat.size(-1) == self.head.dim + 1:
+            flat, probe = flat[:, :-1], flat[:, -1:].float()
+            if flat.size(0) and float(probe[0]) != 1.0:
+                # The features were divided along with the probe; the temperature belongs on log-probs.
+                temperature, flat = probe, flat / probe.to(flat.dtype)
+        values = self.head.log_probs(flat)
+        if temperature is not None:
+            values = torch.log_softmax(values * temperature, dim=-1)
+        values = values.view(*shape, -1)
+        return values if log_probs else values.exp_()
+
+    def warn_wide_loss(self) -> None:
+        """Once: a criterion that reads V-wide probabilities works, at the softmax's cost."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "mhe_fairseq: this criterion reads probabilities of the whole vocabulary, which costs what a "
+                "softmax costs; --criterion mhe_cross_entropy computes the same loss without them",
+                stacklevel=2,
+            )
+
+
+class MHETransformerDecoder(HeadDecoderMixin, TransformerDecoderBase):
+    """``TransformerDecoderBase`` with ``self.head``. ``cfg`` carries ``mhe_options``."""
+
+    def build_output_projection(self, cfg: Any, dictionary: Any, embed_tokens: Any) -> None:
+        if cfg.adaptive_softmax_cutoff is not None:
+            raise MHEError(
+                f"--adaptive-softmax-cutoff {cfg.adaptive_softmax_cutoff} and --mhe-head are two output "
+                "layers; give one of them"
+            )
+        if cfg.base_layers:
+            raise MHEError(f"--base-layers {cfg.base_layers} is not supported with an mhe head; leave it out")
+        options: HeadOptions = cfg.mhe_options
+        tied = embed_tokens if cfg.share_decoder_input_output_embed else None
+        self.head = options.build(self.output_embed_dim, tied)
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: dict[str, list[Tensor]] | None = None,
+        incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
+        features_only: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """As fairseq's; features (B, T, d) in place of logits, (B, T, d + 1) when decoding."""
+        features, extra = super().forward(
+            prev_output_tokens, encoder_out, incremental_state, features_only=True, **kwargs
+        )
+        if incremental_state is not None and not features_only:
+            features = torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
+        return features, extra
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> dict[str, Any]:
+        """As fairseq's, which would add a projection copied from shared embeddings."""
+        if f"{name}.head.codebook_slots" not in state_dict and f"{name}.version" in state_dict:
+            raise MHEError(
+                "the checkpoint has no mhe head, so it is not of this model; it was trained with another "
+                "--arch, or fairseq's own transformer"
+            )
+        super().upgrade_state_dict_named(state_dict, name)
+        state_dict.pop(f"{name}.output_projection.weight", None)
+        return state_dict
