@@ -34,6 +34,8 @@ read -ra MODEL <<<"${MODEL_FLAGS//$'\n'/ }"
 read -ra BATCH <<<"${BATCH_FLAGS//$'\n'/ }"
 # A bar on a terminal, a line every LOG_INTERVAL updates in a file.
 if [[ -t 2 ]]; then LOG_FORMAT=tqdm; else LOG_FORMAT=simple; fi
+# Threads that wait sleep: spinning, they would slow training tenfold where other programs use the cores too.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 # fairseq makes hydra warn at length about its own use of it, on every command.
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::UserWarning}
 

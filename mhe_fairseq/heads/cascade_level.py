@@ -100,7 +100,7 @@ class Level(nn.Module):
         groups, weights = [], None
         if sampled is not None:
             drawn, times = sampled.unique(return_counts=True)
-            groups, weights = drawn.tolist(), wide(times.to(x.dtype)) / len(sampled)
+            groups, weights = drawn.tolist(), times.to(wide(x[:0]).dtype) / len(sampled)
         logits, common = grouped_linear(x, self.weight, self.layout, pairs, groups)
         logits, gold = wide(logits), gold.index_select(0, pairs.order)
         masked = self._mask(logits, pairs.groups)

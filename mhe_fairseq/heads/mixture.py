@@ -106,7 +106,9 @@ class MixtureScores:
             value, at = value.flatten(1).topk(count, dim=-1)
             done = torch.ones_like(todo, dtype=torch.bool)
             if opened < rows:
-                done = torch.zeros_like(done) if count < k else value[:, -1] >= _next(bound, order, todo, opened)
+                done = (
+                    torch.zeros_like(done) if count < k else value[:, -1] >= _next(bound, order, todo, opened)
+                )
             ready = todo[done]
             best[ready] = value[done]
             slots[ready] = slot.flatten(1).gather(-1, at)[done]

@@ -64,7 +64,9 @@ class ProductHead(OutputHead):
         scores = self._scores(features)
         digits = self._digits(target)
         per_digit = [
-            -F.cross_entropy(score.flatten(0, 1), digits[:, h].repeat_interleave(self.mixtures), reduction="none")
+            -F.cross_entropy(
+                score.flatten(0, 1), digits[:, h].repeat_interleave(self.mixtures), reduction="none"
+            )
             for h, score in enumerate(scores.digits)
         ]
         # (N, K, H): log p_kh(y_h)
@@ -157,4 +159,3 @@ class ProductHead(OutputHead):
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.codebook.lengths))
         return f"dim={self.dim}, lengths={shape}, mixtures={self.mixtures}, vocab={self.vocab_size}"
-

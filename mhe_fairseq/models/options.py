@@ -135,9 +135,7 @@ class HeadOptions:
         if self.head == "cascade":
             # A bottleneck asks for rows of its own.
             tied = None if self.bottleneck else embedding
-            return CascadeHead(
-                dim, book, bottleneck=self.bottleneck, tied=tied, groups_sampled=self.groups
-            )
+            return CascadeHead(dim, book, bottleneck=self.bottleneck, tied=tied, groups_sampled=self.groups)
         if self.head == "sampling":
             return SamplingHead(dim, book, groups=self.groups or 8, tied=embedding)
         return SoftmaxHead(dim, book, tied=embedding, chunk=self.chunk or 0)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model, register_model_architecture
 from fairseq.models.transformer import TransformerConfig, TransformerModel
+from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from mhe_fairseq.models.decoder import MHETransformerDecoder, TokenLoss
@@ -38,7 +39,16 @@ class MHETransformerModel(TransformerModel):
     def build_model(cls, args: Any, task: Any) -> MHETransformerModel:
         # Checked before anything is built. `args` is what a checkpoint keeps, and the options are no part
         # of it: they hold tensors.
-        options = HeadOptions.resolve(args, task.target_dictionary.symbols)
+        if OmegaConf.is_config(args):
+            # fairseq-hydra-train, and checkpoints of it: a config can hold no options, so the model is
+            # built from a copy, and what was planned is written back.
+            config, args = args, argparse.Namespace(**OmegaConf.to_container(args, resolve=True))
+            options = HeadOptions.resolve(args, task.target_dictionary.symbols)
+            with open_dict(config):
+                for name in ("mhe_head", "mhe_lengths", "mhe_fingerprint"):
+                    config[name] = getattr(args, name)
+        else:
+            options = HeadOptions.resolve(args, task.target_dictionary.symbols)
         args.mhe_options = options
         try:
             model: MHETransformerModel = super().build_model(args, task)
@@ -51,9 +61,7 @@ class MHETransformerModel(TransformerModel):
     @classmethod
     def build_decoder(cls, args: Any, tgt_dict: Any, embed_tokens: Any) -> MHETransformerDecoder:
         cfg = TransformerConfig.from_namespace(args)
-        return MHETransformerDecoder(
-            cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention
-        )
+        return MHETransformerDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
 
     def forward(
         self,

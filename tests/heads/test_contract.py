@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_nll_log_prob_and_log_probs_agree(
     features, target = features_for(count, DIM, dtype, seed), targets_for(book, count, seed)
     gathered = head.log_probs(features).gather(-1, target.unsqueeze(-1)).squeeze(-1)
     loss = head(features, target)
-    tolerance = {"atol": TOLERANCE[dtype] * 10, "rtol": TOLERANCE[dtype]}
+    tolerance: dict[str, Any] = {"atol": TOLERANCE[dtype] * 10, "rtol": TOLERANCE[dtype]}
     torch.testing.assert_close(-loss.nll, gathered, **tolerance)
     torch.testing.assert_close(head.log_prob(features, target), gathered, **tolerance)
     head.train()
@@ -87,7 +88,8 @@ def test_topk_is_topk_of_log_probs(
     log_probs = head.log_probs(features)
     scores, tokens = head.topk(features, k)
     assert scores.shape == tokens.shape == (count, k)
-    tolerance = {"atol": 1e-4, "rtol": 1e-5} if dtype != torch.float64 else {"atol": 1e-9, "rtol": 1e-9}
+    small = 1e-9 if dtype == torch.float64 else 1e-4
+    tolerance: dict[str, Any] = {"atol": small, "rtol": small / 10}
     torch.testing.assert_close(scores, log_probs.topk(k, dim=-1).values, **tolerance)
     torch.testing.assert_close(log_probs.gather(-1, tokens), scores, **tolerance)
     for row in tokens.tolist():

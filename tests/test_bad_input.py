@@ -1,0 +1,158 @@
+"""Bad input on the command line: one clear sentence, a non-zero exit, nothing damaged."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from mhe_fairseq.coding import Codebook
+from tests.commands import CRITERION, generate, train
+from tests.helpers import run_command
+
+BAD_FLAGS: dict[str, tuple[list[str], str]] = {
+    "product of lengths under V": (
+        ["--mhe-lengths", "4,5"],
+        "lengths 4,5 give 20 slots for 88 tokens; their product must be at least 88, such as 8,11",
+    ),
+    "length of zero": (["--mhe-lengths", "0,128"], "every length must be at least 1, got '0,128'"),
+    "negative length": (["--mhe-lengths=-4,128"], "every length must be at least 1, got '-4,128'"),
+    "not a number": (
+        ["--mhe-lengths", "8,many"],
+        "whole numbers separated by commas, such as 128,256; got '8,many'",
+    ),
+    "no mixtures": (["--mhe-mixtures", "0"], "--mhe-mixtures must be at least 1, got 0"),
+    "mixtures as text": (
+        ["--mhe-mixtures", "x"],
+        "--mhe-mixtures must be a whole number of at least 1, got 'x'",
+    ),
+    "mixtures with cascade": (
+        ["--mhe-head", "cascade", "--mhe-mixtures", "4"],
+        "--mhe-mixtures is for --mhe-head product; the head is cascade",
+    ),
+    "unknown head": (
+        ["--mhe-head", "hydra"],
+        "--mhe-head must be one of product, cascade, sampling, softmax; got 'hydra'",
+    ),
+    "bottleneck of zero": (
+        ["--mhe-head", "cascade", "--mhe-bottleneck", "0"],
+        "--mhe-bottleneck must be at least 1, got 0",
+    ),
+    "too many groups": (["--mhe-head", "sampling", "--mhe-groups", "500"], "500"),
+    "cascade of one digit": (["--mhe-head", "cascade", "--mhe-lengths", "88"], "88"),
+    "two output layers": (["--adaptive-softmax-cutoff", "10,20"], "two output layers; give one of them"),
+    "missing codebook": (["--mhe-codebook", "/nowhere/codes"], "there is no codebook file /nowhere/codes"),
+}  # fmt: skip
+
+
+def refused(toy_data: Path, folder: Path, *flags: str) -> str:
+    """The last line on stderr of a training that must not start; nothing of ours above it is a traceback."""
+    done = train(toy_data, folder / "checkpoints", *flags, "--max-update", "1", check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert not list((folder / "checkpoints").glob("*.pt"))
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BAD_FLAGS)
+def test_bad_flags(name: str, toy_data: Path, tmp_path: Path) -> None:
+    flags, sentence = BAD_FLAGS[name]
+    said = refused(toy_data, tmp_path, *CRITERION, *flags)
+    assert said.startswith("mhe_fairseq: error: ")
+    assert sentence in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "damage", ["truncated", "other dictionary", "other size", "duplicate", "out of range"]
+)
+def test_bad_codebook_files(damage: str, toy_data: Path, tmp_path: Path) -> None:
+    codes = tmp_path / "codes"
+    if damage == "other dictionary":
+        Codebook((8, 11), vocab_size=88, dictionary="0123456789abcdef").save(codes)
+        sentence = "made for another dictionary (fingerprint 0123456789abcdef"
+    elif damage == "other size":
+        Codebook((8, 11), vocab_size=80).save(codes)
+        sentence = "is for 80 tokens and the dictionary has 88"
+    else:
+        Codebook((8, 11), vocab_size=88).save(codes)
+        state = torch.load(codes, weights_only=True)
+        if damage == "truncated":
+            content = codes.read_bytes()
+            codes.write_bytes(content[: len(content) // 2])
+            sentence = "is damaged or not a codebook"
+        else:
+            state["slots"][5] = 4 if damage == "duplicate" else 88
+            torch.save(state, codes)
+            sentence = {
+                "duplicate": "slot 4 is given to two tokens",
+                "out of range": "token 5 has slot 88",
+            }[damage]
+    said = refused(toy_data, tmp_path, *CRITERION, "--mhe-codebook", str(codes))
+    assert str(codes) in said and sentence in said
+
+
+@pytest.mark.slow
+def test_our_criterion_with_a_stock_model(toy_data: Path, tmp_path: Path) -> None:
+    done = train(toy_data, tmp_path, *CRITERION, "--max-update", "1", arch="transformer_tiny", check=False)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert (
+        "needs a model with an mhe head, such as --arch mhe_transformer; this one is TransformerModel" in said
+    )
+    assert not list(tmp_path.glob("*.pt"))
+
+
+class Exploit:
+    """What a hostile checkpoint would do on loading."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.slow
+def test_checkpoints_truncated_hostile_or_of_another_dictionary(toy_data: Path, tmp_path: Path) -> None:
+    train(toy_data, tmp_path, *CRITERION, "--max-update", "2", "--no-epoch-checkpoints")
+    good = tmp_path / "checkpoint_last.pt"
+    content = good.read_bytes()
+
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(content[: len(content) // 2])
+    done = generate(toy_data, cut, check=False)
+    assert done.returncode == 1
+    assert f"checkpoint {cut} is damaged or cut short" in done.stderr.splitlines()[-1]
+    # Resuming from it: said, and the file is left as it was.
+    done = train(toy_data, tmp_path, *CRITERION, "--max-update", "3", "--restore-file", str(cut), check=False)
+    assert done.returncode == 1
+    assert f"checkpoint {cut} is damaged or cut short" in done.stderr.splitlines()[-1]
+    assert cut.read_bytes() == content[: len(content) // 2] and good.read_bytes() == content
+
+    marker = tmp_path / "was_run"
+    state = torch.load(good, weights_only=True)
+    for name, hostile in (("extra", {**state, "x": Exploit(marker)}), ("bare", Exploit(marker))):
+        path = tmp_path / f"{name}.pt"
+        torch.save(hostile, path)
+        done = generate(toy_data, path, check=False)
+        assert done.returncode == 1
+        assert "system, which is no part of a fairseq checkpoint" in done.stderr.splitlines()[-1]
+    raw = tmp_path / "raw.pt"
+    raw.write_bytes(pickle.dumps(Exploit(marker), protocol=2))
+    assert generate(toy_data, raw, check=False).returncode == 1
+    assert not marker.exists()
+
+    other = tmp_path / "other-data"
+    run_command(
+        ["fairseq-preprocess", "-s", "src", "-t", "tgt", "--joined-dictionary", "--nwordssrc", "40"]
+        + [f"--{split}pref={toy_data.parent / 'text' / split}" for split in ("train", "valid", "test")]
+        + ["--destdir", str(other), "--workers", "1"]
+    )
+    done = generate(other, good, check=False)
+    assert done.returncode == 1
+    assert "the dictionary" in done.stderr.splitlines()[-1] and "88" in done.stderr.splitlines()[-1]

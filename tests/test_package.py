@@ -1,0 +1,79 @@
+"""Importing the package: with a working fairseq, a broken one, and none; and its hooks."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mhe_fairseq import checkpoints, excepthook
+from mhe_fairseq.errors import MHEError
+from tests.helpers import command_env, run_command
+
+
+def test_without_fairseq_heads_still_work() -> None:
+    code = (
+        "import sys; sys.modules['fairseq'] = None\n"
+        "import torch\n"
+        "from mhe_fairseq.coding import Codebook\n"
+        "from mhe_fairseq.heads import ProductHead\n"
+        "print(ProductHead(4, Codebook((2, 3))).log_probs(torch.zeros(1, 4)).shape)"
+    )
+    assert "torch.Size([1, 6])" in run_command(["python", "-c", code]).stdout
+
+
+def test_heads_and_coding_never_import_fairseq() -> None:
+    code = (
+        "import sys; sys.modules['fairseq'] = None\n"
+        "import mhe_fairseq.heads, mhe_fairseq.coding.assign\n"
+        "print([m for m in sys.modules if m.startswith('fairseq.')])"
+    )
+    assert run_command(["python", "-c", code]).stdout.strip() == "[]"
+
+
+def test_a_broken_fairseq_is_named_with_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "fairseq").mkdir()
+    (tmp_path / "fairseq" / "__init__.py").write_text("raise ValueError('mutable default <class ...>')")
+    env = command_env()
+    env["PYTHONPATH"] = f"{tmp_path}:{env['PYTHONPATH']}"
+    done = subprocess.run(
+        [sys.executable, "-c", "import mhe_fairseq"], env=env, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    said = done.stderr.splitlines()[-1]
+    assert "mutable default" in said and "pip install ve-fairseq==0.12.3" in said
+
+
+def test_exactly_one_class_is_allowed_in_checkpoints() -> None:
+    assert checkpoints.ALLOWED_CLASSES == (argparse.Namespace,)
+    assert argparse.Namespace in torch.serialization.get_safe_globals()
+
+
+def test_our_errors_are_found_below_fairseqs() -> None:
+    try:
+        try:
+            raise MHEError("the sentence")
+        except MHEError:
+            raise Exception("Cannot load model parameters") from None  # `from None` keeps the context
+    except Exception as error:
+        assert str(excepthook._ours(error)) == "the sentence"
+    assert excepthook._ours(ValueError("not ours")) is None
+
+
+def test_errors_are_one_sentence_unless_a_traceback_is_asked_for() -> None:
+    code = "import mhe_fairseq\nraise mhe_fairseq.MHEError('what was wrong')"
+    done = run_command(["python", "-c", code], check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "mhe_fairseq: error: what was wrong"
+    assert "Traceback" not in done.stderr
+    done = run_command(["python", "-c", code], check=False, env={"MHE_TRACEBACK": "1"})
+    assert "Traceback" in done.stderr
+
+
+def test_a_missing_checkpoint_stays_fairseqs_error() -> None:
+    with pytest.raises((FileNotFoundError, OSError)):
+        checkpoints.checkpoint_utils.load_checkpoint_to_cpu("/nowhere/checkpoint.pt")
