@@ -28,10 +28,11 @@ def _register() -> None:
         import fairseq.models.transformer
         import fairseq.sequence_generator  # noqa: F401
     except Exception as error:
+        said = str(error).partition("\n")[0]
         raise ImportError(
-            f"the fairseq installed here does not work on this Python and torch "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); mhe_fairseq runs on "
-            "ve-fairseq 0.12.3: pip uninstall -y fairseq && pip install ve-fairseq==0.12.3"
+            f"the fairseq installed here does not work on this Python and torch ({type(error).__name__}: {said}); "
+            "mhe_fairseq runs on ve-fairseq 0.12.3: "
+            "pip uninstall -y fairseq && pip install ve-fairseq==0.12.3"
         ) from error
     from mhe_fairseq import checkpoints, excepthook
 

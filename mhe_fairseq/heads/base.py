@@ -37,8 +37,8 @@ class OutputHead(nn.Module, ABC):
         -head(x, y).nll == head.log_prob(x, y) == head.log_probs(x).gather(-1, y)   (eval mode)
         head.topk(x, k) == head.log_probs(x).topk(k)
 
-    The codebook lives in the state dict (``codebook_slots``, long), so a checkpoint carries it. Loading
-    a state dict of another codebook is refused, unless ``adopt_codebook`` is set.
+    The codebook lives in the state dict (``codebook_slots``, ``codebook_lengths``, long), so a checkpoint
+    carries it. Loading a state dict of another codebook is refused, unless ``adopt_codebook`` is set.
 
     Args:
         dim: d, the width of the features.
@@ -50,6 +50,7 @@ class OutputHead(nn.Module, ABC):
     adopt_codebook: bool = False
 
     codebook_slots: Tensor
+    codebook_lengths: Tensor
 
     def __init__(self, dim: int, codebook: Codebook) -> None:
         super().__init__()
@@ -58,6 +59,7 @@ class OutputHead(nn.Module, ABC):
         self.dim = dim
         self.codebook = codebook
         self.register_buffer("codebook_slots", codebook.slots.clone())
+        self.register_buffer("codebook_lengths", torch.tensor(codebook.lengths))
         self._updates: int | None = None
 
     @property
@@ -132,17 +134,24 @@ class OutputHead(nn.Module, ABC):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         slots = state_dict.get(prefix + "codebook_slots")
-        if slots is not None:
-            self._check_loaded(slots)
+        lengths = state_dict.get(prefix + "codebook_lengths")
+        if slots is not None and lengths is not None:
+            self._check_loaded(slots, tuple(lengths.tolist()))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _check_loaded(self, slots: Tensor) -> None:
+    def _check_loaded(self, slots: Tensor, lengths: tuple[int, ...]) -> None:
         if slots.numel() != self.vocab_size:
             raise MHEError(
                 f"the checkpoint's codebook is for {slots.numel()} tokens and the dictionary has "
                 f"{self.vocab_size}; use the dictionary the model was trained with"
             )
-        loaded = Codebook(self.codebook.lengths, slots, dictionary=self.codebook.dictionary)
+        if lengths != self.codebook.lengths:
+            theirs, ours = (",".join(map(str, each)) for each in (lengths, self.codebook.lengths))
+            raise MHEError(
+                f"the checkpoint's codebook has lengths {theirs} and this model's has {ours}; "
+                f"give --mhe-lengths {theirs}"
+            )
+        loaded = Codebook(lengths, slots, dictionary=self.codebook.dictionary)
         if loaded == self.codebook:
             return
         if not self.adopt_codebook:

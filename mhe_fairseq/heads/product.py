@@ -34,7 +34,7 @@ class ProductHead(OutputHead):
         MHEError: ``mixtures`` below 1.
     """
 
-    digit_frequency: Tensor
+    digit_counts: Tensor
 
     def __init__(self, dim: int, codebook: Codebook, mixtures: int = 1) -> None:
         super().__init__(dim, codebook)
@@ -50,7 +50,9 @@ class ProductHead(OutputHead):
             self.gate = nn.Linear(dim, mixtures)
             nn.init.normal_(self.gate.weight, mean=0.0, std=dim**-0.5)
             nn.init.zeros_(self.gate.bias)
-        self.register_buffer("digit_frequency", torch.empty(sum(codebook.lengths)), persistent=False)
+        # Whole numbers: a float buffer would be rounded when the model is cast to half precision.
+        counts = torch.zeros(sum(codebook.lengths), dtype=torch.long)
+        self.register_buffer("digit_counts", counts, persistent=False)
         self._codebook_changed()
 
     @property
@@ -113,7 +115,9 @@ class ProductHead(OutputHead):
         """mean_v -log p(v), (N,): a weighted sum over the digits when K = 1, which is exact; else an
         unbiased estimate from uniform tokens shared by the batch."""
         if self.mixtures == 1:
-            means = self.digit_frequency.to(log_mass.dtype).split(list(self.codebook.lengths))
+            means = (self.digit_counts.to(log_mass.dtype) / self.vocab_size).split(
+                list(self.codebook.lengths)
+            )
             total = log_mass
             for score, mean in zip(scores.digits, means, strict=True):
                 score = score.squeeze(1)
@@ -150,11 +154,10 @@ class ProductHead(OutputHead):
         self.lattice = Lattice(self.codebook)
         self._token_of_slot = self.codebook.token_of_slot
         digits = self.codebook.digits(torch.arange(self.vocab_size))
-        frequency = [
-            torch.bincount(digits[:, h], minlength=length).double() / self.vocab_size
-            for h, length in enumerate(self.codebook.lengths)
+        counts = [
+            torch.bincount(digits[:, h], minlength=length) for h, length in enumerate(self.codebook.lengths)
         ]
-        self.digit_frequency.copy_(torch.cat(frequency))
+        self.digit_counts.copy_(torch.cat(counts))
 
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.codebook.lengths))

@@ -196,6 +196,15 @@ def test_a_checkpoint_of_another_codebook_is_refused_or_adopted(name: str) -> No
 
 
 @every_head
+def test_a_checkpoint_of_other_lengths_is_refused(name: str) -> None:
+    # As many rows of weights: only the lengths tell.
+    head, other = build(name, Codebook((3, 4))), build(name, Codebook((4, 3)))
+    other.adopt_codebook = True
+    with pytest.raises(MHEError, match="lengths 3,4 and this model's has 4,3; give --mhe-lengths 3,4"):
+        other.load_state_dict(head.state_dict())
+
+
+@every_head
 def test_topk_refuses_a_bad_k(name: str) -> None:
     head = build(name, Codebook((3, 4), vocab_size=9))
     for k in (0, 10):

@@ -57,8 +57,9 @@ def dense(book: Codebook, scores: MixtureScores) -> Tensor:
     return total.logsumexp(dim=1)
 
 
-def tolerance(dtype: torch.dtype) -> dict[str, float]:
-    return {"atol": 1e-9, "rtol": 1e-10} if dtype == torch.float64 else {"atol": 2e-4, "rtol": 2e-6}
+def check_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    atol, rtol = (1e-9, 1e-10) if dtype == torch.float64 else (2e-4, 2e-6)
+    torch.testing.assert_close(actual.double(), expected, atol=atol, rtol=rtol)
 
 
 @every_book
@@ -75,8 +76,8 @@ def test_topk_is_that_of_the_dense_mixture(name: str, std: float, dtype: torch.d
         assert int(tokens.min()) >= 0, "a hole among the best"
         assert all(len(set(row)) == k for row in tokens.tolist())
         assert bool((best[:, 1:] <= best[:, :-1]).all())
-        torch.testing.assert_close(best.double(), expected.topk(k, dim=-1).values, **tolerance(dtype))
-        torch.testing.assert_close(best.double(), expected.gather(-1, tokens), **tolerance(dtype))
+        check_close(best, expected.topk(k, dim=-1).values, dtype)
+        check_close(best, expected.gather(-1, tokens), dtype)
 
 
 @every_book
@@ -88,14 +89,10 @@ def test_mass_grid_and_joint_are_those_of_the_dense_mixture(
     book = BOOKS[name]
     scores = scores_for(book, std, dtype)
     expected = dense(book, scores)
-    torch.testing.assert_close(
-        scores.log_mass(Lattice(book)).double(), expected.logsumexp(dim=-1), **tolerance(dtype)
-    )
-    torch.testing.assert_close(scores.grid()[:, book.slots].double(), expected, **tolerance(dtype))
+    check_close(scores.log_mass(Lattice(book)), expected.logsumexp(dim=-1), dtype)
+    check_close(scores.grid()[:, book.slots], expected, dtype)
     tokens = torch.tensor([0, 1999, 77, 77])
-    torch.testing.assert_close(
-        scores.log_joint(book.digits(tokens)).double(), expected[:, tokens], **tolerance(dtype)
-    )
+    check_close(scores.log_joint(book.digits(tokens)), expected[:, tokens], dtype)
 
 
 @given(
@@ -110,10 +107,8 @@ def test_topk_on_random_mixtures(seed: int, std: float, k: int, mixtures: int, n
     scores = scores_for(book, std, torch.float32, 3, mixtures, seed)
     best, slots = scores.topk(Lattice(book), k)
     expected = dense(book, scores)
-    torch.testing.assert_close(best.double(), expected.topk(k).values, **tolerance(torch.float32))
-    torch.testing.assert_close(
-        best.double(), expected.gather(-1, book.token_of_slot[slots]), **tolerance(torch.float32)
-    )
+    check_close(best, expected.topk(k).values, torch.float32)
+    check_close(best, expected.gather(-1, book.token_of_slot[slots]), torch.float32)
 
 
 def test_topk_of_peaked_mixtures_opens_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +158,7 @@ def test_log_matmul_is_logsumexp(
     expected = (first.double().unsqueeze(-1) + second.double().unsqueeze(-2)).logsumexp(dim=1)
     actual = _log_matmul(first, second)
     assert actual.dtype == dtype
-    torch.testing.assert_close(actual.double(), expected, **tolerance(dtype))
+    check_close(actual, expected, dtype)
     assert torch.equal(first, copies[0]) and torch.equal(second, copies[1])
 
 

@@ -52,7 +52,7 @@ def test_smoothing_in_float64_is_as_exact_as_float64() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_smoothing_in_half_precision_loses_nothing_after_the_logits(dtype: torch.dtype) -> None:
-    """The logits are rounded; what is done with them is fp32. A large bias that a soft-max ignores shows it."""
+    """The logits are rounded; what is done with them is fp32. A bias that a soft-max ignores shows it."""
     book = Codebook((7, 9), torch.randperm(63, generator=torch.Generator().manual_seed(3))[:53])
     head, features = build(book), features_for(5, DIM, dtype, 0)
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_parameters_are_rows_of_the_digits_and_a_gate() -> None:
     book = Codebook((4, 5), vocab_size=18)
     assert build(book).output_parameters() == 9 * (DIM + 1)
     assert build(book, 3).output_parameters() == 3 * 9 * (DIM + 1) + 3 * (DIM + 1)
-    assert set(build(book).state_dict()) == {"weight", "bias", "codebook_slots"}
+    assert set(build(book).state_dict()) == {"weight", "bias", "codebook_slots", "codebook_lengths"}
 
 
 @pytest.mark.parametrize("mixtures", [0, -2])

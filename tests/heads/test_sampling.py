@@ -369,7 +369,7 @@ def test_tied_is_the_same_as_untied_with_the_same_weights() -> None:
     torch.testing.assert_close(embedding.weight.grad, own.table.linear.weight.grad)
     torch.testing.assert_close(tied(x, target).nll, own(x, target).nll)
     torch.testing.assert_close(tied.log_probs(x), own.log_probs(x))
-    assert list(tied.state_dict()) == ["codebook_slots"] and not list(tied.parameters())
+    assert list(tied.state_dict()) == ["codebook_slots", "codebook_lengths"] and not list(tied.parameters())
     assert tied.output_parameters() == 0 and own.output_parameters() == len(SPREAD) * DIM
 
 
@@ -381,7 +381,11 @@ def test_a_tied_head_follows_the_embedding_of_its_model() -> None:
             self.head = SamplingHead(DIM, SPREAD, groups=2, tied=self.embedding)
 
     model = Model()
-    assert sorted(model.state_dict()) == ["embedding.weight", "head.codebook_slots"]
+    assert sorted(model.state_dict()) == [
+        "embedding.weight",
+        "head.codebook_lengths",
+        "head.codebook_slots",
+    ]
     copied = copy.deepcopy(model).double()
     with torch.no_grad():
         copied.embedding.weight.zero_()

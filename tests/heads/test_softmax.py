@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads import SoftmaxHead
+from mhe_fairseq.heads import SoftmaxHead, softmax
 from tests.heads.oracle import features_for, softmax_oracle
 
 DIM, VOCAB = 6, 37
@@ -63,17 +63,22 @@ def test_chunks_change_nothing(chunk: int, count: int, dtype: torch.dtype) -> No
         torch.testing.assert_close(chunked, dense, atol=tolerance, rtol=tolerance)
 
 
-def test_chunks_never_make_all_the_logits() -> None:
-    widest = 0
+@pytest.mark.parametrize(("chunk", "widest"), [(0, [10]), (4, [4, 4, 2]), (20, [10])])
+def test_no_more_rows_of_logits_than_a_chunk(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, widest: list[int]
+) -> None:
+    rows: list[int] = []
+    nll = softmax._nll
 
-    def note(*shape: int) -> None:
-        nonlocal widest
-        widest = max(widest, *shape)
+    def noting(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        rows.append(features.size(0))
+        return nll(features, weight, target)
 
-    head = build(chunk=4)
-    for features, target in head._pieces(features_for(10, DIM, torch.float64, 0), targets_for(10)):
-        note(features.size(0), target.size(0))
-    assert widest == 4
+    monkeypatch.setattr(softmax, "_nll", noting)
+    loss = build(chunk)(features_for(10, DIM, torch.float64, 0), targets_for(10))
+    assert rows == widest
+    loss.nll.sum().backward()  # chunks are computed again, not kept
+    assert sorted(rows) == sorted(widest * (2 if len(widest) > 1 else 1))
 
 
 def test_chunks_without_gradients() -> None:
@@ -86,7 +91,7 @@ def test_a_tied_embedding_learns_and_is_saved_once() -> None:
     embedding = nn.Embedding(VOCAB, DIM, dtype=torch.float64)
     head = build(tied=embedding)
     assert head.table.is_tied and head.table.weight is embedding.weight
-    assert set(head.state_dict()) == {"codebook_slots"}
+    assert set(head.state_dict()) == {"codebook_slots", "codebook_lengths"}
     assert list(head.parameters()) == [] and head.output_parameters() == 0
     features, target = features_for(5, DIM, torch.float64, 0), targets_for(5)
     head(features, target).nll.sum().backward()
@@ -98,7 +103,7 @@ def test_a_tied_embedding_learns_and_is_saved_once() -> None:
         own.table.weight.copy_(embedding.weight)
     own(features, target).nll.sum().backward()
     torch.testing.assert_close(gradient, own.table.weight.grad)
-    assert set(own.state_dict()) == {"codebook_slots", "table.linear.weight"}
+    assert set(own.state_dict()) == {"codebook_slots", "codebook_lengths", "table.linear.weight"}
     assert own.output_parameters() == VOCAB * DIM
 
 
