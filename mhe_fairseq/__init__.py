@@ -30,7 +30,8 @@ def _register() -> None:
     except Exception as error:
         said = str(error).partition("\n")[0]
         raise ImportError(
-            f"the fairseq installed here does not work on this Python and torch ({type(error).__name__}: {said}); "
+            "the fairseq installed here does not work on this Python and torch "
+            f"({type(error).__name__}: {said}); "
             "mhe_fairseq runs on ve-fairseq 0.12.3: "
             "pip uninstall -y fairseq && pip install ve-fairseq==0.12.3"
         ) from error

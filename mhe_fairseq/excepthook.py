@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import threading
 from types import TracebackType
+from typing import NoReturn
 
 from mhe_fairseq.errors import MHEError
 
@@ -22,9 +25,20 @@ def install() -> None:
             before(kind, value, trace)
         else:
             print(f"mhe_fairseq: error: {error}", file=sys.stderr)
+            if threading.active_count() > 1:
+                _leave()
 
     hook.mhe_hook = True  # type: ignore[attr-defined]
     sys.excepthook = hook
+
+
+def _leave() -> NoReturn:
+    """Exit with status 1 while fairseq's data loading thread runs: the interpreter would pull the thread's
+    torch from under it, and end in an abort after our sentence."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _ours(value: BaseException | None) -> MHEError | None:
