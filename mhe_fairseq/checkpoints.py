@@ -1,8 +1,8 @@
 """Checkpoints load under torch's ``weights_only=True``, and a bad one is told in one sentence.
 
-``torch.load`` refuses every class that was not allowed beforehand. fairseq writes one class into its own
-checkpoints, ``argparse.Namespace``: that one is allowed, and no environment variable is needed. Whatever else
-a file names is refused before any of it runs.
+``torch.load`` refuses every class that was not allowed beforehand. fairseq writes ``argparse.Namespace`` into
+its checkpoints, and with ``--eval-bleu`` n-gram counts, numpy arrays of whole numbers: these are allowed,
+and no environment variable is needed. Whatever else a file names is refused before any of it runs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq import checkpoint_utils
 
 from mhe_fairseq.errors import MHEError
 
+#: What a numpy array is unpickled by; of its kinds of numbers only the whole ones that fairseq counts in.
+_NUMPY_ARRAY = (np.zeros(0).__reduce__()[0], np.ndarray, np.dtype, type(np.dtype(np.int64)))
+
 #: Exactly what fairseq puts into a checkpoint beside tensors, numbers, strings and containers.
-ALLOWED_CLASSES: tuple[type, ...] = (argparse.Namespace,)
+ALLOWED_CLASSES: tuple[Any, ...] = (argparse.Namespace, *_NUMPY_ARRAY)
 
 
 def install() -> None:

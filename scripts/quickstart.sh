@@ -157,12 +157,14 @@ if ((!skip)); then
     fi
 fi
 # --validate-interval 1000 (epochs): validation is by updates only. --required-batch-size-multiple 1: the
-# default, 8, throws away the last sentences of every set.
+# default, 8, throws away the last sentences of every set. --update-epoch-batch-itr True: without it a resumed
+# run trains on other batches than an uninterrupted one.
 run fairseq-train "$WORK/data-bin" --user-dir "$USER_DIR" --task translation -s "$SRC" -t "$TGT" \
     "${HEAD[@]}" "${MODEL[@]}" \
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
     --lr 2e-3 --lr-scheduler inverse_sqrt --warmup-updates 200 \
-    "${BATCH[@]}" --required-batch-size-multiple 1 --max-update "$UPDATES" --seed 1 --cpu --num-workers 1 \
+    "${BATCH[@]}" --required-batch-size-multiple 1 --update-epoch-batch-itr True \
+    --max-update "$UPDATES" --seed 1 --cpu --num-workers 1 \
     --eval-bleu --eval-bleu-detok space --eval-bleu-remove-bpe sentencepiece \
     --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' \
     --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \

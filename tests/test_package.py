@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,9 +49,20 @@ def test_a_broken_fairseq_is_named_with_what_to_install(tmp_path: Path) -> None:
     assert "mutable default" in said and "pip install ve-fairseq==0.12.3" in said
 
 
-def test_exactly_one_class_is_allowed_in_checkpoints() -> None:
-    assert checkpoints.ALLOWED_CLASSES == (argparse.Namespace,)
-    assert argparse.Namespace in torch.serialization.get_safe_globals()
+def test_what_is_allowed_in_checkpoints_is_a_namespace_and_whole_numbers(tmp_path: Path) -> None:
+    names = [f"{each.__module__}.{each.__name__}" for each in checkpoints.ALLOWED_CLASSES]
+    assert names == [
+        "argparse.Namespace",
+        "numpy._core.multiarray._reconstruct",
+        "numpy.ndarray",
+        "numpy.dtype",
+        "numpy.dtypes.Int64DType",
+    ]
+    assert set(checkpoints.ALLOWED_CLASSES) <= set(torch.serialization.get_safe_globals())
+    state = {"cfg": argparse.Namespace(a=1), "counts": np.arange(4)}
+    torch.save(state, tmp_path / "good.pt")
+    loaded = torch.load(tmp_path / "good.pt", weights_only=True)
+    assert loaded["cfg"] == state["cfg"] and loaded["counts"].tolist() == [0, 1, 2, 3]
 
 
 def test_our_errors_are_found_below_fairseqs() -> None:

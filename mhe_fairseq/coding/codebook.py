@@ -202,7 +202,7 @@ class Codebook:
             book = cls(state["lengths"], state["slots"], dictionary=state["dictionary"])
         except MHEError as error:
             raise MHEError(f"codebook file {target}: {error}") from None
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise MHEError(f"codebook file {target} lacks a part of a codebook ({error})") from error
         if state.get("fingerprint") != book.fingerprint:
             raise MHEError(

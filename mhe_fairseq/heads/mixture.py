@@ -160,7 +160,7 @@ def _log_matmul(first: Tensor, second: Tensor) -> Tensor:
     b = (second - top_second.unsqueeze(1)).exp_()
     product = a.transpose(1, 2) @ b
     vanished = (product < _TINY).nonzero(as_tuple=True)
-    result = product.log_().add_(top_first.unsqueeze(-1)).add_(top_second.unsqueeze(1))
+    result = product.clamp_min(_TINY).log_().add_(top_first.unsqueeze(-1)).add_(top_second.unsqueeze(1))
     if vanished[0].numel():
         n, i, j = vanished
         result[n, i, j] = (first[n, :, i] + second[n, :, j]).logsumexp(dim=-1)

@@ -159,15 +159,23 @@ def test_interactive_and_hub(toy_data: Path, mixture: Path) -> None:
 
 @pytest.mark.slow
 def test_eval_bleu_and_a_stock_criterion(toy_data: Path, tmp_path: Path) -> None:
+    flags = ["--label-smoothing", "0.1", "--eval-bleu", "--eval-bleu-args", '{"beam": 2}']
+    flags += ["--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric", "--max-update", "8"]
     done = train(
-        toy_data, tmp_path, "--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1",
-        "--max-update", "8", "--no-save", "--eval-bleu", "--eval-bleu-args", '{"beam": 2}',
+        toy_data, tmp_path, "--criterion", "label_smoothed_cross_entropy", *flags, "--no-epoch-checkpoints",
         env={"PYTHONWARNINGS": "default"},
     )  # fmt: skip
     said = done.stdout + done.stderr
     assert all(math.isfinite(loss) for loss in logged(said, "loss"))
     assert logged(said, "valid_bleu", kind="valid")
     assert said.count("this criterion reads probabilities of the whole vocabulary") == 1
+    # Its checkpoint holds BLEU's n-gram counts too, and loads, and is resumed.
+    assert len(hypotheses(generate(toy_data, tmp_path / "checkpoint_best.pt").stdout)) == 30
+    flags[-1] = "10"
+    resumed = train(
+        toy_data, tmp_path, "--criterion", "label_smoothed_cross_entropy", *flags, "--no-epoch-checkpoints"
+    )
+    assert logged(resumed.stdout + resumed.stderr, "num_updates") == [9.0, 10.0]
 
 
 @pytest.mark.slow
@@ -220,16 +228,9 @@ def test_resume_after_kill_is_the_uninterrupted_run(head: str, toy_data: Path, t
     from tests.commands import train_line
     from tests.helpers import command_env, resolve_command
 
-    flags = [
-        *CRITERION,
-        *HEADS[head],
-        "--dropout",
-        "0.2",
-        "--save-interval-updates",
-        "5",
-        "--keep-last-epochs",
-        "1",
-    ]
+    # By default fairseq keeps the batches of the epoch a run began with, so a resumed run has others.
+    flags = [*CRITERION, *HEADS[head], "--dropout", "0.2", "--update-epoch-batch-itr", "True"]
+    flags += ["--save-interval-updates", "5", "--keep-last-epochs", "1"]
     whole = train(toy_data, tmp_path / "whole", *flags, "--max-update", "24")
     expected = dict(enumerate(logged(whole.stdout + whole.stderr, "loss"), start=1))
     line = resolve_command(train_line(toy_data, tmp_path / "cut", *flags, "--max-update", "10000"))
