@@ -328,9 +328,8 @@ def read_embedding(path: Path, vocab_size: int) -> Tensor:
     if not path.is_file():
         raise MHEError(f"there is no checkpoint {path}")
     try:
-        # fairseq keeps the options of a model in a Namespace, a plain holder of values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        # What fairseq writes beside tensors was allowed on import (mhe_fairseq.checkpoints).
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # from the pickle, zip and struct machinery, whatever the bytes lead it to
         reason = str(error).strip().split("\n")[0][:200]
         raise MHEError(f"{path} is not a fairseq checkpoint that can be read safely ({reason})") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
 from tests.commands import CRITERION, generate, hypotheses, logged, train
 from tests.helpers import REPO, run_command
 
@@ -143,7 +144,8 @@ def test_interactive_and_hub(toy_data: Path, mixture: Path) -> None:
         stdin="\n".join(source) + "\n",
     )
     interactive = hypotheses(done.stdout)
-    batch = hypotheses(generate(toy_data, mixture, *flags[-2:]).stdout)
+    # One sentence at a time, as they come from a user: the longest length is by the batch's widest source.
+    batch = hypotheses(generate(toy_data, mixture, *flags[-2:], "--batch-size", "1").stdout)
     assert {n: text for n, (_, text) in interactive.items()} == {n: batch[n][1] for n in range(3)}
     code = (
         "from mhe_fairseq.models import MHETransformerModel as M\n"
@@ -202,7 +204,7 @@ def test_stock_criterion_computes_the_same_loss(toy_data: Path, tmp_path: Path) 
 def test_a_moved_codebook_file_does_not_matter_to_its_checkpoint(toy_data: Path, tmp_path: Path) -> None:
     codes = tmp_path / "codes"
     run_command(
-        ["python", "-m", "mhe_fairseq.cli.main", "assign", "--data", str(toy_data), "--lengths", "8,8"]
+        ["python", "-m", "mhe_fairseq.cli.main", "assign", "--data", str(toy_data), "--lengths", "8,11"]
         + ["--by", "random", "--seed", "3", "--target-lang", "tgt", "-o", str(codes)]
     )
     flags = [*CRITERION, "--mhe-codebook", str(codes), "--no-epoch-checkpoints"]
@@ -211,7 +213,7 @@ def test_a_moved_codebook_file_does_not_matter_to_its_checkpoint(toy_data: Path,
     before = hypotheses(generate(toy_data, checkpoint).stdout)
     # Resuming without the file: the codebook is another one, and said to be.
     wrong = train(
-        toy_data, tmp_path / "run", *CRITERION, "--mhe-lengths", "8,8", "--max-update", "12", check=False
+        toy_data, tmp_path / "run", *CRITERION, "--mhe-lengths", "8,11", "--max-update", "12", check=False
     )
     assert wrong.returncode != 0
     assert "give --mhe-codebook the file it was trained with" in wrong.stderr.splitlines()[-1]
