@@ -87,12 +87,16 @@ class ProductHead(OutputHead):
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         self._check_k(k)
         scores = self._scores(features)
-        log_mass = scores.log_mass(self.lattice).unsqueeze(-1)
+        best, tokens = self._best(scores, k)
+        return best - scores.log_mass(self.lattice).unsqueeze(-1), tokens
+
+    def _best(self, scores: MixtureScores, k: int) -> tuple[Tensor, Tensor]:
+        """The k best tokens: (N, k) scores, not divided by Z, and (N, k) tokens."""
         if self.mixtures == 1:
             best, slots = self.lattice.topk([p.squeeze(1) for p in scores.log_digits()], k)
         else:
             best, slots = scores.topk(self.lattice, k)
-        return best - log_mass, self._token_of_slot.to(slots.device)[slots]
+        return best, self._token_of_slot.to(slots.device)[slots]
 
     def _scores(self, features: Tensor) -> MixtureScores:
         logits = wide(F.linear(features, self.weight, self.bias))
@@ -139,11 +143,7 @@ class ProductHead(OutputHead):
         if accuracy:
             for h, best in enumerate(scores.marginal_argmax()):
                 stats[f"digit_{h + 1}_accuracy"] = best.eq(digits[:, h]).to(picked.dtype)
-            if self.mixtures == 1:
-                _, slots = self.lattice.topk([s.squeeze(1) for s in scores.digits], 1)
-            else:
-                _, slots = scores.topk(self.lattice, 1)
-            tokens = self._token_of_slot.to(slots.device)[slots.squeeze(-1)]
+            tokens = self._best(scores, 1)[1].squeeze(-1)
             stats["accuracy"] = tokens.eq(target).to(picked.dtype)
         return stats
 
