@@ -17,8 +17,12 @@ VALIDATE_EVERY=${VALIDATE_EVERY:-175}           # updates; a validation translat
 BEAM=${BEAM:-5}
 LOG_INTERVAL=${LOG_INTERVAL:-25}
 USER_DIR=${USER_DIR:-mhe_fairseq}
-HEAD_FLAGS=${HEAD_FLAGS:-"--arch mhe_transformer --mhe-head product --mhe-mixtures 8
-    --criterion mhe_cross_entropy --label-smoothing 0.1"}
+# ASSIGN_FLAGS are flags of `mhe assign`, which learns from the training set which tokens share a group. Empty:
+# it is not run, and tokens have their slots in the dictionary's order; so it is with HEAD_FLAGS of your own.
+if [[ -z ${HEAD_FLAGS:-} ]]; then
+    ASSIGN_FLAGS=${ASSIGN_FLAGS---by cluster}
+    HEAD_FLAGS="--arch mhe_transformer --mhe-head cascade --criterion mhe_cross_entropy --label-smoothing 0.1"
+fi
 MODEL_FLAGS=${MODEL_FLAGS:-"--encoder-layers 3 --decoder-layers 3
     --encoder-embed-dim 256 --decoder-embed-dim 256 --encoder-ffn-embed-dim 1024 --decoder-ffn-embed-dim 1024
     --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --dropout 0.2"}
@@ -26,14 +30,18 @@ BATCH_FLAGS=${BATCH_FLAGS:-"--max-tokens 4096"}
 
 fail() { echo "quickstart.sh: error: $*" >&2; exit 1; }
 
-command -v fairseq-train >/dev/null ||
-    fail "fairseq-train is not on the PATH; run 'make quickstart', or activate .venv first"
+for program in fairseq-train mhe; do
+    command -v $program >/dev/null ||
+        fail "$program is not on the PATH; run 'make quickstart', or activate .venv first"
+done
 # Newlines in the defaults are for reading only.
 read -ra HEAD <<<"${HEAD_FLAGS//$'\n'/ }"
 read -ra MODEL <<<"${MODEL_FLAGS//$'\n'/ }"
 read -ra BATCH <<<"${BATCH_FLAGS//$'\n'/ }"
+read -ra ASSIGN <<<"${ASSIGN_FLAGS:-}"
+if ((${#ASSIGN[@]})); then HEAD+=(--mhe-codebook "$WORK/codes"); fi
 # A bar on a terminal, a line every LOG_INTERVAL updates in a file.
-if [[ -t 2 ]]; then LOG_FORMAT=tqdm; else LOG_FORMAT=simple; fi
+if [[ -t 2 ]]; then LOG_FORMAT=${LOG_FORMAT:-tqdm}; else LOG_FORMAT=${LOG_FORMAT:-simple}; fi
 # Threads that wait sleep: spinning, they would slow training tenfold where other programs use the cores too.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 # fairseq makes hydra warn at length about its own use of it, on every command.
@@ -52,7 +60,7 @@ fi
 
 # What was begun with other settings cannot be continued with these. UPDATES may change: that trains on.
 settings=$(printf '%s\n' "corpus $CORPUS $SRC-$TGT" "vocabulary $VOCAB" \
-    "head ${HEAD[*]}" "model ${MODEL[*]}" "batch ${BATCH[*]}")
+    "assign ${ASSIGN[*]}" "head ${HEAD[*]}" "model ${MODEL[*]}" "batch ${BATCH[*]}")
 if [[ -e $WORK/settings.txt ]]; then
     [[ $settings == "$(<"$WORK/settings.txt")" ]] ||
         fail "$WORK was begun with other settings (see $WORK/settings.txt);" \
@@ -130,6 +138,12 @@ run fairseq-preprocess -s "$SRC" -t "$TGT" --joined-dictionary --workers 2 \
 run mv "$WORK/data-bin.tmp" "$WORK/data-bin"
 end
 
+if ((${#ASSIGN[@]})); then
+    begin assign "$WORK/codes"
+    run mhe assign --data "$WORK/data-bin" "${ASSIGN[@]}" -o "$WORK/codes"
+    end
+fi
+
 # fairseq writes the first file of a save whole or not at all, but copies it to the others, and a kill can
 # cut a copy short. Then the newest uncut one takes its place.
 whole() { python -m zipfile -t "$1" >/dev/null 2>&1; }
@@ -164,7 +178,7 @@ run fairseq-train "$WORK/data-bin" --user-dir "$USER_DIR" --task translation -s 
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
     --lr 2e-3 --lr-scheduler inverse_sqrt --warmup-updates 200 \
     "${BATCH[@]}" --required-batch-size-multiple 1 --update-epoch-batch-itr True \
-    --max-update "$UPDATES" --seed 1 --cpu --num-workers 1 \
+    --max-update "$UPDATES" --seed 1 --cpu --num-workers 0 \
     --eval-bleu --eval-bleu-detok space --eval-bleu-remove-bpe sentencepiece \
     --eval-bleu-args '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}' \
     --best-checkpoint-metric bleu --maximize-best-checkpoint-metric \

@@ -146,7 +146,7 @@ def times(folder: Path) -> Table:
     for name in ("step", "seconds", ""):
         table.add_column(name, justify="right" if name == "seconds" else "left")
     total = 0
-    for step in ("prepare", "preprocess", "train", "translate"):
+    for step in ("prepare", "preprocess", "assign", "train", "translate"):
         if not (folder / step).is_file():
             continue
         _, seconds, note = (read_lines(folder / step) + ["", ""])[:3]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mhe_fairseq.heads.base import wide
 from mhe_fairseq.heads.grouped import Layout, Pairs, grouped_linear
+from mhe_fairseq.heads.tied import MaybeTied
 
 
 class LevelLoss(NamedTuple):
@@ -26,7 +27,7 @@ class LevelLoss(NamedTuple):
     correct: Tensor | None
 
 
-class Level(nn.Module):
+class Level(MaybeTied):
     """P prefixes, each followed by one of L digits; digits without a token below them have no probability.
 
     Args:
@@ -40,11 +41,9 @@ class Level(nn.Module):
     possible: Tensor
 
     def __init__(self, prefixes: int, length: int, dim: int, tied: nn.Embedding | None = None) -> None:
-        super().__init__()
+        super().__init__(tied)
         self.prefixes = prefixes
         self.length = length
-        # In a tuple: a module that is an attribute would be registered, and saved, a second time.
-        self._tied = None if tied is None else (tied,)
         if tied is None:
             self.table = nn.Parameter(torch.empty(prefixes, length, dim))
             nn.init.normal_(self.table, mean=0.0, std=dim**-0.5)
@@ -55,14 +54,9 @@ class Level(nn.Module):
         self.register_buffer("possible", torch.ones(prefixes, length, dtype=torch.bool), persistent=False)
         self.is_full = True
 
-    @property
-    def weight(self) -> Tensor:
-        """(P, L, dim), or the tied (V, dim)."""
-        return self.table if self._tied is None else self._tied[0].weight
-
-    @property
-    def is_tied(self) -> bool:
-        return self._tied is not None
+    def own_weight(self) -> Tensor:
+        """(P, L, dim); a tied weight is (V, dim)."""
+        return self.table
 
     def set_tokens(self, counts: Tensor, token_of_slot: Tensor) -> None:
         """Learn which digits have tokens. Shape: (P, L) long; (P * L,) long, used when tied."""
@@ -70,7 +64,7 @@ class Level(nn.Module):
         self.counts.copy_(counts)
         self.possible.copy_(possible)
         self.is_full = bool(possible.all())
-        self.layout = Layout(self.prefixes, self.length, None if self._tied is None else token_of_slot)
+        self.layout = Layout(self.prefixes, self.length, token_of_slot if self.is_tied else None)
 
     def share(self, prefix: Tensor, dtype: torch.dtype) -> Tensor:
         """Share of a prefix's tokens below each of its digits. Shape: (...) -> (..., L)."""

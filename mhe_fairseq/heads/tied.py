@@ -1,6 +1,8 @@
-"""A V x d table that may be a head's own or the model's input embedding."""
+"""Rows of output weights that may be a head's own or the model's input embedding."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +10,35 @@ from torch import Tensor, nn
 from mhe_fairseq.errors import MHEError
 
 
-class OutputTable(nn.Module):
-    """Rows of output weights, (V, d): owned, or read from an ``nn.Embedding`` that the model owns.
+class MaybeTied(nn.Module):
+    """Rows that are this module's, or those of an ``nn.Embedding`` that the model owns.
 
     A tied embedding is held by reference and not registered: the model saves, moves and casts it once,
     and the state dict has one copy.
+    """
+
+    def __init__(self, tied: nn.Embedding | None) -> None:
+        super().__init__()
+        # In a tuple: a module that is an attribute would be registered, and saved, a second time.
+        self._tied = None if tied is None else (tied,)
+
+    @abstractmethod
+    def own_weight(self) -> Tensor:
+        """The rows, when they are this module's."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The rows in use."""
+        return self.own_weight() if self._tied is None else self._tied[0].weight
+
+    @property
+    def is_tied(self) -> bool:
+        """The rows are an embedding's."""
+        return self._tied is not None
+
+
+class OutputTable(MaybeTied):
+    """A V x d table: one row a token.
 
     Args:
         rows: V.
@@ -25,8 +51,7 @@ class OutputTable(nn.Module):
     """
 
     def __init__(self, rows: int, dim: int, tied: nn.Embedding | None = None) -> None:
-        super().__init__()
-        self._tied = None if tied is None else (tied,)
+        super().__init__(tied)
         if tied is not None:
             if tuple(tied.weight.shape) != (rows, dim):
                 raise MHEError(
@@ -39,14 +64,8 @@ class OutputTable(nn.Module):
         self.linear = nn.Linear(dim, rows, bias=False)
         nn.init.normal_(self.linear.weight, mean=0.0, std=dim**-0.5)
 
-    @property
-    def weight(self) -> Tensor:
-        """(V, d)."""
-        return self.linear.weight if self._tied is None else self._tied[0].weight
-
-    @property
-    def is_tied(self) -> bool:
-        return self._tied is not None
+    def own_weight(self) -> Tensor:
+        return self.linear.weight
 
     def extra_repr(self) -> str:
         shape = "x".join(map(str, torch.Size(self.weight.shape)))

@@ -84,7 +84,8 @@ def test_prints_score_samples_costs_and_commands(finished: tuple[Path, str]) -> 
     listed = (work / "commands.sh").read_text()
     ran = commands(printed)
     assert [line.split()[0] for line in ran] == [
-        *("python", "fairseq-preprocess", "mv", "fairseq-train", "fairseq-generate", "mv", "grep", "python")
+        *("python", "fairseq-preprocess", "mv", "mhe"),
+        *("fairseq-train", "fairseq-generate", "mv", "grep", "python"),
     ]
     for line in ran:
         assert f"{line}\n" in listed
@@ -115,7 +116,7 @@ def test_writes_tensorboard_logs(finished: tuple[Path, str]) -> None:
 def test_second_run_skips_what_is_done(copied: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in copied.rglob("*") if p.is_file()}
     done = quickstart(copied)
-    for step in ("prepare", "preprocess", "train", "translate"):
+    for step in ("prepare", "preprocess", "assign", "train", "translate"):
         assert f"{step}: done before, skipped" in done.stdout
     assert "BLEU" in done.stdout
     assert commands(done.stdout)[0].startswith("python scripts/report_quickstart.py")
@@ -146,6 +147,19 @@ def test_lost_translations_are_told(copied: Path) -> None:
 @pytest.mark.slow
 def test_other_settings_are_refused(copied: Path) -> None:
     refused(quickstart(copied, check=False, VOCAB="70"), "begun with other settings")
+
+
+@pytest.mark.slow
+def test_head_flags_of_ones_own(tmp_path: Path) -> None:
+    """The stock softmax, as in the README: no codebook unless it is asked for."""
+    flags = "--arch transformer --criterion label_smoothed_cross_entropy --label-smoothing 0.1"
+    printed = quickstart(tmp_path / "stock", HEAD_FLAGS=flags).stdout
+    assert "mhe assign" not in printed and "--mhe-codebook" not in printed
+    assert "BLEU" in printed
+    flags = "--arch mhe_transformer --mhe-head product --criterion mhe_cross_entropy"
+    printed = quickstart(tmp_path / "ours", HEAD_FLAGS=flags, ASSIGN_FLAGS="--by random").stdout
+    assert re.search(r"\$ mhe assign .* --by random", printed)
+    assert f"--mhe-head product --criterion mhe_cross_entropy --mhe-codebook {tmp_path}/ours/codes" in printed
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
