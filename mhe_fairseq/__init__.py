@@ -41,6 +41,7 @@ def _register() -> None:
     excepthook.install()
     importlib.import_module("mhe_fairseq.models")
     importlib.import_module("mhe_fairseq.criterions")
+    importlib.import_module("mhe_fairseq.tasks")
 
 
 _register()

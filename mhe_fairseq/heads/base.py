@@ -28,6 +28,20 @@ class HeadLoss(NamedTuple):
     stats: dict[str, Tensor]
 
 
+class Candidates(NamedTuple):
+    """What a beam search needs of a head, for N rows.
+
+    Attributes:
+        scores: (N, k) log-probs of the k best tokens, descending.
+        tokens: (N, k) these tokens.
+        given: (N, C) log-probs of tokens that were asked for.
+    """
+
+    scores: Tensor
+    tokens: Tensor
+    given: Tensor
+
+
 class OutputHead(nn.Module, ABC):
     """Features -> a distribution over V tokens.
 
@@ -48,6 +62,9 @@ class OutputHead(nn.Module, ABC):
     #: Set to take over the codebook of the next state dict loaded (a model being rebuilt from its
     #: checkpoint) in place of comparing it. Lengths and vocabulary size must agree all the same.
     adopt_codebook: bool = False
+
+    #: ``topk`` does less than V-wide work.
+    finds_best: bool = False
 
     codebook_slots: Tensor
     codebook_lengths: Tensor
@@ -98,6 +115,16 @@ class OutputHead(nn.Module, ABC):
         self._check_k(k)
         scores, tokens = self.log_probs(features).topk(k, dim=-1)
         return scores, tokens
+
+    def log_prob_of(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Exact log p of several tokens. Shape: (N, d), and (C,) or (N, C) -> (N, C) fp32."""
+        tokens = tokens.expand(features.size(0), -1)
+        count = tokens.size(1)
+        return self.log_prob(features.repeat_interleave(count, dim=0), tokens.reshape(-1)).view(-1, count)
+
+    def candidates(self, features: Tensor, k: int, tokens: Tensor) -> Candidates:
+        """``topk`` and ``log_prob_of`` of the same features. Shape: (N, d), (C,)."""
+        return Candidates(*self.topk(features, k), self.log_prob_of(features, tokens))
 
     def output_parameters(self) -> int:
         """Number of parameters this head adds to a model (tied ones are not counted)."""

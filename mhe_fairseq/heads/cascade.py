@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mhe_fairseq.coding.codebook import Codebook, ravel, unravel
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import cascade_multilabel as multilabel
-from mhe_fairseq.heads.base import HeadLoss, OutputHead, wide
+from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.cascade_level import Level, LevelLoss
 from mhe_fairseq.heads.cascade_search import best_first
 
@@ -60,6 +60,7 @@ class CascadeHead(OutputHead):
             ``smoothing_form``; ``dropout`` not in [0, 1).
     """
 
+    finds_best = True
     group_counts: Tensor
     _token_of_slot: Tensor
 
@@ -136,9 +137,36 @@ class CascadeHead(OutputHead):
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best tokens; only groups that may hold one of them are opened. Not differentiable."""
         self._check_k(k)
-        best, slots = best_first(self.group_log_probs(features), self.levels, self.inputs(features), k)
+        return self._best(self.group_log_probs(features), self.inputs(features), k)
+
+    @torch.no_grad()
+    def log_prob_of(self, features: Tensor, tokens: Tensor) -> Tensor:
+        return self._given(self.group_log_probs(features), self.inputs(features), tokens)
+
+    @torch.no_grad()
+    def candidates(self, features: Tensor, k: int, tokens: Tensor) -> Candidates:
+        self._check_k(k)
+        groups, inputs = self.group_log_probs(features), self.inputs(features)
+        return Candidates(*self._best(groups, inputs, k), self._given(groups, inputs, tokens))
+
+    def _best(self, groups: Tensor, inputs: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
+        best, slots = best_first(groups, self.levels, inputs, k)
         # A row of NaN may have holes among its best; let them be some token.
         return best, self.token_of_slot(slots).clamp(min=0)
+
+    def _given(self, groups: Tensor, inputs: list[Tensor], tokens: Tensor) -> Tensor:
+        """``log_prob_of``; prefixes that tokens share are opened once a row."""
+        n = len(groups)
+        digits = self.digits(tokens).expand(n, -1, -1)
+        total = groups.gather(1, digits[..., 0])
+        rows = torch.arange(n, device=tokens.device).unsqueeze(1).expand_as(total)
+        for h, (level, x) in enumerate(zip(self.levels, inputs, strict=True), start=1):
+            # Pairs of a row and a prefix, as one number.
+            pairs = rows * level.prefixes + self.prefix(digits, h)
+            once, which = pairs.unique(return_inverse=True)
+            opened = level.log_softmax(x, once % level.prefixes, once // level.prefixes)
+            total = total + opened[which, digits[..., h]]
+        return total
 
     def multilabel_scores(self, features: Tensor, top_groups: int) -> tuple[Tensor, Tensor]:
         """Labels of the best groups with the paper's multi-label score, a product of sigmoids.
@@ -207,7 +235,8 @@ class CascadeHead(OutputHead):
         smooth = None
         if smoothing:
             share = self.group_counts.to(logits.dtype) / self.vocab_size
-            smooth = masked.logsumexp(dim=-1) - logits @ share
+            # No matrix product: autocast would make it half precision.
+            smooth = masked.logsumexp(dim=-1) - (logits * share).sum(dim=-1)
         correct = masked.argmax(dim=-1).eq(gold).to(nll.dtype) if accuracy else None
         return LevelLoss(nll, smooth, correct)
 

@@ -105,7 +105,8 @@ class Level(MaybeTied):
             common = wide(common)
             log_z = self._mask(common, drawn).logsumexp(dim=-1)
             mean = (common * self.share(drawn, common.dtype)).sum(dim=-1)
-            smooth = (log_z - mean) @ weights
+            # No matrix product: autocast would make it half precision.
+            smooth = ((log_z - mean) * weights).sum(dim=-1)
         elif per_level:
             mean = (logits * self.share(pairs.groups, logits.dtype)).sum(dim=-1)
             smooth = pairs.restore(masked.logsumexp(dim=-1) - mean)

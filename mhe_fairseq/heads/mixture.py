@@ -47,10 +47,14 @@ class MixtureScores:
         return (self.prior + lattice.log_mass(self.digits)).logsumexp(dim=-1)
 
     def log_joint(self, digits: Tensor) -> Tensor:
-        """log sum_k pi_k prod_h p_kh of given digits. Shape: (S, H), shared by the batch -> (N, S)."""
+        """log sum_k pi_k prod_h p_kh of given digits. Shape: (S, H), shared by the batch, or (N, S, H) ->
+        (N, S)."""
         total = self.prior.unsqueeze(-1)
         for h, score in enumerate(self.digits):
-            total = total + score.index_select(-1, digits[:, h])
+            if digits.dim() == 2:
+                total = total + score.index_select(-1, digits[:, h])
+            else:
+                total = total + score.gather(-1, digits[:, None, :, h].expand(-1, score.size(1), -1))
         return total.logsumexp(dim=1)
 
     def marginal_argmax(self) -> list[Tensor]:
@@ -158,7 +162,8 @@ def _log_matmul(first: Tensor, second: Tensor) -> Tensor:
     top_first, top_second = first.amax(dim=1), second.amax(dim=1)
     a = (first - top_first.unsqueeze(1)).exp_()
     b = (second - top_second.unsqueeze(1)).exp_()
-    product = a.transpose(1, 2) @ b
+    with torch.autocast(a.device.type, enabled=False):  # probabilities are never of half precision
+        product = a.transpose(1, 2) @ b
     vanished = (product < _TINY).nonzero(as_tuple=True)
     result = product.clamp_min(_TINY).log_().add_(top_first.unsqueeze(-1)).add_(top_second.unsqueeze(1))
     if vanished[0].numel():

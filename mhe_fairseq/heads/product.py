@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook, unravel
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.base import HeadLoss, OutputHead, wide
+from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.lattice import Lattice
 from mhe_fairseq.heads.mixture import MixtureScores
 
@@ -34,6 +34,7 @@ class ProductHead(OutputHead):
         MHEError: ``mixtures`` below 1.
     """
 
+    finds_best = True
     digit_counts: Tensor
 
     def __init__(self, dim: int, codebook: Codebook, mixtures: int = 1) -> None:
@@ -90,6 +91,17 @@ class ProductHead(OutputHead):
         best, tokens = self._best(scores, k)
         return best - scores.log_mass(self.lattice).unsqueeze(-1), tokens
 
+    def log_prob_of(self, features: Tensor, tokens: Tensor) -> Tensor:
+        scores = self._scores(features)
+        return scores.log_joint(self._digits(tokens)) - scores.log_mass(self.lattice).unsqueeze(-1)
+
+    def candidates(self, features: Tensor, k: int, tokens: Tensor) -> Candidates:
+        self._check_k(k)
+        scores = self._scores(features)
+        log_mass = scores.log_mass(self.lattice).unsqueeze(-1)
+        best, found = self._best(scores, k)
+        return Candidates(best - log_mass, found, scores.log_joint(self._digits(tokens)) - log_mass)
+
     def _best(self, scores: MixtureScores, k: int) -> tuple[Tensor, Tensor]:
         """The k best tokens: (N, k) scores, not divided by Z, and (N, k) tokens."""
         if self.mixtures == 1:
@@ -125,7 +137,8 @@ class ProductHead(OutputHead):
             total = log_mass
             for score, mean in zip(scores.digits, means, strict=True):
                 score = score.squeeze(1)
-                total = total + score.logsumexp(dim=-1) - score @ mean
+                # No matrix product: autocast would make it half precision.
+                total = total + score.logsumexp(dim=-1) - (score * mean).sum(dim=-1)
             return total
         count = min(SMOOTHING_TOKENS, self.vocab_size)
         digits = self._digits(self._sample_tokens(count, log_mass.device))

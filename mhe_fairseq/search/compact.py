@@ -1,0 +1,166 @@
+"""A table of few tokens in place of V columns: what fairseq's beam search needs, and no more."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from fairseq.search import BeamSearch
+from fairseq.sequence_generator import EnsembleModel
+from torch import Tensor
+
+from mhe_fairseq.heads import OutputHead
+
+#: The special symbols bos, pad, eos and unk are tokens 0..3 and have these columns of every table, so
+#: that what fairseq does to them by their number (length limits, penalties) falls on the right column.
+SPECIALS = 4
+
+
+class CompactEnsemble(EnsembleModel):
+    """fairseq's ensemble, whose log-probabilities are of candidates.
+
+    A table has 4 columns for the special symbols and C for other tokens, the C best of each hypothesis
+    among them. Search keeps the 2 x beam best continuations of all hypotheses of a sentence; each of
+    these is a special symbol or one of the 2 x beam best others of its hypothesis, so C = 2 x beam loses
+    nothing.
+
+    Args:
+        models: each with ``decoder.head``.
+        beam_size: of the search.
+    """
+
+    #: (rows, 4 + C) long: the token of each column of the last table given out.
+    table: Tensor
+
+    def __init__(self, models: Any, beam_size: int) -> None:
+        super().__init__(models)
+        self.wanted = 2 * beam_size
+        self.heads: list[OutputHead] = [model.decoder.head for model in models]
+
+    @property
+    def width(self) -> int:
+        """4 + C."""
+        return SPECIALS + self.wanted
+
+    @classmethod
+    def fits(cls, vocab_size: int, beam_size: int) -> bool:
+        """Whether there are enough tokens for a table."""
+        return 2 * SPECIALS + 2 * beam_size < vocab_size
+
+    def forward_decoder(
+        self,
+        tokens: Tensor,
+        encoder_outs: list[dict[str, list[Tensor]]],
+        incremental_states: list[dict[str, dict[str, Tensor | None]]],
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As fairseq's, with (rows, 4 + C) log-probabilities. ``temperature`` must be 1."""
+        features, attention = [], None
+        for i, model in enumerate(self.models):
+            encoder_out = encoder_outs[i] if self.has_encoder() else None
+            out, extra = model.decoder(
+                tokens,
+                encoder_out=encoder_out,
+                incremental_state=incremental_states[i],
+                features_only=True,
+            )
+            features.append(out[:, -1])
+            attn = extra["attn"][0] if extra and extra.get("attn") else None
+            if attn is not None:
+                attention = attn[:, -1] if attention is None else attention + attn[:, -1]
+        if attention is not None and self.models_size > 1:
+            attention = attention / self.models_size
+        self._features = features
+        if self.models_size == 1:
+            return self._of_one(features[0]), attention
+        return self._of_many(features), attention
+
+    def give_columns(self, log_probs: Tensor, tokens: Tensor) -> Tensor:
+        """Make the last table hold a token in every row, in place of its first candidate if need be.
+
+        Shape: log_probs (rows, 4 + C), written to; tokens (rows,) -> (rows,), the columns.
+        """
+        value = self._mean([h.log_prob(x, tokens) for h, x in zip(self.heads, self._features, strict=True)])
+        other = tokens >= SPECIALS
+        self.table[:, SPECIALS] = torch.where(other, tokens, self.table[:, SPECIALS])
+        log_probs[:, SPECIALS] = torch.where(other, value, log_probs[:, SPECIALS])
+        return tokens.where(~other, torch.full_like(tokens, SPECIALS))
+
+    def _of_one(self, features: Tensor) -> Tensor:
+        head = self.heads[0]
+        found = head.candidates(features, self.wanted + SPECIALS, _specials(features.device))
+        scores, tokens = _best_others(found.scores, found.tokens, self.wanted)
+        return self._table(found.given, scores, tokens)
+
+    def _of_many(self, features: list[Tensor]) -> Tensor:
+        """The mean probability of the models. Candidates are the best tokens of each, scored by all. A token
+        that is none of them is in no model better than that model's last candidate, so in the mean it is
+        not better than the mean of those; while that could matter, more candidates are asked for."""
+        specials = _specials(features[0].device)
+        vocab = self.heads[0].vocab_size
+        k = self.wanted + SPECIALS
+        while True:
+            found = [head.candidates(x, k, specials) for head, x in zip(self.heads, features, strict=True)]
+            given = self._mean([each.given for each in found])
+            tokens = torch.cat([each.tokens for each in found], dim=1)
+            scores = self._mean(
+                [head.log_prob_of(x, tokens) for head, x in zip(self.heads, features, strict=True)]
+            )
+            scores, tokens = _best_others(*_without_copies(scores, tokens), self.wanted)
+            bound = self._mean([each.scores[:, -1] for each in found])
+            # Written so that NaN does not go round for ever.
+            if k >= vocab or not bool((bound > scores[:, -1]).any()):
+                return self._table(given, scores, tokens)
+            k = min(vocab, 4 * k)
+
+    def _mean(self, log_probs: list[Tensor]) -> Tensor:
+        return torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(self.models_size)
+
+    def _table(self, given: Tensor, scores: Tensor, tokens: Tensor) -> Tensor:
+        self.table = torch.cat([_specials(tokens.device).expand(len(tokens), -1), tokens], dim=1)
+        return torch.cat([given, scores], dim=1)
+
+
+class CompactBeamSearch(BeamSearch):
+    """fairseq's beam search over the tables of a ``CompactEnsemble``."""
+
+    def __init__(self, tgt_dict: Any, ensemble: CompactEnsemble) -> None:
+        super().__init__(tgt_dict)
+        # In a tuple: the ensemble is the generator's, and no part of the search.
+        self._ensemble = (ensemble,)
+
+    def step(
+        self,
+        step: int,
+        lprobs: Tensor,
+        scores: Tensor | None,
+        prev_output_tokens: Tensor | None = None,
+        original_batch_idxs: Tensor | None = None,
+        candidate_multiple: int = 2,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As fairseq's; lprobs (B, beam, 4 + C). The tokens returned are the dictionary's."""
+        best, columns, beams = super().step(
+            step, lprobs, scores, prev_output_tokens, original_batch_idxs, candidate_multiple
+        )
+        table = self._ensemble[0].table.view(lprobs.shape)
+        first = torch.arange(len(table), device=table.device).unsqueeze(1)
+        return best, table[first, beams, columns], beams
+
+
+def _specials(device: torch.device) -> Tensor:
+    return torch.arange(SPECIALS, device=device)
+
+
+def _best_others(scores: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The best of them that are no special symbols. Shape: (R, k), (R, k) -> (R, count), (R, count)."""
+    scores, place = scores.masked_fill(tokens < SPECIALS, -torch.inf).topk(count, dim=1)
+    return scores, tokens.gather(1, place)
+
+
+def _without_copies(scores: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """-inf for all but one of a row's equal tokens. Shape: (R, k), (R, k) -> the same, in another order."""
+    tokens, order = tokens.sort(dim=1)
+    scores = scores.gather(1, order)
+    scores[:, 1:].masked_fill_(tokens[:, 1:] == tokens[:, :-1], -torch.inf)
+    return scores, tokens

@@ -1,0 +1,121 @@
+"""fairseq's sequence generators, searching compact tables where that gives the same result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from fairseq.search import BeamSearch
+from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
+from torch import Tensor
+
+from mhe_fairseq.heads import OutputHead
+from mhe_fairseq.search.compact import SPECIALS, CompactBeamSearch, CompactEnsemble
+
+logger = logging.getLogger(__name__)
+
+
+class CompactGeneratorMixin:
+    """Before a fairseq generator: hands its search few candidates of each hypothesis, when it can.
+
+    What needs columns of all V tokens (constraints, sampling, n-gram blocking, ...) goes through the V-wide
+    search as ever; which way was taken, and why, is logged once.
+    """
+
+    model: Any
+    search: Any
+    beam_size: int
+    vocab_size: int
+    _said: str | None = None
+    _compact: tuple[CompactEnsemble, CompactBeamSearch] | None = None
+
+    def __init__(self, models: Any, tgt_dict: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(models, tgt_dict, *args, **kwargs)  # type: ignore[call-arg]
+        if self.why_wide() is None:
+            ensemble = CompactEnsemble(self.model.models, self.beam_size)
+            # In a tuple: not registered, the models are already.
+            self._compact = (ensemble, CompactBeamSearch(tgt_dict, ensemble))
+
+    def why_wide(self) -> str | None:
+        """What forbids the compact search, in a few words; None when nothing does."""
+        generator: Any = self
+        for model in generator.model.models:
+            head = getattr(getattr(model, "decoder", None), "head", None)
+            if not isinstance(head, OutputHead):
+                return f"{type(model).__name__} has no head that finds the best tokens by itself"
+            if not head.finds_best:
+                return f"{type(head).__name__} scores the whole vocabulary"
+        if type(generator.search) is not BeamSearch:
+            return f"{type(generator.search).__name__}"
+        if generator.lm_model is not None:
+            return "a language model's scores are added"
+        if generator.repeat_ngram_blocker is not None:
+            return "--no-repeat-ngram-size"
+        if generator.token_indices_to_suppress is not None:
+            return "suppressed tokens"
+        if generator.temperature != 1.0:
+            return f"--temperature {generator.temperature}"
+        symbols = (generator.tgt_dict.bos(), generator.pad, generator.eos, generator.unk)
+        if symbols != tuple(range(SPECIALS)):
+            return f"special symbols bos, pad, eos, unk are {symbols} and not 0, 1, 2, 3"
+        if not CompactEnsemble.fits(generator.vocab_size, generator.beam_size):
+            return f"a vocabulary of {generator.vocab_size} tokens is too small for beam {self.beam_size}"
+        return None
+
+    def _generate(
+        self,
+        sample: dict[str, Any],
+        prefix_tokens: Tensor | None = None,
+        constraints: Tensor | None = None,
+        bos_token: int | None = None,
+    ) -> list[list[dict[str, Tensor]]]:
+        # Asked anew every time: users set attributes of generators.
+        reason = self.why_wide()
+        self._say(reason)
+        with self._searching_compact() if reason is None else nullcontext():
+            return super()._generate(sample, prefix_tokens, constraints, bos_token)  # type: ignore[misc]
+
+    @contextmanager
+    def _searching_compact(self) -> Iterator[None]:
+        assert self._compact is not None
+        wide = self.model, self.search, self.vocab_size
+        self.model, self.search = self._compact
+        self.vocab_size = self._compact[0].width
+        try:
+            yield
+        finally:
+            self.model, self.search, self.vocab_size = wide
+
+    def _prefix_tokens(
+        self,
+        step: int,
+        lprobs: Tensor,
+        scores: Tensor,
+        tokens: Tensor,
+        prefix_tokens: Tensor,
+        beam_size: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As fairseq's, which reads the prefix as columns: each gets a column of the table first."""
+        if isinstance(self.model, CompactEnsemble):
+            prefix_tokens = prefix_tokens.clone()
+            columns = self.model.give_columns(lprobs, prefix_tokens[:, step].repeat_interleave(beam_size))
+            prefix_tokens[:, step] = columns[::beam_size]
+        return super()._prefix_tokens(  # type: ignore[misc]
+            step, lprobs, scores, tokens, prefix_tokens, beam_size
+        )
+
+    def _say(self, reason: str | None) -> None:
+        said = "compact search" if reason is None else f"V-wide search: {reason}"
+        if said != self._said:
+            self._said = said
+            logger.info("mhe: %s", said)
+
+
+class CompactGenerator(CompactGeneratorMixin, SequenceGenerator):
+    """``SequenceGenerator`` with compact search."""
+
+
+class CompactGeneratorWithAlignment(CompactGeneratorMixin, SequenceGeneratorWithAlignment):
+    """``SequenceGeneratorWithAlignment`` with compact search."""

@@ -1,0 +1,5 @@
+"""fairseq tasks with compact search; importing registers them."""
+
+from mhe_fairseq.tasks.mhe_translation import MHETranslationTask
+
+__all__ = ["MHETranslationTask"]
