@@ -1,0 +1,125 @@
+"""`mhe export`: a trained model as a checkpoint that fairseq reads without the plugin."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mhe_fairseq.errors import MHEError
+
+if TYPE_CHECKING:
+    from mhe_fairseq.models.export import StockCheckpoint
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add `mhe export`."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write a checkpoint that fairseq reads without the plugin",
+        description="Write a checkpoint of --arch mhe_transformer with --mhe-head softmax or sampling as one "
+        "of fairseq's own transformer: fairseq-generate, without --user-dir, translates and scores as "
+        "before. The optimizer's state is left out.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as checkpoints/checkpoint_best.pt")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="checkpoint to write")
+    parser.add_argument("--force", action="store_true", help="replace the output if it is there")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, write, say what was written.
+
+    Raises:
+        MHEError: no such checkpoint, one that is damaged or cannot be exported, a bad output path; nothing is
+            written then.
+    """
+    source, output = Path(args.checkpoint), Path(args.output)
+    if not source.is_file():
+        raise MHEError(f"there is no checkpoint {source}; fairseq-train writes them to its --save-dir")
+    _check_output(output, source, force=args.force)
+
+    from mhe_fairseq.models.export import to_stock
+
+    stock = to_stock(_read(source), f"checkpoint {source}")
+    _write(stock.state, output)
+    _report(stock, output)
+    return 0
+
+
+def _check_output(path: Path, source: Path, force: bool) -> None:
+    """Refuse, before the work, what could not be written after it."""
+    if path.is_dir():
+        raise MHEError(f"the output {path} is a directory; give a file name, such as {path / 'stock.pt'}")
+    if not path.parent.is_dir():
+        raise MHEError(f"there is no directory {path.parent} to write the output {path} to; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise MHEError(f"the directory {path.parent} may not be written to; give another output than {path}")
+    if path.exists():
+        if path.samefile(source):
+            raise MHEError(f"the output {path} is the checkpoint to export; give another output")
+        if not force:
+            raise MHEError(f"the output {path} exists; give another one, or --force to replace it")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint, read by fairseq as its commands do, in the safe way of ``mhe_fairseq.checkpoints``."""
+    from fairseq import checkpoint_utils
+
+    try:
+        with warnings.catch_warnings():
+            # hydra's, about fairseq's own config, which older checkpoints are converted to.
+            warnings.simplefilter("ignore", UserWarning)
+            state: dict[str, Any] = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    except MHEError:
+        raise
+    except OSError as error:
+        raise MHEError(f"checkpoint {path} cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # fairseq looks for parts that another file does not have
+        raise MHEError(
+            f"{path} is not a checkpoint of a fairseq model ({path.stat().st_size:,} bytes, "
+            f"{type(error).__name__}); give a file that fairseq-train wrote"
+        ) from error
+    return state
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    """All of the file or nothing: what was at ``path`` stays until the new file is whole."""
+    import torch
+
+    temporary = path.with_name(path.name + f".tmp{os.getpid()}")
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where a disk is full
+        said = str(error).strip().partition("\n")[0]
+        raise MHEError(f"the output {path} cannot be written ({type(error).__name__}: {said})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _report(stock: StockCheckpoint, path: Path) -> None:
+    """Say what was written, and how to use it."""
+    tied = "tied to the decoder's embeddings" if stock.tied else "not tied"
+    print(f"{path}: fairseq's own --arch {stock.arch}, {path.stat().st_size:,} bytes; it needs no --user-dir")
+    print(
+        f"  output layer, once a {stock.head} head: V x d = {stock.vocab_size:,} x {stock.dim:,}, "
+        f"{str(stock.dtype).removeprefix('torch.')}, {tied}"
+    )
+    print(f"  {shlex.join(_generate(stock, path))}")
+
+
+def _generate(stock: StockCheckpoint, path: Path) -> list[str]:
+    """The command that translates the test set with the file at ``path``."""
+    task = stock.state["cfg"].get("task") or {}
+    data = str(task.get("data") or "")
+    line = ["fairseq-generate", data if data and Path(data).is_dir() else "DATA-BIN"]
+    if task.get("_name", "translation") != "translation":
+        line += ["--task", str(task["_name"])]
+    if task.get("source_lang") and task.get("target_lang"):
+        line += ["-s", str(task["source_lang"]), "-t", str(task["target_lang"])]
+    # fairseq's default multiple, 8, throws away the last sentences.
+    return [*line, "--path", str(path), "--beam", "5", "--required-batch-size-multiple", "1"]
