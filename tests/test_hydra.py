@@ -54,6 +54,26 @@ def test_trains_and_its_checkpoint_translates(toy_data: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "saved"),
+    [
+        (
+            ["mhe_head=cascade", "mhe_smoothing=per-level", "mhe_dropout=0.25"],
+            {"mhe_smoothing": "per-level", "mhe_dropout": 0.25, "mhe_groups": None},
+        ),
+        (["mhe_head=sampling", "mhe_sampling=shared"], {"mhe_sampling": "shared", "mhe_groups": 7}),
+    ],
+)
+def test_flags_of_other_heads(
+    flags: list[str], saved: dict[str, object], toy_data: Path, tmp_path: Path
+) -> None:
+    hydra_train(tmp_path, toy_data, "model.mhe_mixtures=null", *(f"model.{flag}" for flag in flags))
+    checkpoint = tmp_path / "checkpoints" / "checkpoint_last.pt"
+    model = torch.load(checkpoint, weights_only=True)["cfg"]["model"]
+    assert {name: model[name] for name in saved} == saved
+
+
+@pytest.mark.slow
 def test_a_bad_flag_is_told_and_saves_nothing(toy_data: Path, tmp_path: Path) -> None:
     done = hydra_train(tmp_path, toy_data, "model.mhe_lengths=[8,8]", check=False)
     assert done.returncode != 0

@@ -107,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
     output = _check_output(Path(args.output))
     if args.contexts < 1:
         raise MHEError(f"--contexts is a number of tokens, at least 1; got {args.contexts}")
+    if not 0 <= args.seed < 2**63:
+        raise MHEError(f"--seed must be a whole number from 0 to 2**63 - 1, got {args.seed}")
     if args.from_checkpoint is not None and args.by != "cluster":
         raise MHEError(f"--from-checkpoint gives what is clustered; it does not go with --by {args.by}")
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
@@ -255,6 +257,10 @@ class BinarisedText:
 
         wrong = f"{prefix}.idx and {prefix}.bin are not a binarised text"
         again = "write them again with fairseq-preprocess"
+        data = Path(data_file_path(prefix))
+        if data.is_file() and data.stat().st_size == 0:
+            # fairseq cannot map an empty file, and its dataset's destructor complains once more.
+            raise MHEError(f"the training text {data} is empty; clusters need text")
         try:
             # A "cached" dataset must be told beforehand what will be read of it; "lazy" reads the same.
             implementation = infer_dataset_impl(prefix)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 from mhe_fairseq.errors import MHEError
+
+#: A codebook holds 8 bytes a slot; beyond this a length has a digit too many.
+MOST_SLOTS = 2**28
 
 
 def plan_lengths(vocab_size: int, heads: int = 2) -> tuple[int, ...]:
@@ -64,12 +68,13 @@ def parse_lengths(text: str | Sequence[int], vocab_size: int | None = None) -> t
         vocab_size: when given, the product of the lengths must reach it.
 
     Raises:
-        MHEError: not numbers, not positive, or a product below ``vocab_size``.
+        MHEError: not whole numbers, not positive, a product below ``vocab_size`` or above ``MOST_SLOTS``.
     """
-    parts = [p.strip() for p in text.split(",")] if isinstance(text, str) else list(text)
     shown = text if isinstance(text, str) else ",".join(str(p) for p in text)
+    parts = text.split(",") if isinstance(text, str) else text
     try:
-        lengths = tuple(int(p) for p in parts)
+        # operator.index, not int: int(2.7) is 2.
+        lengths = tuple(int(part) if isinstance(part, str) else operator.index(part) for part in parts)
     except (TypeError, ValueError):
         raise MHEError(
             f"lengths must be whole numbers separated by commas, such as 128,256; got {shown!r}"
@@ -77,6 +82,11 @@ def parse_lengths(text: str | Sequence[int], vocab_size: int | None = None) -> t
     if not lengths or any(length < 1 for length in lengths):
         raise MHEError(f"every length must be at least 1, got {shown!r}")
     product = math.prod(lengths)
+    if product > MOST_SLOTS:
+        raise MHEError(
+            f"lengths {shown} give {product} slots, more than the {MOST_SLOTS} a codebook may have; their "
+            "product should be little above the number of tokens"
+        )
     if vocab_size is not None and product < vocab_size:
         suggestion = ",".join(str(n) for n in plan_lengths(vocab_size, len(lengths)))
         raise MHEError(

@@ -143,10 +143,13 @@ class OutputHead(nn.Module, ABC):
             return None
         return torch.Generator().manual_seed(self._updates + 1)
 
-    def _sample_tokens(self, count: int, device: torch.device) -> Tensor:
+    def _sample_tokens(
+        self, count: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> Tensor:
         """``count`` tokens, one from each of ``count`` equal strata of 0..V-1, so that every token has
         the same expected number of draws. Shape: (count,) long."""
-        jitter = torch.rand(count, generator=self._generator(), dtype=torch.float64)
+        generator = self._generator() if generator is None else generator
+        jitter = torch.rand(count, generator=generator, dtype=torch.float64)
         points = (torch.arange(count, dtype=torch.float64) + jitter) * (self.vocab_size / count)
         return points.long().clamp_(max=self.vocab_size - 1).to(device)
 

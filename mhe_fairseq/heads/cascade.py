@@ -18,8 +18,11 @@ from mhe_fairseq.heads.cascade_search import best_first
 
 SMOOTHING_FORMS = ("sampled", "per-level")
 
-#: Groups the smoothing term is estimated on, when not told (fewer where there are not more groups).
+#: Groups a token's smoothing term is estimated on, when not told (fewer where there are not more groups).
 SMOOTHING_GROUPS = 2
+
+#: Parts of a batch with such groups of their own.
+SMOOTHING_PARTS = 8
 
 
 class CascadeHead(OutputHead):
@@ -36,8 +39,8 @@ class CascadeHead(OutputHead):
 
     Smoothing term (``smooth``), mean over the V tokens of -log p(token):
 
-    - "sampled": exact for the first digit; the rest is estimated without bias on groups shared by the
-      batch, those of ``groups_sampled`` stratified uniform tokens.
+    - "sampled": exact for the first digit; the rest is estimated without bias on the groups of
+      ``groups_sampled`` uniform tokens, others in each of eight parts of the batch.
     - "per-level": exact for the first digit, the rest on the gold group only. Biased: it leaves
       p(local | group) free elsewhere, and EOS keeps a floor that ends translations early.
 
@@ -108,7 +111,7 @@ class CascadeHead(OutputHead):
         digits = self.digits(target)
         sampled = None
         if smoothing and self.smoothing_form == "sampled":
-            sampled = self.digits(self._sample_tokens(self.groups_sampled, features.device))
+            sampled = self.digits(self._smoothing_tokens(digits[:, 0]))
         parts = [self._group_loss(features, digits[:, 0], smoothing, accuracy)]
         inputs = self.inputs(F.dropout(features, self.dropout, self.training))
         for h, (level, x) in enumerate(zip(self.levels, inputs, strict=True), start=1):
@@ -227,6 +230,20 @@ class CascadeHead(OutputHead):
     def group_log_probs(self, features: Tensor) -> Tensor:
         """log p(first digit), -inf for those without tokens. Shape: (N, d) -> (N, L_1)."""
         return F.log_softmax(self._mask(wide(self.group(features))), dim=-1)
+
+    def _smoothing_tokens(self, group: Tensor) -> Tensor:
+        """Uniform tokens, whose groups smooth the rows with these gold groups. Shape: (N,) -> (N, S).
+
+        A batch is in parts, each with tokens of its own: the gradient of a group that is drawn is that of
+        a part of the batch, not of all of it every so often. Which part a row is in hangs on its gold group
+        and the update, not on its place: batches that are split over processes draw the same.
+        """
+        parts, count = SMOOTHING_PARTS, self.groups_sampled
+        generator = self._generator()
+        tokens = self._sample_tokens(parts * count, torch.device("cpu"), generator)
+        tokens = tokens[torch.randperm(len(tokens), generator=generator)].view(parts, count)
+        part = torch.randperm(self.codebook.lengths[0], generator=generator) % parts
+        return tokens.to(group.device)[part.to(group.device)[group]]
 
     def _group_loss(self, features: Tensor, gold: Tensor, smoothing: bool, accuracy: bool) -> LevelLoss:
         logits = wide(self.group(features))

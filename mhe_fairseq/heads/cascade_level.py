@@ -52,7 +52,7 @@ class Level(MaybeTied):
         self.register_buffer("counts", torch.zeros(prefixes, length, dtype=torch.long), persistent=False)
         #: Digits that have tokens; all digits of a prefix that has none, so that nothing is 0 / 0.
         self.register_buffer("possible", torch.ones(prefixes, length, dtype=torch.bool), persistent=False)
-        self.is_full = True
+        self.is_full = self.is_even = True
 
     def own_weight(self) -> Tensor:
         """(P, L, dim); a tied weight is (V, dim)."""
@@ -64,6 +64,7 @@ class Level(MaybeTied):
         self.counts.copy_(counts)
         self.possible.copy_(possible)
         self.is_full = bool(possible.all())
+        self.is_even = bool((counts == counts[:, :1]).all())
         self.layout = Layout(self.prefixes, self.length, token_of_slot if self.is_tied else None)
 
     def share(self, prefix: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,37 +87,45 @@ class Level(MaybeTied):
             x: (N, dim).
             prefix: (N,) long, the gold prefixes.
             gold: (N,) long, the gold digits.
-            sampled: (S,) long: prefixes to estimate the smoothing term on.
+            sampled: (N, S) long: prefixes to estimate each row's smoothing term on.
             per_level: the smoothing term is that of the gold prefix.
             accuracy: also tell which gold digits are the best.
         """
-        pairs = Pairs.of(prefix)
-        groups, weights = [], None
-        if sampled is not None:
-            drawn, times = sampled.unique(return_counts=True)
-            groups, weights = drawn.tolist(), times.to(wide(x[:0]).dtype) / len(sampled)
-        logits, common = grouped_linear(x, self.weight, self.layout, pairs, groups)
-        logits, gold = wide(logits), gold.index_select(0, pairs.order)
+        n = len(prefix)
+        if sampled is None:
+            pairs = Pairs.of(prefix)
+        else:
+            # Gold and sampled prefixes in one call: the gradient of a prefix is written once.
+            rows = torch.arange(n, device=x.device)
+            pairs = Pairs.of(
+                torch.cat([prefix, sampled.flatten()]),
+                torch.cat([rows, rows.repeat_interleave(sampled.size(1))]),
+            )
+        logits = wide(grouped_linear(x, self.weight, self.layout, pairs))
         masked = self._mask(logits, pairs.groups)
-        nll = F.cross_entropy(masked, gold, reduction="none")
-        correct = masked.argmax(dim=-1).eq(gold).to(nll.dtype) if accuracy else None
-        smooth = None
-        if weights is not None:
-            common = wide(common)
-            log_z = self._mask(common, drawn).logsumexp(dim=-1)
-            mean = (common * self.share(drawn, common.dtype)).sum(dim=-1)
-            # No matrix product: autocast would make it half precision.
-            smooth = ((log_z - mean) * weights).sum(dim=-1)
-        elif per_level:
-            mean = (logits * self.share(pairs.groups, logits.dtype)).sum(dim=-1)
-            smooth = pairs.restore(masked.logsumexp(dim=-1) - mean)
-        return LevelLoss(pairs.restore(nll), smooth, None if correct is None else pairs.restore(correct))
+        log_z = masked.logsumexp(dim=-1)
+        # Pairs that were given after the gold ones read some digit, and it is not used.
+        column = gold[pairs.order % n] if n else gold
+        nll = pairs.restore(log_z - masked.gather(-1, column.unsqueeze(-1)).squeeze(-1))[:n]
+        correct = smooth = None
+        if accuracy:
+            correct = pairs.restore(masked.detach().argmax(dim=-1).eq(column).to(nll.dtype))[:n]
+        if per_level or sampled is not None:
+            smooth = pairs.restore(log_z - self._mean(logits, pairs.groups))
+            smooth = smooth if sampled is None else smooth[n:].view(sampled.shape).mean(dim=-1)
+        return LevelLoss(nll, smooth, correct)
+
+    def _mean(self, logits: Tensor, prefix: Tensor) -> Tensor:
+        """Mean logit over the tokens of a prefix. Shape: (R, L), (R,) -> (R,)."""
+        if self.is_even:
+            return logits.mean(dim=-1)
+        # No matrix product: autocast would make it half precision.
+        return (logits * self.share(prefix, logits.dtype)).sum(dim=-1)
 
     def logits(self, x: Tensor, prefix: Tensor, rows: Tensor) -> Tensor:
         """Raw logits of pairs (row of x, prefix). Shape: (N, dim), (R,), (R,) -> (R, L)."""
         pairs = Pairs.of(prefix, rows)
-        logits, _ = grouped_linear(x, self.weight, self.layout, pairs)
-        return wide(pairs.restore(logits))
+        return wide(pairs.restore(grouped_linear(x, self.weight, self.layout, pairs)))
 
     def log_softmax(self, x: Tensor, prefix: Tensor, rows: Tensor) -> Tensor:
         """log p(digit | prefix) of pairs (row of x, prefix). Shape: (N, dim), (R,), (R,) -> (R, L)."""

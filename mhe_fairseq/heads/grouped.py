@@ -115,14 +115,6 @@ class Layout:
             tokens, block = self._real(group, block)
             grad.index_copy_(0, tokens, block.to(grad.dtype))
 
-    def add(self, grad: Tensor, group: int, block: Tensor) -> None:
-        """Add a block (L, d) to what is there."""
-        if self._tokens is None:
-            grad[group].add_(block)
-            return
-        tokens, block = self._real(group, block)
-        grad.index_add_(0, tokens, block.to(grad.dtype))
-
     def zero(self, grad: Tensor, group: int) -> None:
         """Write zeros."""
         if self._tokens is None:
@@ -138,73 +130,58 @@ class Layout:
         return self._own[begin:end], block
 
 
-def grouped_linear(
-    x: Tensor, weight: Tensor, layout: Layout, pairs: Pairs, shared: list[int] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Logits of every pair's row against its group, and of all rows against some shared groups.
+def grouped_linear(x: Tensor, weight: Tensor, layout: Layout, pairs: Pairs) -> Tensor:
+    """Logits of every pair's row against the rows of its group, in the order of ``pairs``.
 
-    Cost: (R + N S) L d multiply-adds, forward; twice that and one pass over the weight's size, backward.
-    In the type of x (or autocast's), whatever the weight's. Not differentiable twice.
+    Cost: R L d multiply-adds, forward; twice that and one pass over the weight's size, backward. In the
+    type of x (or autocast's), whatever the weight's. Not differentiable twice.
 
-    Shape: x (N, d), R pairs, S different shared groups -> (R, L) in the order of ``pairs``, and (N, S, L).
+    Shape: x (N, d), R pairs -> (R, L).
     """
-    shared = [] if shared is None else shared
     layout.to(x.device)
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(kind))
     # Autocast would know some of the products below and not others.
     with torch.autocast(kind, enabled=False):
-        own, common = _GroupedLinear.apply(x, weight, layout, pairs, shared)
-    return own, common.unflatten(-1, (len(shared), layout.length))
+        logits: Tensor = _GroupedLinear.apply(x, weight, layout, pairs)
+    return logits
 
 
 class _GroupedLinear(torch.autograd.Function):
+    # In both directions rows are gathered group by group: sorted copies of x and of its gradient would be
+    # most of the memory beside the gradients.
+
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, layout: Layout, pairs: Pairs, shared: list[int]
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, layout: Layout, pairs: Pairs) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.layout, ctx.pairs, ctx.shared = layout, pairs, shared
-        sorted_x = x.index_select(0, pairs.rows)
-        own = x.new_empty(len(pairs.rows), layout.length)
+        ctx.layout, ctx.pairs = layout, pairs
+        logits = x.new_empty(len(pairs.rows), layout.length)
         for group, begin, end in pairs.runs:
-            product_with_rows(sorted_x[begin:end], layout.read(weight, group, x.dtype), out=own[begin:end])
-        common = x @ _read_many(layout, weight, shared, x.dtype).T
-        return own, common
+            members = x.index_select(0, pairs.rows[begin:end])
+            product_with_rows(members, layout.read(weight, group, x.dtype), out=logits[begin:end])
+        return logits
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_own: Tensor | None, d_common: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        layout, pairs, shared = ctx.layout, ctx.pairs, ctx.shared
+        layout, pairs = ctx.layout, ctx.pairs
         need_x, need_weight = ctx.needs_input_grad[:2]
         d_x = torch.zeros_like(x) if need_x else None
         d_weight = _empty_like(weight) if need_weight else None
-        touched = set()
-        if d_own is not None:
-            touched = {group for group, _, _ in pairs.runs}
-            # Rows are gathered group by group: sorted copies of x and of its gradient would be most of the
-            # memory beside the gradients.
-            for group, begin, end in pairs.runs:
-                d, rows = d_own[begin:end], pairs.rows[begin:end]
-                if d_weight is not None:
-                    layout.write_product(d_weight, group, d, x.index_select(0, rows))
-                if d_x is not None:
-                    d_x.index_add_(0, rows, product(d, layout.read(weight, group, x.dtype)))
+        for group, begin, end in pairs.runs:
+            d, rows = d_logits[begin:end], pairs.rows[begin:end]
+            if d_weight is not None:
+                layout.write_product(d_weight, group, d, x.index_select(0, rows))
+            if d_x is not None:
+                d_x.index_add_(0, rows, product(d, layout.read(weight, group, x.dtype)))
         if d_weight is not None:
+            touched = {group for group, _, _ in pairs.runs}
             for group in range(layout.groups):
                 if group not in touched:
                     layout.zero(d_weight, group)
-        if d_common is not None and shared:
-            if d_weight is not None:
-                blocks = (d_common.T @ x).unflatten(0, (len(shared), layout.length))
-                for group, block in zip(shared, blocks, strict=True):
-                    layout.add(d_weight, group, block)
-            if d_x is not None:
-                d_x.addmm_(d_common, _read_many(layout, weight, shared, x.dtype))
-        return d_x, d_weight, None, None, None
+        return d_x, d_weight, None, None
 
 
 def product_with_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
@@ -260,10 +237,3 @@ def _empty_like(weight: Tensor) -> Tensor:
     buffer = np.empty(size + 64, dtype=np.uint8)
     start = -buffer.ctypes.data % 64
     return torch.from_numpy(buffer[start : start + size]).view(weight.dtype).view(weight.shape)
-
-
-def _read_many(layout: Layout, weight: Tensor, groups: list[int], dtype: torch.dtype) -> Tensor:
-    """(S * L, d)."""
-    if not groups:
-        return weight.new_empty(0, weight.size(-1), dtype=dtype)
-    return torch.cat([layout.read(weight, group, dtype) for group in groups])

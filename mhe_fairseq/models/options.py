@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from mhe_fairseq.coding import Codebook, parse_lengths, plan_lengths, symbols_fingerprint
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead, SoftmaxHead
+from mhe_fairseq.heads.cascade import SMOOTHING_FORMS
+from mhe_fairseq.heads.sampling import VARIANTS
 
 logger = logging.getLogger(__name__)
 
 HEADS = ("product", "cascade", "sampling", "softmax")
+
+#: Groups the sampling head draws when not told (fewer where there are not more groups).
+SAMPLED_GROUPS = 8
+
+#: What ``HeadOptions.resolve`` writes into ``args``, so that a checkpoint holds what was planned.
+PLANNED = ("mhe_head", "mhe_lengths", "mhe_groups", "mhe_fingerprint")
+
 #: Which flags only some heads read, with the heads that read them.
 _ONLY_FOR = {
     "mhe_mixtures": ("product",),
     "mhe_bottleneck": ("cascade",),
+    "mhe_smoothing": ("cascade",),
+    "mhe_dropout": ("cascade",),
+    "mhe_sampling": ("sampling",),
     "mhe_groups": ("cascade", "sampling"),
     "mhe_chunk": ("softmax",),
 }
 
 
 def add_head_args(parser: argparse.ArgumentParser) -> None:
-    """Add the flags. Numbers are read as text and checked in ``HeadOptions``, so that a bad one is told
-    in the same words wherever it comes from (command line, YAML, Python)."""
+    """Add the flags. Numbers and words are read as text and checked in ``HeadOptions``, so that a bad one is
+    told in the same words wherever it comes from (command line, YAML, Python)."""
     group = parser.add_argument_group("multi-head encoding")
     group.add_argument("--mhe-head", metavar="HEAD", help=f"output layer: {', '.join(HEADS)}")
     group.add_argument(
@@ -43,10 +58,27 @@ def add_head_args(parser: argparse.ArgumentParser) -> None:
         "--mhe-bottleneck", metavar="R", help="cascade head: width of the local rows (default: the model's)"
     )
     group.add_argument(
+        "--mhe-smoothing",
+        metavar="FORM",
+        help="cascade head: label smoothing on groups sampled for the batch (sampled, default) or on each "
+        "token's own group only (per-level)",
+    )
+    group.add_argument(
+        "--mhe-dropout",
+        metavar="P",
+        help="cascade head: dropout of the features that the digits after the first read (default: 0)",
+    )
+    group.add_argument(
         "--mhe-groups",
         metavar="G",
         help="random groups of a batch: trained on by the sampling head (default: 8), smoothed on by the "
         "cascade (default: 2)",
+    )
+    group.add_argument(
+        "--mhe-sampling",
+        metavar="KIND",
+        help="sampling head: train on the gold group and random groups that the batch shares (shared, "
+        "default), on the gold group alone (own), or on all gold groups of the batch (batch)",
     )
     group.add_argument(
         "--mhe-chunk", metavar="N", help="softmax head: rows of logits held at once, 0 for all (default: 0)"
@@ -60,17 +92,21 @@ class HeadOptions:
     Attributes:
         head: one of ``HEADS``.
         codebook: tokens <-> slots.
-        mixtures, bottleneck, groups, chunk: as the flags; None where not given.
-        restored: the options come from a checkpoint, whose state dict brings the codebook.
+        restored: the options come from a checkpoint, whose state dict brings the codebook's slots.
+        mixtures, bottleneck, smoothing, dropout, groups, sampling, chunk: as the flags; None where not given
+            (``groups`` of the sampling head: what was planned).
     """
 
     head: str
     codebook: Codebook
+    restored: bool
     mixtures: int | None
     bottleneck: int | None
+    smoothing: str | None
+    dropout: float | None
     groups: int | None
+    sampling: str | None
     chunk: int | None
-    restored: bool
 
     @classmethod
     def resolve(cls, args: Any, symbols: list[str]) -> HeadOptions:
@@ -85,43 +121,45 @@ class HeadOptions:
             raise MHEError(f"--mhe-head must be one of {', '.join(HEADS)}; got {head!r}")
         for name, heads in _ONLY_FOR.items():
             if getattr(args, name, None) is not None and head not in heads:
-                flag = "--" + name.replace("_", "-")
-                raise MHEError(f"{flag} is for --mhe-head {' or '.join(heads)}; the head is {head}")
-        numbers = {
-            "mixtures": _number(args, "mhe_mixtures", 1),
-            "bottleneck": _number(args, "mhe_bottleneck", 1),
-            "groups": _number(args, "mhe_groups", 1),
-            "chunk": _number(args, "mhe_chunk", 0),
-        }
-        fingerprint = symbols_fingerprint(symbols)
-        lengths_text = getattr(args, "mhe_lengths", None)
-        path = getattr(args, "mhe_codebook", None)
+                raise MHEError(f"{_flag(name)} is for --mhe-head {' or '.join(heads)}; the head is {head}")
+        mixtures = _whole(args, "mhe_mixtures", 1)
+        bottleneck = _whole(args, "mhe_bottleneck", 1)
+        smoothing = _word(args, "mhe_smoothing", SMOOTHING_FORMS)
+        dropout = _share(args, "mhe_dropout")
+        groups = _whole(args, "mhe_groups", 1)
+        sampling = _word(args, "mhe_sampling", VARIANTS)
+        chunk = _whole(args, "mhe_chunk", 0)
+        _check_groups_are_drawn(groups, "--mhe-sampling", sampling, "shared")
+        _check_groups_are_drawn(groups, "--mhe-smoothing", smoothing, "sampled")
         restored = getattr(args, "mhe_fingerprint", None) is not None
-        if path and not restored:
-            codebook = Codebook.load(path)
-            codebook.check_dictionary(fingerprint, len(symbols), f"codebook file {path}")
-            if lengths_text and parse_lengths(lengths_text) != codebook.lengths:
-                shape = ",".join(map(str, codebook.lengths))
-                raise MHEError(
-                    f"--mhe-lengths {lengths_text} contradicts codebook file {path}, which has {shape}"
-                )
-        else:
-            size = len(symbols)
-            lengths = parse_lengths(lengths_text, size) if lengths_text else plan_lengths(size)
-            codebook = Codebook(lengths, vocab_size=size, dictionary=fingerprint)
+        codebook = _restored_codebook(args, symbols) if restored else _codebook(args, symbols)
+        if head == "sampling" and sampling in (None, "shared") and groups is None:
+            groups = _default_groups(codebook)
         args.mhe_head = head
         args.mhe_lengths = ",".join(map(str, codebook.lengths))
+        args.mhe_groups = groups
         args.mhe_fingerprint = args.mhe_fingerprint if restored else codebook.fingerprint
-        return cls(head, codebook, restored=restored, **numbers)
+        return cls(
+            head, codebook, restored, mixtures, bottleneck, smoothing, dropout, groups, sampling, chunk
+        )
 
     def build(self, dim: int, embedding: nn.Embedding | None) -> OutputHead:
-        """The head for features of width ``dim``; ``embedding`` is given where the flags ask to tie."""
-        head = self._build(dim, embedding)
+        """The head for features of width ``dim``; ``embedding`` is given where the flags ask to tie.
+
+        Raises:
+            MHEError: numbers that do not fit ``dim`` or the codebook.
+        """
+        try:
+            head = self._build(dim, embedding)
+        except MHEError as error:
+            # The head speaks of its arguments; say which flags these are.
+            raise MHEError(f"{self._flags()}: {error}") from None
         head.adopt_codebook = self.restored
+        shape = "x".join(map(str, self.codebook.lengths))
         logger.info(
             "mhe: %s, %s; output layer of %s parameters (softmax: %s); %s",
             type(head).__name__,
-            self.codebook,
+            f"the checkpoint's codebook, {shape}" if self.restored else self.codebook,
             f"{head.output_parameters():,}",
             f"{len(self.codebook) * dim:,}",
             _tying(head, embedding),
@@ -133,12 +171,83 @@ class HeadOptions:
         if self.head == "product":
             return ProductHead(dim, book, mixtures=self.mixtures or 1)
         if self.head == "cascade":
-            # A bottleneck asks for rows of its own.
-            tied = None if self.bottleneck else embedding
-            return CascadeHead(dim, book, bottleneck=self.bottleneck, tied=tied, groups_sampled=self.groups)
+            return CascadeHead(
+                dim,
+                book,
+                bottleneck=self.bottleneck,
+                # A bottleneck asks for rows of its own.
+                tied=None if self.bottleneck else embedding,
+                groups_sampled=self.groups,
+                smoothing_form=self.smoothing or "sampled",
+                dropout=self.dropout or 0.0,
+            )
         if self.head == "sampling":
-            return SamplingHead(dim, book, groups=self.groups or 8, tied=embedding)
+            return SamplingHead(
+                dim,
+                book,
+                groups=self.groups or SAMPLED_GROUPS,
+                tied=embedding,
+                variant=self.sampling or "shared",
+            )
         return SoftmaxHead(dim, book, tied=embedding, chunk=self.chunk or 0)
+
+    def _flags(self) -> str:
+        """The head and what was given for it, as on the command line."""
+        values = ((name, getattr(self, name.removeprefix("mhe_"))) for name in _ONLY_FOR)
+        given = [f"{_flag(name)} {value}" for name, value in values if value is not None]
+        return " ".join([f"--mhe-head {self.head}", *given])
+
+
+def _codebook(args: Any, symbols: list[str]) -> Codebook:
+    """The one in ``--mhe-codebook``, or dictionary order in lengths given or planned."""
+    size, fingerprint = len(symbols), symbols_fingerprint(symbols)
+    text, path = _lengths(args), getattr(args, "mhe_codebook", None)
+    if not path:
+        lengths = parse_lengths(text, size) if text else plan_lengths(size)
+        return Codebook(lengths, vocab_size=size, dictionary=fingerprint)
+    codebook = Codebook.load(path)
+    codebook.check_dictionary(fingerprint, size, f"codebook file {path}")
+    if text and parse_lengths(text) != codebook.lengths:
+        shape = ",".join(map(str, codebook.lengths))
+        raise MHEError(f"--mhe-lengths {text} contradicts codebook file {path}, which has {shape}")
+    return codebook
+
+
+def _restored_codebook(args: Any, symbols: list[str]) -> Codebook:
+    """Stands in for the codebook of a checkpoint until its state dict is loaded.
+
+    Tokens are spread evenly, so as many groups have tokens as in any codebook of these lengths: a number of
+    groups that fits the checkpoint's codebook fits this one too.
+    """
+    size = len(symbols)
+    lengths = parse_lengths(_lengths(args))
+    slots = math.prod(lengths)
+    if slots < size:
+        raise MHEError(
+            f"the checkpoint's codebook has {slots} slots and the dictionary {size} tokens; use the "
+            "dictionary the model was trained with"
+        )
+    return Codebook(lengths, torch.arange(size) * slots // size, dictionary=symbols_fingerprint(symbols))
+
+
+def _lengths(args: Any) -> str | Sequence[int]:
+    """As given, "" where not; YAML reads a single length as a number."""
+    value = getattr(args, "mhe_lengths", None)
+    return str(value) if isinstance(value, int | float) else value or ""
+
+
+def _check_groups_are_drawn(groups: int | None, flag: str, word: str | None, drawing: str) -> None:
+    if groups is not None and word not in (None, drawing):
+        raise MHEError(
+            f"--mhe-groups {groups} is for {flag} {drawing}; with {flag} {word} no groups are drawn, "
+            "leave it out"
+        )
+
+
+def _default_groups(codebook: Codebook) -> int | None:
+    """Groups to draw of a codebook; None where there is nothing to choose from, which the head tells."""
+    groups = len(codebook.digits(torch.arange(len(codebook)))[:, 0].unique())
+    return min(SAMPLED_GROUPS, groups - 1) if codebook.heads > 1 and groups > 1 else None
 
 
 def _tying(head: OutputHead, embedding: nn.Embedding | None) -> str:
@@ -152,15 +261,41 @@ def _tying(head: OutputHead, embedding: nn.Embedding | None) -> str:
     return "tied to the decoder's input embeddings"
 
 
-def _number(args: Any, name: str, lowest: int) -> int | None:
+# ---- one flag
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _whole(args: Any, name: str, lowest: int) -> int | None:
     value = getattr(args, name, None)
     if value is None:
         return None
-    flag = "--" + name.replace("_", "-")
     try:
         number = int(str(value))
     except ValueError:
-        raise MHEError(f"{flag} must be a whole number of at least {lowest}, got {value!r}") from None
+        number = lowest - 1
     if number < lowest:
-        raise MHEError(f"{flag} must be at least {lowest}, got {number}")
+        raise MHEError(f"{_flag(name)} must be a whole number of at least {lowest}, got {value!r}")
     return number
+
+
+def _share(args: Any, name: str) -> float | None:
+    value = getattr(args, name, None)
+    if value is None:
+        return None
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = math.nan
+    if not 0.0 <= number < 1.0:
+        raise MHEError(f"{_flag(name)} must be a number of at least 0 and below 1, got {value!r}")
+    return number
+
+
+def _word(args: Any, name: str, words: tuple[str, ...]) -> str | None:
+    value = getattr(args, name, None)
+    if value is None or value in words:
+        return value
+    raise MHEError(f"{_flag(name)} must be one of {', '.join(words)}; got {value!r}")

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 from mhe_fairseq.models.decoder import MHETransformerDecoder, TokenLoss
-from mhe_fairseq.models.options import HeadOptions, add_head_args
+from mhe_fairseq.models.options import PLANNED, HeadOptions, add_head_args
 
 
 @register_model("mhe_transformer")
@@ -45,7 +45,7 @@ class MHETransformerModel(TransformerModel):
             config, args = args, argparse.Namespace(**OmegaConf.to_container(args, resolve=True))
             options = HeadOptions.resolve(args, task.target_dictionary.symbols)
             with open_dict(config):
-                for name in ("mhe_head", "mhe_lengths", "mhe_fingerprint"):
+                for name in PLANNED:
                     config[name] = getattr(args, name)
         else:
             options = HeadOptions.resolve(args, task.target_dictionary.symbols)

@@ -225,6 +225,7 @@ TEXT = "train.src-tgt.tgt"
         (remove(f"{TEXT}.bin"), [], f"{TEXT}.bin are not a binarised text (one of the two is missing)"),
         (write(f"{TEXT}.idx", b"junk"), [], f"{TEXT}.bin are not a binarised text"),
         (write(f"{TEXT}.idx", b""), [], f"{TEXT}.bin are not a binarised text"),
+        (write(f"{TEXT}.bin", b""), [], f"{TEXT}.bin is empty; clusters need text"),
         (shorten, [], "its index says"),
         (fewer_symbols, [], "the dictionary has 0..23 only; they do not belong together"),
         (
@@ -239,6 +240,9 @@ TEXT = "train.src-tgt.tgt"
         (void, ["--target-lang", "fr"], "has no dict.fr.txt"),
         (void, ["--lengths", "8,10"], "lengths 8,10 give 80 slots for 88 tokens"),
         (void, ["--lengths", "8,ten"], "lengths must be whole numbers separated by commas"),
+        (void, ["--lengths", "2.7,50"], "lengths must be whole numbers separated by commas"),
+        (void, ["--seed", "-1"], "--seed must be a whole number from 0 to 2**63 - 1, got -1"),
+        (void, ["--by", "random", "--seed", str(2**63)], "--seed must be a whole number from 0 to"),
         (void, ["--lengths", "88"], "needs at least two lengths such as 8,11; got 88"),
         (void, ["--contexts", "0"], "--contexts is a number of tokens, at least 1; got 0"),
         (void, ["--by", "random", "--from-checkpoint", "x"], "does not go with --by random"),
@@ -261,6 +265,9 @@ def test_bad_directories(toy_data: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "there is no data directory" in refused(tmp_path / "none", tmp_path, capsys)
     assert "--data is empty" in refused("", tmp_path, capsys)
     assert "has no dict.txt" in refused(tmp_path, tmp_path, capsys)
+    plain_text = toy_data.parent / "text"
+    assert "give a directory written by fairseq-preprocess" in refused(plain_text, tmp_path, capsys)
+    assert "there is no data directory" in refused(toy_data / "dict.tgt.txt", tmp_path, capsys)
     for output, message in (
         (tmp_path / "none" / "codes", f"there is no directory {tmp_path / 'none'} to write"),
         (tmp_path, "is a directory; give a file name"),

@@ -145,6 +145,7 @@ def test_where_frequencies_come_from(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("a 1\nb 2\n", ["--lengths", "6"], "two or three lengths, such as 2,3; got 6"),
         ("a 1\nb 2\n", ["--lengths", "2,2,2,2"], "two or three lengths, such as 2,3; got 2,2,2,2"),
         ("a 1\nb 2\n", ["--lengths", "2;3"], "lengths must be whole numbers"),
+        ("a 1\nb 2\n", ["--lengths", "2.7,3"], "lengths must be whole numbers"),
         ("a 1\nb\n", [], "every line must be `symbol count`: Incorrect dictionary format"),
         ("a 1\nb two\n", [], "every line must be `symbol count`: Incorrect dictionary format"),
         ("a 1\na 2\n", [], "Duplicate word"),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -76,19 +77,41 @@ def test_impossible_plans(vocab: int, heads: int, sentence: str) -> None:
         ("7", 7, (7,)),
         ([3, 4], 12, (3, 4)),
         ((1,), None, (1,)),
+        (["8", "12"], 90, (8, 12)),
+        (torch.tensor([8, 12]), 90, (8, 12)),
     ],
 )
 def test_good_lengths(text: str | Sequence[int], vocab: int | None, lengths: tuple[int, ...]) -> None:
     assert parse_lengths(text, vocab) == lengths
 
 
-@pytest.mark.parametrize("text", ["", "a,b", "128;256", "128,", "12.5,3", "0x10,2"])
-def test_lengths_that_are_no_numbers(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("a,b", "a,b"),
+        ("128;256", "128;256"),
+        ("128,", "128,"),
+        ("2.7,3", "2.7,3"),
+        ("0x10,2", "0x10,2"),
+        ([2.7, 3], "2.7,3"),
+        ([3.0, 4], "3.0,4"),
+        ([None, 4], "None,4"),
+        (["8", "many"], "8,many"),
+        (torch.tensor([2.7, 3.0]), "tensor(2.7000),tensor(3.)"),
+    ],
+)
+def test_lengths_that_are_no_whole_numbers(text: str | Sequence[int], shown: str) -> None:
     with pytest.raises(MHEError) as caught:
         parse_lengths(text)
     assert str(caught.value) == (
-        f"lengths must be whole numbers separated by commas, such as 128,256; got {text!r}"
+        f"lengths must be whole numbers separated by commas, such as 128,256; got {shown!r}"
     )
+
+
+def test_more_slots_than_memory() -> None:
+    with pytest.raises(MHEError, match="128,99999999 give 12799999872 slots, more than the 268435456"):
+        parse_lengths("128,99999999", 32768)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mhe_fairseq.coding import Codebook
-from mhe_fairseq.heads import ProductHead, SoftmaxHead
+from mhe_fairseq.heads import CascadeHead, ProductHead, SoftmaxHead
 
 #: Largest error allowed for log-probabilities computed from features and weights of a dtype, as a factor
 #: of the largest logit: half precision rounds the logits themselves.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2.5e-3, torch.bfloat16: 2e-2}
 
 
 @st.composite
@@ -75,7 +75,49 @@ def product_oracle(head: ProductHead, features: Tensor) -> Tensor:
     return joint - joint.logsumexp(dim=-1, keepdim=True)
 
 
+def cascade_oracle(head: CascadeHead, features: Tensor) -> Tensor:
+    """(N, V) log-probabilities in float64."""
+    return torch.stack(cascade_level_log_probs(head, features)).sum(dim=0)
+
+
+def cascade_level_log_probs(head: CascadeHead, features: Tensor) -> list[Tensor]:
+    """H tensors (N, V), float64: log p(digit h of the token | its digits before)."""
+    book, x = head.codebook, features.double()
+    local = x if head.project is None else x @ head.project.weight.double().T
+    digits = book.digits(torch.arange(len(book))).tolist()
+    last = book.heads - 1
+
+    def row(prefix: tuple[int, ...], digit: int, token: int) -> Tensor:
+        if not prefix:
+            return x @ head.group.weight[digit].double() + head.group.bias[digit].double()
+        if len(prefix) < last:
+            assert head.subgroup is not None
+            return x @ head.subgroup.table[prefix[0], digit].double()
+        if head.is_tied:
+            return local @ head.local.weight[token].double()
+        group = prefix[0] if last == 1 else prefix[0] * book.lengths[1] + prefix[1]
+        return local @ head.local.table[group, digit].double()
+
+    result = []
+    for h in range(book.heads):
+        families: dict[tuple[int, ...], dict[int, int]] = {}
+        for token, code in enumerate(digits):
+            families.setdefault(tuple(code[:h]), {})[code[h]] = token
+        chosen: dict[tuple[int, ...], Tensor] = {}
+        for prefix, children in families.items():
+            logits = torch.stack([row(prefix, digit, token) for digit, token in children.items()], dim=-1)
+            for digit, column in zip(children, logits.log_softmax(-1).unbind(-1), strict=True):
+                chosen[(*prefix, digit)] = column
+        result.append(torch.stack([chosen[tuple(code[: h + 1])] for code in digits], dim=-1))
+    return result
+
+
 def features_for(count: int, dim: int, dtype: torch.dtype, seed: int) -> Tensor:
     """(N, d), deterministic for a seed, and the same values (to rounding) in every dtype."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, dim, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def targets_for(book: Codebook, count: int, seed: int) -> Tensor:
+    """(N,) tokens, deterministic for a seed."""
+    return torch.randint(len(book), (count,), generator=torch.Generator().manual_seed(seed))

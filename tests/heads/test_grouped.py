@@ -69,37 +69,26 @@ def random_case(
     groups=st.integers(1, 7),
     length=st.sampled_from([1, 2, 3, 5, 16, 24, 37]),
     count=st.integers(1, 9),
-    pairs=st.integers(1, 20),
-    shared=st.integers(0, 3),
+    pairs=st.integers(1, 30),
     tied=st.booleans(),
     holes=st.integers(0, 20),
     seed=st.integers(0, 999),
 )
 def test_values_and_gradients_are_those_of_indexing(
-    groups: int, length: int, count: int, pairs: int, shared: int, tied: bool, holes: int, seed: int
+    groups: int, length: int, count: int, pairs: int, tied: bool, holes: int, seed: int
 ) -> None:
     x, weight, slots, chosen, rows = random_case(groups, length, count, pairs, tied, holes, seed)
-    layout = Layout(groups, length, slots)
-    common_groups = torch.randperm(groups, generator=torch.Generator().manual_seed(seed))[:shared].tolist()
-    sorted_pairs = Pairs.of(chosen, rows)
-    own, common = grouped_linear(x, weight, layout, sorted_pairs, common_groups)
-    own = sorted_pairs.restore(own)
+    layout, sorted_pairs = Layout(groups, length, slots), Pairs.of(chosen, rows)
+    logits = sorted_pairs.restore(grouped_linear(x, weight, layout, sorted_pairs))
     expected = oracle(x, weight, slots, (groups, length), chosen, rows)
     real = (
         torch.ones(groups, length, dtype=torch.bool) if slots is None else (slots >= 0).view(groups, length)
     )
     # What a slot without a token reads is of no interest; a caller masks it.
-    own, expected = own * real[chosen], expected * real[chosen]
-    torch.testing.assert_close(own, expected)
-    loss, expected_loss = own.sin().sum(), expected.sin().sum()
-    assert common.shape == (count, len(common_groups), length)
-    for i, group in enumerate(common_groups):
-        everyone = torch.arange(count)
-        block = oracle(x, weight, slots, (groups, length), torch.full((count,), group), everyone)
-        torch.testing.assert_close(common[:, i] * real[group], block * real[group])
-        loss = loss + (common[:, i] * real[group]).cos().sum() * (i + 2)
-        expected_loss = expected_loss + (block * real[group]).cos().sum() * (i + 2)
-    expected_grads = torch.autograd.grad(expected_loss, (x, weight))
+    logits, expected = logits * real[chosen], expected * real[chosen]
+    torch.testing.assert_close(logits, expected)
+    expected_grads = torch.autograd.grad(expected.sin().sum(), (x, weight))
+    loss = logits.sin().sum()
     for _ in range(2):  # a graph kept gives the same gradients again
         actual_grads = torch.autograd.grad(loss, (x, weight), retain_graph=True)
         for actual, expected_grad in zip(actual_grads, expected_grads, strict=True):
@@ -110,29 +99,15 @@ def test_values_and_gradients_are_those_of_indexing(
 def test_gradients_by_finite_differences(tied: bool) -> None:
     x, weight, slots, chosen, rows = random_case(4, 3, 5, 6, tied, 0, 1)
     layout, pairs = Layout(4, 3, slots), Pairs.of(chosen, rows)
-    assert torch.autograd.gradcheck(lambda a, b: grouped_linear(a, b, layout, pairs, [2, 0]), (x, weight))
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_one_of_two_outputs_is_enough(tied: bool) -> None:
-    x, weight, slots, chosen, rows = random_case(4, 3, 5, 6, tied, 2, 1)
-    layout, pairs = Layout(4, 3, slots), Pairs.of(chosen, rows)
-    own, common = grouped_linear(x, weight, layout, pairs, [1])
-    both = torch.autograd.grad(own.sum() + common.sum(), (x, weight))
-    parts = [
-        torch.autograd.grad(grouped_linear(x, weight, layout, pairs, [1])[i].sum(), (x, weight))
-        for i in range(2)
-    ]
-    for whole, first, second in zip(both, *parts, strict=True):
-        torch.testing.assert_close(whole, first + second)
+    assert torch.autograd.gradcheck(lambda a, b: grouped_linear(a, b, layout, pairs), (x, weight))
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_nothing_in_gives_zero_gradients(tied: bool) -> None:
     x, weight, slots, chosen, _ = random_case(4, 3, 0, 0, tied, 2, 1)
-    own, common = grouped_linear(x, weight, Layout(4, 3, slots), Pairs.of(chosen), [1, 3])
-    assert own.shape == (0, 3) and common.shape == (0, 2, 3)
-    (own.sum() + common.sum()).backward()
+    logits = grouped_linear(x, weight, Layout(4, 3, slots), Pairs.of(chosen))
+    assert logits.shape == (0, 3)
+    logits.sum().backward()
     assert gradient(x).shape == (0, DIM)
     assert not gradient(weight).any()
 
@@ -140,13 +115,13 @@ def test_nothing_in_gives_zero_gradients(tied: bool) -> None:
 def test_untouched_groups_get_zeros_and_a_frozen_input_gets_nothing() -> None:
     x, weight, _, _, _ = random_case(4, 3, 2, 0, False, 0, 1)
     pairs = Pairs.of(torch.tensor([2, 2]))
-    grouped_linear(x, weight, Layout(4, 3), pairs)[0].sum().backward()
+    grouped_linear(x, weight, Layout(4, 3), pairs).sum().backward()
     assert gradient(weight).flatten(1).any(dim=1).tolist() == [False, False, True, False]
     x.grad = None
     frozen = weight.detach()
-    grouped_linear(x, frozen, Layout(4, 3), pairs)[0].sum().backward()
+    grouped_linear(x, frozen, Layout(4, 3), pairs).sum().backward()
     assert torch.equal(gradient(x), frozen[2].sum(dim=0).expand(2, -1)) and frozen.grad is None
-    (only,) = torch.autograd.grad(grouped_linear(x.detach(), weight, Layout(4, 3), pairs)[0].sum(), weight)
+    (only,) = torch.autograd.grad(grouped_linear(x.detach(), weight, Layout(4, 3), pairs).sum(), weight)
     torch.testing.assert_close(only, gradient(weight))
 
 
@@ -159,11 +134,10 @@ def test_types_may_differ(x_type: torch.dtype, weight_type: torch.dtype, tied: b
     expected_grads = torch.autograd.grad(expected.sum(), (x, weight))
     x, weight = x.detach().to(x_type).requires_grad_(), weight.detach().to(weight_type).requires_grad_()
     pairs = Pairs.of(chosen, rows)
-    own, common = grouped_linear(x, weight, Layout(6, 4, slots), pairs, [1])
-    assert own.dtype == common.dtype == x_type
-    own = pairs.restore(own)
-    torch.testing.assert_close(own.double(), expected, atol=0.1, rtol=0.05)
-    (own.sum() + 0 * common.sum()).backward()
+    logits = pairs.restore(grouped_linear(x, weight, Layout(6, 4, slots), pairs))
+    assert logits.dtype == x_type
+    torch.testing.assert_close(logits.double(), expected, atol=0.1, rtol=0.05)
+    logits.sum().backward()
     for tensor, grad in zip((x, weight), expected_grads, strict=True):
         assert gradient(tensor).dtype == tensor.dtype
         torch.testing.assert_close(gradient(tensor).double(), grad, atol=0.15, rtol=0.05)
@@ -174,9 +148,9 @@ def test_autocast_sets_the_type_of_the_products(tied: bool) -> None:
     x, weight, slots, chosen, rows = random_case(6, 4, 8, 12, tied, 0, 3)
     x, weight = x.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        own, common = grouped_linear(x, weight, Layout(6, 4, slots), Pairs.of(chosen, rows), [1])
-    assert own.dtype == common.dtype == torch.bfloat16
-    (own.sum() + common.sum()).backward()
+        logits = grouped_linear(x, weight, Layout(6, 4, slots), Pairs.of(chosen, rows))
+    assert logits.dtype == torch.bfloat16
+    logits.sum().backward()
     assert gradient(x).dtype == gradient(weight).dtype == torch.float32
 
 
@@ -215,16 +189,15 @@ def test_a_large_gradient_is_written_in_full(dtype: torch.dtype, monkeypatch: py
     weight = torch.randn(6, 16, DIM).to(dtype).requires_grad_()
     x = torch.randn(4, DIM).to(dtype)
     pairs = Pairs.of(torch.tensor([5, 1, 1, 3]))
-    own, common = grouped_linear(x, weight, Layout(6, 16), pairs, [0, 3])
-    (own.sum() + common.sum()).backward()
+    grouped_linear(x, weight, Layout(6, 16), pairs).sum().backward()
     grad = gradient(weight)
     assert grad.dtype == dtype and grad.data_ptr() % 64 == 0 and grad.is_contiguous()
     expected = torch.zeros(6, 16, DIM, dtype=torch.float64)
-    for group, row in zip([5, 1, 1, 3, *[0] * 4, *[3] * 4], [0, 1, 2, 3, *range(4), *range(4)], strict=True):
+    for row, group in enumerate([5, 1, 1, 3]):
         expected[group] += x[row].double()
     torch.testing.assert_close(
         grad.double(), expected, atol=0.05 if dtype == torch.bfloat16 else 1e-5, rtol=0.01
     )
     before = grad.data_ptr()
-    torch.autograd.backward(grouped_linear(x, weight, Layout(6, 16), pairs)[0].sum())
+    torch.autograd.backward(grouped_linear(x, weight, Layout(6, 16), pairs).sum())
     assert gradient(weight).data_ptr() == before, "a second gradient is added in place"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from argparse import Namespace
 from pathlib import Path
 
@@ -12,13 +13,21 @@ from torch import nn
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead, SoftmaxHead
-from mhe_fairseq.models.options import HeadOptions
+from mhe_fairseq.models.options import HeadOptions, add_head_args
 
 SYMBOLS = [f"w{n}" for n in range(100)]
+DIM = 4
 
 
 def resolve(**flags: object) -> HeadOptions:
     return HeadOptions.resolve(Namespace(**flags), SYMBOLS)
+
+
+def build(embedding: nn.Embedding | None = None, **flags: object) -> OutputHead:
+    return resolve(**flags).build(DIM, embedding)
+
+
+# ---- good input
 
 
 def test_defaults_are_planned_and_written_back() -> None:
@@ -38,29 +47,101 @@ def test_defaults_are_planned_and_written_back() -> None:
         ({"mhe_head": "sampling", "mhe_groups": 3}, SamplingHead, True),
         ({"mhe_head": "cascade"}, CascadeHead, True),
         ({"mhe_head": "cascade", "mhe_bottleneck": "2"}, CascadeHead, False),
+        ({"mhe_head": "cascade", "mhe_bottleneck": DIM}, CascadeHead, False),
     ],
 )
 def test_heads_are_built_and_tied(
     flags: dict[str, object], kind: type, tied: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    embedding = nn.Embedding(100, 4)
+    embedding = nn.Embedding(100, DIM)
     with caplog.at_level("INFO"):
-        head = resolve(**flags).build(4, embedding)
+        head = build(embedding, **flags)
     assert type(head) is kind
-    assert isinstance(head, OutputHead)
     own = head.output_parameters()
-    assert (own < 100 * 4) == (tied or kind is ProductHead or "mhe_bottleneck" in flags)
+    own_table = isinstance(head, CascadeHead) and not tied
+    assert (own < 100 * DIM) == (not own_table or flags.get("mhe_bottleneck") == "2")
     assert not any(p is embedding.weight for p in head.parameters())
     assert len(caplog.records) == 1
     assert ("tied to the decoder" in caplog.text) == tied
+
+
+def test_every_flag_reaches_the_cascade() -> None:
+    plain = build(mhe_head="cascade")
+    assert isinstance(plain, CascadeHead)
+    assert (plain.smoothing_form, plain.dropout, plain.groups_sampled) == ("sampled", 0.0, 2)
+    head = build(mhe_head="cascade", mhe_smoothing="per-level", mhe_dropout="0.3", mhe_bottleneck="3")
+    assert isinstance(head, CascadeHead) and head.project is not None
+    assert (head.smoothing_form, head.dropout, head.project.out_features) == ("per-level", 0.3, 3)
+    drawn = build(mhe_head="cascade", mhe_smoothing="sampled", mhe_groups="5", mhe_dropout=0)
+    assert isinstance(drawn, CascadeHead) and (drawn.groups_sampled, drawn.dropout) == (5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "variant", "groups", "saved"),
+    [
+        ({}, "shared", 8, 8),
+        ({"mhe_groups": "3"}, "shared", 3, 3),
+        ({"mhe_sampling": "shared", "mhe_groups": 9}, "shared", 9, 9),
+        # Fewer groups than the default: all but one are drawn.
+        ({"mhe_lengths": "5,20"}, "shared", 4, 4),
+        ({"mhe_lengths": "5,5,4"}, "shared", 4, 4),
+        ({"mhe_sampling": "own"}, "own", None, None),
+        ({"mhe_sampling": "batch", "mhe_lengths": "1,100"}, "batch", None, None),
+    ],
+)
+def test_every_flag_reaches_the_sampling_head(
+    flags: dict[str, object], variant: str, groups: int | None, saved: int | None
+) -> None:
+    args = Namespace(mhe_head="sampling", **flags)
+    head = HeadOptions.resolve(args, SYMBOLS).build(DIM, None)
+    assert isinstance(head, SamplingHead) and head.variant == variant
+    assert groups is None or head.groups == groups
+    assert args.mhe_groups == saved
+
+
+@pytest.mark.parametrize(
+    ("head", "lengths"),
+    [
+        ("product", "100"),
+        ("product", 100),  # YAML's --mhe-lengths 100
+        ("product", [10, 10]),
+        ("product", "4,5,5"),
+        ("product", "2,4,4,4"),
+        ("cascade", "4,5,5"),
+        ("sampling", "4,5,5"),
+        ("sampling", "2,4,4,4"),
+        ("softmax", "4,5,5"),
+    ],
+)
+def test_numbers_of_digits_that_a_head_takes(head: str, lengths: object) -> None:
+    for mixtures in (None, 3) if head == "product" else (None,):
+        built = build(mhe_head=head, mhe_lengths=lengths, mhe_mixtures=mixtures)
+        log_probs = built.log_probs(torch.randn(3, DIM))
+        torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(3))
+
+
+def test_the_command_line_reads_text_and_leaves_out_what_is_not_given() -> None:
+    parser = argparse.ArgumentParser()
+    add_head_args(parser)
+    assert set(vars(parser.parse_args([])).values()) == {None}
+    line = "--mhe-head cascade --mhe-smoothing per-level --mhe-dropout 0.1 --mhe-bottleneck 2"
+    head = HeadOptions.resolve(parser.parse_args(line.split()), SYMBOLS).build(DIM, None)
+    assert isinstance(head, CascadeHead) and (head.smoothing_form, head.dropout) == ("per-level", 0.1)
+    line = "--mhe-head sampling --mhe-sampling batch"
+    head = HeadOptions.resolve(parser.parse_args(line.split()), SYMBOLS).build(DIM, None)
+    assert isinstance(head, SamplingHead) and head.variant == "batch"
 
 
 def test_a_codebook_file_is_used_and_must_agree_with_lengths(tmp_path: Path) -> None:
     book = Codebook((5, 20), torch.randperm(100), dictionary=symbols_fingerprint(SYMBOLS))
     book.save(tmp_path / "codes")
     assert resolve(mhe_codebook=str(tmp_path / "codes")).codebook == book
+    assert resolve(mhe_codebook=str(tmp_path / "codes"), mhe_lengths=[5, 20]).codebook == book
     with pytest.raises(MHEError, match="--mhe-lengths 10,10 contradicts .*codes, which has 5,20"):
         resolve(mhe_codebook=str(tmp_path / "codes"), mhe_lengths="10,10")
+
+
+# ---- checkpoints
 
 
 def test_a_checkpoints_options_need_no_file() -> None:
@@ -68,24 +149,48 @@ def test_a_checkpoints_options_need_no_file() -> None:
     options = HeadOptions.resolve(args, SYMBOLS)
     assert options.restored and options.codebook.lengths == (5, 20)
     assert args.mhe_fingerprint == "ff"
-    assert options.build(4, None).adopt_codebook
+    assert options.build(DIM, None).adopt_codebook
 
 
+@pytest.mark.parametrize("head", ["product", "cascade", "sampling", "softmax"])
+def test_a_checkpoint_from_before_a_flag_has_its_default(head: str) -> None:
+    args = Namespace(mhe_head=head, mhe_lengths="10,10", mhe_fingerprint="ff")
+    restored = HeadOptions.resolve(args, SYMBOLS).build(DIM, None)
+    trained = build(mhe_head=head)
+    restored.load_state_dict(trained.state_dict())
+    assert repr(restored) == repr(trained)
+
+
+@pytest.mark.parametrize("head", ["cascade", "sampling"])
 @pytest.mark.parametrize(
-    ("flags", "sentence"),
+    ("slots", "groups"),
     [
-        ({"mhe_mixtures": 0}, "--mhe-mixtures must be at least 1, got 0"),
-        ({"mhe_mixtures": 1.5}, "--mhe-mixtures must be a whole number of at least 1, got 1.5"),
-        ({"mhe_groups": 2}, "--mhe-groups is for --mhe-head cascade or sampling; the head is product"),
-        (
-            {"mhe_head": "cascade", "mhe_chunk": 2},
-            "--mhe-chunk is for --mhe-head softmax; the head is cascade",
-        ),
-        ({"mhe_lengths": "3,3"}, "lengths 3,3 give 9 slots for 100 tokens"),
-        ({"mhe_head": "tree"}, "must be one of product, cascade, sampling, softmax; got 'tree'"),
+        # Ten groups of tokens where dictionary order has eight; two where it has eight.
+        (torch.arange(75) * 100 // 75, 9),
+        (torch.cat([torch.arange(10), torch.arange(90, 100)]), 1),
     ],
 )
-def test_bad_flags(flags: dict[str, object], sentence: str) -> None:
+def test_groups_of_a_learned_codebook_fit_when_it_is_restored(
+    head: str, slots: torch.Tensor, groups: int, tmp_path: Path
+) -> None:
+    Codebook((10, 10), slots).save(tmp_path / "codes")
+    symbols = SYMBOLS[: len(slots)]
+    for given in (groups, None):
+        args = Namespace(mhe_head=head, mhe_groups=given, mhe_codebook=str(tmp_path / "codes"))
+        trained = HeadOptions.resolve(args, symbols).build(DIM, None)
+        (tmp_path / "codes").rename(tmp_path / "elsewhere")
+        restored = HeadOptions.resolve(args, symbols).build(DIM, None)
+        (tmp_path / "elsewhere").rename(tmp_path / "codes")
+        restored.load_state_dict(trained.state_dict())
+        features = torch.randn(3, DIM)
+        torch.testing.assert_close(restored.log_probs(features), trained.log_probs(features))
+
+
+def test_a_checkpoint_of_a_smaller_dictionary_is_told_as_such() -> None:
+    args = Namespace(mhe_lengths="8,11", mhe_fingerprint="ff")
     with pytest.raises(MHEError) as error:
-        resolve(**flags)
-    assert sentence in str(error.value)
+        HeadOptions.resolve(args, SYMBOLS)
+    assert str(error.value) == (
+        "the checkpoint's codebook has 88 slots and the dictionary 100 tokens; use the dictionary the model "
+        "was trained with"
+    )

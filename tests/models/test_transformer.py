@@ -18,8 +18,10 @@ HEADS: dict[str, list[str]] = {
     "three digits": ["--mhe-lengths", "4,4,8", "--share-decoder-input-output-embed"],
     "softmax": ["--mhe-head", "softmax", "--mhe-chunk", "64"],
     "cascade": ["--mhe-head", "cascade", "--share-all-embeddings"],
-    "cascade bottleneck": ["--mhe-head", "cascade", "--mhe-bottleneck", "8"],
+    "cascade bottleneck": ["--mhe-head", "cascade", "--mhe-bottleneck", "8", "--mhe-dropout", "0.1"],
+    "cascade per-level": ["--mhe-head", "cascade", "--mhe-lengths", "4,4,8", "--mhe-smoothing", "per-level"],
     "sampling": ["--mhe-head", "sampling", "--mhe-groups", "3"],
+    "sampling batch": ["--mhe-head", "sampling", "--mhe-sampling", "batch"],
 }
 
 
