@@ -20,6 +20,7 @@ from mhe_fairseq.coding import Codebook, plan_lengths
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import Candidates, CascadeHead, HeadLoss, OutputHead, ProductHead, SoftmaxHead
 from mhe_fairseq.models import MHETransformerModel
+from mhe_fairseq.search.compact import CompactEnsemble
 from mhe_fairseq.tasks.mhe_translation import MHETranslationConfig, MHETranslationTask
 
 #: What can be measured, and what it is called in tables.
@@ -146,8 +147,7 @@ def measure_decode(
     Raises:
         MHEError: a vocabulary too small for the beam.
     """
-    if vocab < 4 * settings.beam + 16:
-        raise MHEError(f"a vocabulary of {vocab} tokens is too small to search with beam {settings.beam}")
+    check_vocabulary(vocab, settings)
     torch.manual_seed(settings.seed)
     task, model = make_model(vocab, settings)
     features = sample_features(task, model, settings)
@@ -169,9 +169,21 @@ def measure_decode(
         return samples[other].median / samples[name].median if other in samples else None
 
     return [
-        DecodeResult(name, vocab, samples[name], steps[name].tokens, times(name, "softmax"), times(name, "none"))
+        DecodeResult(
+            name, vocab, samples[name], steps[name].tokens, times(name, "softmax"), times(name, "none")
+        )
         for name in names
     ]
+
+
+def check_vocabulary(vocab: int, settings: DecodeSettings) -> None:
+    """Refuse one that the compact search would leave to the V-wide one.
+
+    Raises:
+        MHEError: there are too few tokens for the beam.
+    """
+    if not CompactEnsemble.fits(vocab, settings.beam):
+        raise MHEError(f"a vocabulary of {vocab} tokens is too small to search with beam {settings.beam}")
 
 
 def make_model(vocab: int, settings: DecodeSettings) -> tuple[MHETranslationTask, Any]:

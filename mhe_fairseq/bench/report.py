@@ -125,14 +125,7 @@ def as_dict(
         "benchmark": "train",
         "version": version,
         "seed": settings.seed,
-        "machine": {
-            "cpu": machine.cpu,
-            "cores": machine.cores,
-            "threads": machine.threads,
-            "gpu": machine.gpu,
-            "torch": machine.torch_version,
-            "python": machine.python_version,
-        },
+        "machine": machine_dict(machine),
         "device": settings.device.type,
         "dtype": "float32",
         "dim": settings.dim,
@@ -150,6 +143,18 @@ def as_dict(
             for shape in shapes
         ],
         "growth": [_growth_dict(result) for result in growth],
+    }
+
+
+def machine_dict(machine: Machine) -> dict[str, Any]:
+    """As in every benchmark's JSON."""
+    return {
+        "cpu": machine.cpu,
+        "cores": machine.cores,
+        "threads": machine.threads,
+        "gpu": machine.gpu,
+        "torch": machine.torch_version,
+        "python": machine.python_version,
     }
 
 

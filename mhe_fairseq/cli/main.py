@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Modules of fairseq call basicConfig(level=DEBUG) on import, which does nothing after this; and it
     # tells about optional packages and every file it opens.
     logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
+    for name in ("fairseq", "mhe_fairseq"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         args = make_parser().parse_args(argv)
         status: int = args.run(args)

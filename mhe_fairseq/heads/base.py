@@ -120,7 +120,7 @@ class OutputHead(nn.Module, ABC):
         """Exact log p of several tokens. Shape: (N, d), and (C,) or (N, C) -> (N, C) fp32."""
         tokens = tokens.expand(features.size(0), -1)
         count = tokens.size(1)
-        return self.log_prob(features.repeat_interleave(count, dim=0), tokens.reshape(-1)).view(-1, count)
+        return self.log_prob(features.repeat_interleave(count, dim=0), tokens.reshape(-1)).view(tokens.shape)
 
     def candidates(self, features: Tensor, k: int, tokens: Tensor) -> Candidates:
         """``topk`` and ``log_prob_of`` of the same features. Shape: (N, d), (C,)."""

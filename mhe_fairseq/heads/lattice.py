@@ -7,6 +7,7 @@ have two or three states a level, so sums and maxima over exactly the V real tok
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mhe_fairseq.coding.codebook import Codebook
+from mhe_fairseq.heads.column_sums import DigitSet
 
 
 @dataclass(frozen=True)
@@ -22,23 +24,21 @@ class Edge:
 
     Attributes:
         child: state of the next level (0 after the last digit).
-        digits: (n,) long, rising; None: all digits of this level.
+        columns: these digits.
+        number: of ``columns`` in ``Lattice.sets``.
     """
 
     child: int
-    digits: Tensor | None
+    columns: DigitSet
+    number: int
 
-    def columns(self, scores: Tensor) -> Tensor:
-        """(..., L) -> (..., n): the scores of this edge's digits."""
-        if self.digits is None:
-            return scores
-        start, count = int(self.digits[0]), self.digits.numel()
-        if int(self.digits[-1]) - start + 1 == count:
-            return scores.narrow(-1, start, count)
-        return scores.index_select(-1, self.digits.to(scores.device))
+    @property
+    def digits(self) -> Tensor | None:
+        """(n,) long, rising; None: all digits of this level."""
+        return self.columns.values
 
     def digit_of(self, columns: Tensor) -> Tensor:
-        """Column numbers of ``columns()`` -> digits."""
+        """Column numbers of ``columns.read()`` -> digits."""
         return columns if self.digits is None else self.digits.to(columns.device)[columns]
 
 
@@ -48,35 +48,61 @@ class Lattice:
     Attributes:
         lengths: (L_1, ..., L_H).
         levels: for each digit, for each state before it, its edges; the root is state 0 of level 0.
+        sets: all values of each digit, H of them, then the other sets of digits that edges have, each once.
         full: there are no holes.
     """
 
     def __init__(self, codebook: Codebook) -> None:
         self.lengths = codebook.lengths
         self.full = codebook.holes == 0
+        self.sets = [DigitSet(level, None) for level in range(len(self.lengths))]
         self.levels: list[list[list[Edge]]] = []
+        numbers: dict[tuple[int, bytes], int] = {}
         # From the last digit up: `below` holds for every prefix its state, -1 if no token is below it.
         below = np.where(codebook.token_of_slot.numpy() >= 0, 0, -1)
-        for length in reversed(self.lengths):
-            rows, states = _unique_rows(below.reshape(-1, length))
-            self.levels.insert(0, [_edges(row, length) for row in rows])
+        for level in reversed(range(len(self.lengths))):
+            rows, states = _unique_rows(below.reshape(-1, self.lengths[level]))
+            self.levels.insert(0, [self._edges(row, level, numbers) for row in rows])
             below = states
 
-    def log_mass(self, scores: list[Tensor]) -> Tensor:
+    def _edges(self, row: np.ndarray, level: int, numbers: dict[tuple[int, bytes], int]) -> list[Edge]:
+        edges = []
+        for child in np.unique(row[row >= 0]):
+            digits = np.flatnonzero(row == child)
+            number = level
+            if len(digits) < len(row):
+                number = numbers.setdefault((level, digits.tobytes()), len(self.sets))
+                if number == len(self.sets):
+                    self.sets.append(DigitSet(level, torch.from_numpy(digits)))
+            edges.append(Edge(int(child), self.sets[number], number))
+        return edges
+
+    def log_mass(self, scores: list[Tensor], digit_mass: Sequence[Tensor] | None = None) -> Tensor:
         """log of the sum over real tokens of exp(sum_h scores_h[y_h]).
 
-        Shape: H tensors (..., L_h) -> (...). Cost: states x L a level.
+        Cost: states x L a level.
+
+        Shape: H tensors (..., L_h), and their log-sum-exps where they are known, (...) each -> (...).
         """
+        if digit_mass is None:
+            digit_mass = [score.logsumexp(dim=-1) for score in scores]
+        rest = self.sets[len(self.lengths) :]
+        return self.log_mass_of(
+            [*digit_mass, *(each.read(scores[each.level]).logsumexp(dim=-1) for each in rest)]
+        )
+
+    def log_mass_of(self, sums: Sequence[Tensor]) -> Tensor:
+        """``log_mass`` from the log-sum-exps of the scores in ``sets``. Shape: M tensors (...) -> (...)."""
         masses: list[Tensor] = []
-        for h in reversed(range(len(self.lengths))):
-            masses = [self._state_mass(edges, scores[h], masses) for edges in self.levels[h]]
+        for level in reversed(self.levels):
+            masses = [self._state_mass(edges, sums, masses) for edges in level]
         return masses[0]
 
     @staticmethod
-    def _state_mass(edges: list[Edge], scores: Tensor, below: list[Tensor]) -> Tensor:
+    def _state_mass(edges: list[Edge], sums: Sequence[Tensor], below: list[Tensor]) -> Tensor:
         parts = []
         for edge in edges:
-            mass = edge.columns(scores).logsumexp(dim=-1)
+            mass = sums[edge.number]
             parts.append(mass + below[edge.child] if below else mass)
         return parts[0] if len(parts) == 1 else torch.stack(parts, dim=-1).logsumexp(dim=-1)
 
@@ -101,7 +127,7 @@ class Lattice:
     ) -> tuple[Tensor, Tensor]:
         values, slots = [], []
         for edge in edges:
-            columns = edge.columns(scores)
+            columns = edge.columns.read(scores)
             value, column = columns.topk(min(k, columns.size(-1)), dim=-1)
             slot = edge.digit_of(column) * stride
             if below:
@@ -138,11 +164,3 @@ def _unique_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _as_bytes(table: np.ndarray) -> np.ndarray:
     compact = np.ascontiguousarray(table.astype(np.int32))
     return compact.view(np.dtype((np.void, compact.dtype.itemsize * compact.shape[1]))).reshape(-1)
-
-
-def _edges(row: np.ndarray, length: int) -> list[Edge]:
-    edges = []
-    for child in np.unique(row[row >= 0]):
-        digits = np.flatnonzero(row == child)
-        edges.append(Edge(int(child), None if len(digits) == length else torch.from_numpy(digits)))
-    return edges

@@ -44,7 +44,7 @@ class MixtureScores:
         """log Z, (N,): the mixture's probability of the slots that are tokens; 0 without holes."""
         if lattice.full:
             return self.log_gate.new_zeros(self.log_gate.size(0))
-        return (self.prior + lattice.log_mass(self.digits)).logsumexp(dim=-1)
+        return (self.prior + lattice.log_mass(self.digits, self.digit_mass)).logsumexp(dim=-1)
 
     def log_joint(self, digits: Tensor) -> Tensor:
         """log sum_k pi_k prod_h p_kh of given digits. Shape: (S, H), shared by the batch, or (N, S, H) ->
@@ -129,7 +129,7 @@ class MixtureScores:
             rows = torch.arange(first.size(-1)) if edge.digits is None else edge.digits
             keep[rows] = mask
             top = rest[..., mask.to(rest.device)].amax(dim=-1, keepdim=True)
-            bound[:, rows.to(bound.device)] = (edge.columns(first) + top).logsumexp(dim=1)
+            bound[:, rows.to(bound.device)] = (edge.columns.read(first) + top).logsumexp(dim=1)
         return keep.to(first.device), bound
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mhe_fairseq.coding.codebook import Codebook, unravel
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
+from mhe_fairseq.heads.column_sums import column_sums, digit_views
 from mhe_fairseq.heads.lattice import Lattice
 from mhe_fairseq.heads.mixture import MixtureScores
 
@@ -64,20 +65,24 @@ class ProductHead(OutputHead):
     def forward(
         self, features: Tensor, target: Tensor, smoothing: bool = True, accuracy: bool = False
     ) -> HeadLoss:
-        scores = self._scores(features)
+        logits, log_gate = self._logits(features)
         digits = self._digits(target)
-        per_digit = [
-            -F.cross_entropy(
-                score.flatten(0, 1), digits[:, h].repeat_interleave(self.mixtures), reduction="none"
-            )
-            for h, score in enumerate(scores.digits)
-        ]
-        # (N, K, H): log p_kh(y_h)
-        picked = torch.stack([p.view(-1, self.mixtures) for p in per_digit], dim=-1)
-        log_mass = scores.log_mass(self.lattice)
-        nll = log_mass - (scores.log_gate + picked.sum(dim=-1)).logsumexp(dim=-1)
-        smooth = self._smooth(scores, log_mass) if smoothing else None
-        return HeadLoss(nll, smooth, self._stats(scores, picked, digits, target, accuracy))
+        drawn = self._drawn_digits() if smoothing and self.mixtures > 1 else digits[:0]
+        lattice = self.lattice
+        sums, own, shared = column_sums(logits, lattice.lengths, lattice.sets, digits, drawn)
+        digit_mass = sums[: self.heads]
+        prior = log_gate - digit_mass.sum(dim=0)
+        nll = -(prior + own.sum(dim=0)).logsumexp(dim=-1)
+        log_mass = None
+        if not lattice.full:
+            log_mass = (prior + lattice.log_mass_of(sums.unbind())).logsumexp(dim=-1)
+            nll = nll + log_mass
+        smooth = None
+        if smoothing:
+            smooth = -self._mean_log_joint(logits, prior, shared)
+            smooth = smooth if log_mass is None else smooth + log_mass
+        stats = self._stats(logits, log_gate, own - digit_mass, digits, target, accuracy)
+        return HeadLoss(nll, smooth, stats)
 
     def log_probs(self, features: Tensor) -> Tensor:
         scores = self._scores(features)
@@ -110,50 +115,52 @@ class ProductHead(OutputHead):
             best, slots = scores.topk(self.lattice, k)
         return best, self._token_of_slot.to(slots.device)[slots]
 
-    def _scores(self, features: Tensor) -> MixtureScores:
+    def _logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, K * sum(L_h)) logits, fp32 or float64, and (N, K) log pi_k."""
         logits = wide(F.linear(features, self.weight, self.bias))
-        n, k = features.size(0), self.mixtures
-        digits = [
-            part.reshape(n, k, length)
-            for part, length in zip(
-                logits.split([k * length for length in self.codebook.lengths], dim=-1),
-                self.codebook.lengths,
-                strict=True,
-            )
-        ]
         if self.gate is None:
-            log_gate = logits.new_zeros(n, 1)
-        else:
-            log_gate = F.log_softmax(wide(self.gate(features)), dim=-1)
-        return MixtureScores(digits, log_gate)
+            return logits, logits.new_zeros(features.size(0), 1)
+        return logits, F.log_softmax(wide(self.gate(features)), dim=-1)
 
-    def _smooth(self, scores: MixtureScores, log_mass: Tensor) -> Tensor:
-        """mean_v -log p(v), (N,): a weighted sum over the digits when K = 1, which is exact; else an
-        unbiased estimate from uniform tokens shared by the batch."""
-        if self.mixtures == 1:
-            means = (self.digit_counts.to(log_mass.dtype) / self.vocab_size).split(
-                list(self.codebook.lengths)
-            )
-            total = log_mass
-            for score, mean in zip(scores.digits, means, strict=True):
-                score = score.squeeze(1)
-                # No matrix product: autocast would make it half precision.
-                total = total + score.logsumexp(dim=-1) - (score * mean).sum(dim=-1)
-            return total
+    def _scores(self, features: Tensor) -> MixtureScores:
+        logits, log_gate = self._logits(features)
+        return MixtureScores(digit_views(logits, self.codebook.lengths), log_gate)
+
+    def _mean_log_joint(self, logits: Tensor, prior: Tensor, shared: Tensor) -> Tensor:
+        """mean_v log p(v), not divided by Z, (N,): linear in the logits when K = 1, and exact; else an
+        unbiased estimate from uniform tokens shared by the batch, whose logits are ``shared``."""
+        if self.mixtures > 1:
+            return (prior.unsqueeze(-1) + shared).logsumexp(dim=1).mean(dim=-1)
+        mean = self.digit_counts.to(logits.dtype) / self.vocab_size
+        with torch.autocast(logits.device.type, enabled=False):  # it would make them half precision
+            return prior.squeeze(-1) + logits @ mean
+
+    def _drawn_digits(self) -> Tensor:
+        """(S, H): of the tokens of the smoothing term."""
         count = min(SMOOTHING_TOKENS, self.vocab_size)
-        digits = self._digits(self._sample_tokens(count, log_mass.device))
-        return log_mass - scores.log_joint(digits).mean(dim=-1)
+        return self._digits(self._sample_tokens(count, self.codebook_slots.device))
 
     @torch.no_grad()
     def _stats(
-        self, scores: MixtureScores, picked: Tensor, digits: Tensor, target: Tensor, accuracy: bool
+        self,
+        logits: Tensor,
+        log_gate: Tensor,
+        picked: Tensor,
+        digits: Tensor,
+        target: Tensor,
+        accuracy: bool,
     ) -> dict[str, Tensor]:
-        """Loss of each digit under its marginal, and with ``accuracy`` whether digits and token are right."""
+        """Loss of each digit under its marginal, and with ``accuracy`` whether digits and token are right.
+
+        Args:
+            picked: (H, N, K): log p_kh(y_h).
+        """
         stats: dict[str, Tensor] = {}
-        marginal = (scores.log_gate.unsqueeze(-1) + picked).logsumexp(dim=1)
+        marginal = (log_gate + picked).logsumexp(dim=-1)
         for h in range(self.heads):
-            stats[f"digit_{h + 1}_nll"] = -marginal[:, h]
+            stats[f"digit_{h + 1}_nll"] = -marginal[h]
         if accuracy:
+            scores = MixtureScores(digit_views(logits, self.codebook.lengths), log_gate)
             for h, best in enumerate(scores.marginal_argmax()):
                 stats[f"digit_{h + 1}_accuracy"] = best.eq(digits[:, h]).to(picked.dtype)
             tokens = self._best(scores, 1)[1].squeeze(-1)

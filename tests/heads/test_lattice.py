@@ -34,7 +34,31 @@ def token_scores(book: Codebook, scores: list[Tensor]) -> Tensor:
 def test_log_mass_is_the_sum_over_tokens(book: Codebook, seed: int, std: float) -> None:
     scores = scores_for(book, (2, 3), seed, std)
     expected = token_scores(book, scores).logsumexp(dim=-1)
-    torch.testing.assert_close(Lattice(book).log_mass(scores), expected, atol=1e-10, rtol=1e-10)
+    lattice = Lattice(book)
+    sums = [each.read(scores[each.level]).logsumexp(dim=-1) for each in lattice.sets]
+    for mass in (
+        lattice.log_mass(scores),
+        lattice.log_mass(scores, sums[: len(book.lengths)]),
+        lattice.log_mass_of(sums),
+    ):
+        torch.testing.assert_close(mass, expected, atol=1e-10, rtol=1e-10)
+
+
+@given(book=codebooks(max_vocab=400, max_heads=4))
+def test_sets_are_whole_digits_and_then_those_of_edges_each_once(book: Codebook) -> None:
+    lattice = Lattice(book)
+    heads = len(book.lengths)
+    assert [(each.level, each.values) for each in lattice.sets[:heads]] == [(h, None) for h in range(heads)]
+    used = set()
+    for level, states in enumerate(lattice.levels):
+        for edge in (edge for edges in states for edge in edges):
+            assert lattice.sets[edge.number] is edge.columns and edge.columns.level == level
+            used.add(edge.number)
+    assert used >= set(range(heads, len(lattice.sets))), "no set that no edge has"
+    rest = [(each.level, each.values) for each in lattice.sets[heads:]]
+    distinct = {(level, tuple(values.tolist())) for level, values in rest if values is not None}
+    assert len(distinct) == len(rest)
+    assert all(len(values) < book.lengths[level] for level, values in distinct)
 
 
 @given(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mhe_fairseq.bench.memory import measure_peak
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import ProductHead
@@ -131,6 +132,25 @@ def test_the_sample_depends_on_the_update_only() -> None:
     head.eval()
     evaluated = smooth(3)
     assert smooth(8) == evaluated and smooth(None) == evaluated
+
+
+@pytest.mark.parametrize("mixtures", [1, 6])
+@pytest.mark.parametrize("vocab", [60_000, 59_970])
+def test_a_step_takes_little_more_than_logits_and_their_gradient(mixtures: int, vocab: int) -> None:
+    head = ProductHead(8, Codebook((240, 250), vocab_size=vocab), mixtures)
+    count = 6144 // mixtures
+    features, target = torch.randn(count, 8), torch.randint(vocab, (count,))
+
+    def loss() -> Tensor:
+        loss = head(features, target)
+        assert loss.smooth is not None
+        return loss.nll.sum() + loss.smooth.sum()
+
+    peak = measure_peak(loss, list(head.parameters()))
+    logits = count * mixtures * 490 * 4
+    # One component's exact smoothing is outside of the one gradient; a mixture's tokens have logits of
+    # their own, 64 beside 490.
+    assert peak.extra < (3.2 if mixtures == 1 else 2.4) * logits
 
 
 def test_no_smoothing_unless_asked() -> None:
