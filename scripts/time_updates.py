@@ -18,6 +18,7 @@ import multiprocessing
 import statistics
 import sys
 import time
+import warnings
 from argparse import Namespace
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -78,11 +79,13 @@ def measure(
             raise TimingError(f"there is no {checkpoint}")
     context = multiprocessing.get_context("spawn")
     lines: list[Connection] = []
+    processes = []
     try:
         for checkpoint in checkpoints:
             ours, theirs = context.Pipe()
             arguments = (theirs, str(checkpoint), rounds * updates, threads, user_dir)
-            context.Process(target=_serve, args=arguments, daemon=True).start()
+            processes.append(context.Process(target=_serve, args=arguments, daemon=True))
+            processes[-1].start()
             theirs.close()
             lines.append(ours)
             # One after the other, also here: loading is work for all cores.
@@ -94,6 +97,8 @@ def measure(
     finally:
         for line in lines:
             line.close()
+        for process in processes:
+            process.join(timeout=30)
 
 
 def _ask(line: Connection, checkpoint: Path, updates: int) -> Any:
@@ -140,6 +145,8 @@ def _output_parameters(model: Any) -> int:
 def _load(checkpoint: str, threads: int, user_dir: str, count: int) -> tuple[Any, list[Any]]:
     """fairseq's trainer as ``fairseq-train`` makes it, with the checkpoint's weights; and batches, evenly
     from the shortest sentences to the longest, in an order that is the same for each model."""
+    # fairseq uses what torch warns about.
+    warnings.simplefilter("ignore")
     logging.disable(logging.INFO)  # before the imports: fairseq tells about optional packages in them
     import torch
     from fairseq import checkpoint_utils, tasks, utils

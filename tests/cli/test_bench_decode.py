@@ -1,0 +1,61 @@
+"""`mhe bench decode` for real, with a tiny transformer. Times are never judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mhe_fairseq.bench.decode import HEADS
+from mhe_fairseq.cli.main import main
+from tests.helpers import run_command
+
+
+def test_the_whole_run(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    command = ["python", "-m", "mhe_fairseq.cli.main", "bench", "decode", "--quick", "--seed", "5"]
+    done = run_command([*command, "--json", path])
+    assert "seed 5" in done.stdout and "V = 128" in done.stdout and "V = 256" in done.stdout
+    for label in HEADS.values():
+        assert done.stdout.count(f"│ {label} ") == 2
+    answer = json.loads(path.read_text())
+    assert (answer["benchmark"], answer["seed"], answer["beam"], answer["layers"]) == ("decode", 5, 2, 1)
+    assert [(row["vocab_size"], row["head"]) for row in answer["heads"]] == [
+        (vocab, head) for vocab in (128, 256) for head in HEADS
+    ]
+    for rows in (answer["heads"][:5], answer["heads"][5:]):
+        seconds = {row["head"]: sum(row["seconds"]) / 2 for row in rows}
+        for row in rows:
+            # 6 sentences of 4 tokens and EOS; two rounds, whose median is their mean.
+            assert row["tokens"] == 30 and len(row["seconds"]) == 2
+            assert row["tokens_per_second"] == pytest.approx(30 / seconds[row["head"]])
+            assert row["ratio"] == pytest.approx(seconds["softmax"] / seconds[row["head"]])
+            assert row["of_limit"] == pytest.approx(seconds["none"] / seconds[row["head"]])
+
+
+def test_without_softmax_there_is_no_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--quick", "--repeats", "1", "--vocab", "64", "--heads", "product", "--json", "-"]
+    assert main(["bench", "decode", *arguments]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["heads"]
+    assert row["ratio"] is None and row["of_limit"] is None
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--vocab", "ten"], "--vocab must be whole numbers separated by commas, got 'ten'"),
+        (["--vocab", "0"], "every vocabulary must be at least 1, got 0"),
+        (["--vocab", "16"], "a vocabulary of 16 tokens is too small to search with beam 5"),
+        (["--beam", "0"], "--beam must be at least 1, got 0"),
+        (["--layers", "-1"], "--layers must be at least 1, got -1"),
+        (["--dim", "100"], "--dim 100 is no multiple of 64"),
+        (["--heads", "product,sampling"], "no head 'sampling' to measure; there are softmax, product"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--json", "no/such/folder/x"], "there is no directory no/such/folder"),
+    ],
+)
+def test_bad_input(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "decode", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("mhe: ") and error.count("\n") == 1
