@@ -20,7 +20,7 @@ from mhe_fairseq.coding import Codebook, parse_lengths, plan_lengths
 from mhe_fairseq.coding.assign import frequency_slots
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.cascade import SMOOTHING_GROUPS
-from mhe_fairseq.heads.sampling import expected_share, inclusion_probabilities
+from mhe_fairseq.heads.group_sample import expected_share, inclusion_probabilities
 
 if TYPE_CHECKING:
     from fairseq.data import Dictionary

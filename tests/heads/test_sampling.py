@@ -16,13 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import sampling
-from mhe_fairseq.heads.sampling import (
-    VARIANTS,
-    SamplingHead,
-    inclusion_probabilities,
-    sample_groups,
-    systematic,
-)
+from mhe_fairseq.heads.group_sample import sample_groups, systematic
+from mhe_fairseq.heads.sampling import VARIANTS, SamplingHead
 from tests.heads.oracle import codebooks, features_for, targets_for
 
 DIM = 5
@@ -102,35 +97,6 @@ def test_evaluation_holds_a_few_rows_of_logits_only() -> None:
 
 
 # ---- the sample
-
-
-@given(
-    share=st.lists(st.floats(1e-3, 1.0), min_size=2, max_size=20),
-    data=st.data(),
-)
-def test_inclusion_probabilities(share: list[float], data: st.DataObject) -> None:
-    count = data.draw(st.integers(1, len(share) - 1))
-    shares = torch.tensor(share, dtype=torch.float64)
-    inclusion = inclusion_probabilities(shares, count)
-    assert math.isclose(float(inclusion.sum()), count, rel_tol=1e-9)
-    assert bool((inclusion > 0).all()) and bool((inclusion <= 1).all())
-    free = inclusion < 1
-    ratio = inclusion[free] / shares[free]
-    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
-    # A group is sure only if its share of what is left would be more than one group's.
-    assert float(shares[~free].min() if (~free).any() else 1e9) >= float(shares[free].max()) * (1 - 1e-9)
-
-
-@pytest.mark.parametrize("groups", [1, 3, 5])
-def test_samples_are_of_different_groups_and_of_the_right_frequency(groups: int) -> None:
-    inclusion = inclusion_probabilities(torch.tensor([5.0, 1, 1, 0.5, 2, 0.1, 0.4]).double(), groups)
-    generator = torch.Generator().manual_seed(0)
-    seen = torch.zeros(7, dtype=torch.float64)
-    for _ in range(4000):
-        sample = sample_groups(inclusion, generator)
-        assert sample.numel() == groups == sample.unique().numel()
-        seen[sample] += 1 / 4000
-    torch.testing.assert_close(seen, inclusion, atol=0.03, rtol=0)
 
 
 def test_frequent_tokens_are_sampled_more_and_the_first_group_always() -> None:

@@ -1,0 +1,53 @@
+"""Which groups of tokens are in a batch's sample: unequal probabilities, without replacement."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def inclusion_probabilities(share: Tensor, count: int) -> Tensor:
+    """Probabilities that add up to ``count``, in proportion to ``share`` and at most 1.
+
+    Shape: (L,) float64, all positive, L > count -> (L,) float64.
+    """
+    inclusion = torch.zeros_like(share)
+    free = torch.ones_like(share, dtype=torch.bool)
+    while True:
+        left = count - int((~free).sum())
+        inclusion[free] = share[free] * (left / share[free].sum())
+        over = free & (inclusion >= 1.0)
+        if not bool(over.any()):
+            return inclusion
+        inclusion[over] = 1.0
+        free &= ~over
+
+
+def sample_groups(inclusion: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Different groups, each drawn with its inclusion probability: systematic sampling in random order.
+
+    Shape: (L,) float64 that add up to a whole number G -> (G,) long, rising.
+    """
+    order = torch.randperm(len(inclusion), generator=generator)
+    shift = torch.rand((), generator=generator, dtype=torch.float64)
+    return systematic(inclusion, order, shift)
+
+
+def systematic(inclusion: Tensor, order: Tensor, shift: Tensor) -> Tensor:
+    """The groups at ``shift``, ``shift`` + 1, ... when groups lie end to end in ``order``, each as long as
+    its probability; as none is longer than 1, none is met twice. Shape: (L,), (L,), () -> (G,)."""
+    ends = inclusion[order].cumsum(0)
+    count = round(float(ends[-1]))
+    points = torch.arange(count, dtype=torch.float64) + shift
+    met = torch.searchsorted(ends, points, right=True).clamp_(max=len(order) - 1)
+    # `unique` sorts; it drops something only when rounding lets two points meet one group.
+    return order[met].unique()
+
+
+def expected_share(group_of_token: Tensor, sizes: Tensor) -> Tensor:
+    """Share of the text a group is expected to hold: half by Zipf's law over the order of tokens, half by
+    its number of tokens. Shape: (V,) long, (L,) long -> (L,) float64, adds up to 1."""
+    vocab = len(group_of_token)
+    zipf = 1.0 / (torch.arange(vocab, dtype=torch.float64) + 4.0)
+    mass = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, group_of_token, zipf)
+    return 0.5 * mass / zipf.sum() + 0.5 * sizes.double() / vocab
