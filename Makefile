@@ -1,4 +1,5 @@
 # make quickstart   from nothing to a translated, scored test set (15 minutes on 2 cores)
+# make compare      the same with the softmax and with each head, one table (an hour and more)
 # make test         every test;  make test-fast: without the slow ones
 # make lint         ruff and mypy
 # make clean        remove what the above made
@@ -15,10 +16,14 @@ PYTEST_FLAGS :=
 
 export PYTHON PIP_FLAGS VENV
 
-.PHONY: quickstart venv test test-fast lint clean
+.PHONY: quickstart compare venv test test-fast lint clean
 
 quickstart: $(VENV)/.installed
 	@$(RUN) scripts/quickstart.sh
+
+# COMPARE_FLAGS="--heads softmax,cascade --updates 350" for a part of it.
+compare: $(VENV)/.installed
+	@$(RUN) python scripts/compare_heads.py $(COMPARE_FLAGS)
 
 venv: $(VENV)/.installed
 
@@ -42,5 +47,5 @@ lint: $(VENV)/.installed-dev
 	$(RUN) mypy
 
 clean:
-	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) quickstart compare build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

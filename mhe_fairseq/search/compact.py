@@ -82,6 +82,8 @@ class CompactEnsemble(EnsembleModel):
         Shape: log_probs (rows, 4 + C), written to; tokens (rows,) -> (rows,), the columns.
         """
         value = self._mean([h.log_prob(x, tokens) for h, x in zip(self.heads, self._features, strict=True)])
+        # As fairseq does with the columns that are there already.
+        value = value.masked_fill(value.isnan(), -torch.inf)
         other = tokens >= SPECIALS
         self.table[:, SPECIALS] = torch.where(other, tokens, self.table[:, SPECIALS])
         log_probs[:, SPECIALS] = torch.where(other, value, log_probs[:, SPECIALS])

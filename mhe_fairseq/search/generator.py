@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from fairseq.search import BeamSearch
-from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
+from fairseq.sequence_generator import (
+    EnsembleModel,
+    EnsembleModelWithAlignment,
+    SequenceGenerator,
+    SequenceGeneratorWithAlignment,
+)
 from torch import Tensor
 
 from mhe_fairseq.heads import OutputHead
@@ -25,22 +29,15 @@ class CompactGeneratorMixin:
     """
 
     model: Any
-    search: Any
     beam_size: int
     vocab_size: int
     _said: str | None = None
-    _compact: tuple[CompactEnsemble, CompactBeamSearch] | None = None
-
-    def __init__(self, models: Any, tgt_dict: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(models, tgt_dict, *args, **kwargs)  # type: ignore[call-arg]
-        if self.why_wide() is None:
-            ensemble = CompactEnsemble(self.model.models, self.beam_size)
-            # In a tuple: not registered, the models are already.
-            self._compact = (ensemble, CompactBeamSearch(tgt_dict, ensemble))
 
     def why_wide(self) -> str | None:
         """What forbids the compact search, in a few words; None when nothing does."""
         generator: Any = self
+        if type(generator.model) not in (EnsembleModel, EnsembleModelWithAlignment):
+            return f"{type(generator.model).__name__} combines the models in a way of its own"
         for model in generator.model.models:
             head = getattr(getattr(model, "decoder", None), "head", None)
             if not isinstance(head, OutputHead):
@@ -74,19 +71,22 @@ class CompactGeneratorMixin:
         # Asked anew every time: users set attributes of generators.
         reason = self.why_wide()
         self._say(reason)
-        with self._searching_compact() if reason is None else nullcontext():
-            return super()._generate(sample, prefix_tokens, constraints, bos_token)  # type: ignore[misc]
+        generator = self if reason is not None else self._compact()
+        return super(CompactGeneratorMixin, generator)._generate(  # type: ignore[misc]
+            sample, prefix_tokens, constraints, bos_token
+        )
 
-    @contextmanager
-    def _searching_compact(self) -> Iterator[None]:
-        assert self._compact is not None
-        wide = self.model, self.search, self.vocab_size
-        self.model, self.search = self._compact
-        self.vocab_size = self._compact[0].width
-        try:
-            yield
-        finally:
-            self.model, self.search, self.vocab_size = wide
+    def _compact(self) -> CompactGeneratorMixin:
+        """This generator, reading tables. A copy, for one batch: two threads may share a generator, and what
+        is kept of a table goes with it."""
+        generator: Any = copy.copy(self)
+        # Modules are set below, and a copied module shares them with the one it was copied from.
+        generator._modules = dict(generator._modules)
+        generator.model = CompactEnsemble(generator.model.models, self.beam_size)
+        generator.search = CompactBeamSearch(generator.tgt_dict, generator.model)
+        generator.vocab_size = generator.model.width
+        compact: CompactGeneratorMixin = generator
+        return compact
 
     def _prefix_tokens(
         self,
@@ -117,5 +117,6 @@ class CompactGenerator(CompactGeneratorMixin, SequenceGenerator):
     """``SequenceGenerator`` with compact search."""
 
 
-class CompactGeneratorWithAlignment(CompactGeneratorMixin, SequenceGeneratorWithAlignment):
-    """``SequenceGeneratorWithAlignment`` with compact search."""
+class CompactGeneratorWithAlignment(SequenceGeneratorWithAlignment, CompactGenerator):
+    """``SequenceGeneratorWithAlignment`` with compact search. It comes first: its ``generate`` calls the
+    ``_generate`` of the class after it."""
