@@ -173,7 +173,7 @@ fi
 # --validate-interval 1000 (epochs): validation is by updates only. --required-batch-size-multiple 1: the
 # default, 8, throws away the last sentences of every set. --update-epoch-batch-itr True: without it a resumed
 # run trains on other batches than an uninterrupted one.
-run fairseq-train "$WORK/data-bin" --user-dir "$USER_DIR" --task translation -s "$SRC" -t "$TGT" \
+run fairseq-train "$WORK/data-bin" --user-dir "$USER_DIR" --task mhe_translation -s "$SRC" -t "$TGT" \
     "${HEAD[@]}" "${MODEL[@]}" \
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
     --lr 2e-3 --lr-scheduler inverse_sqrt --warmup-updates 200 \
@@ -189,7 +189,7 @@ end
 
 begin translate "$WORK/hypotheses.$TGT" "$UPDATES beam $BEAM"
 if ((!skip)); then rm -rf "$WORK/translations.tmp" "$WORK/translations" "$WORK/hypotheses.$TGT"; fi
-run fairseq-generate "$WORK/data-bin" --user-dir "$USER_DIR" --task translation -s "$SRC" -t "$TGT" \
+run fairseq-generate "$WORK/data-bin" --user-dir "$USER_DIR" --task mhe_translation -s "$SRC" -t "$TGT" \
     --path "$WORK/checkpoints/checkpoint_best.pt" --gen-subset test --remove-bpe sentencepiece \
     --beam "$BEAM" --max-len-a 1.2 --max-len-b 10 --max-tokens 4096 --required-batch-size-multiple 1 --cpu \
     --log-format "$LOG_FORMAT" --results-path "$WORK/translations.tmp"

@@ -68,6 +68,7 @@ class OutputHead(nn.Module, ABC):
 
     codebook_slots: Tensor
     codebook_lengths: Tensor
+    _token_of_slot: Tensor
 
     def __init__(self, dim: int, codebook: Codebook) -> None:
         super().__init__()
@@ -77,6 +78,8 @@ class OutputHead(nn.Module, ABC):
         self.codebook = codebook
         self.register_buffer("codebook_slots", codebook.slots.clone())
         self.register_buffer("codebook_lengths", torch.tensor(codebook.lengths))
+        # No buffer: it follows from the codebook. It moves to the device where it is first asked for.
+        self._token_of_slot = codebook.token_of_slot
         self._updates: int | None = None
 
     @property
@@ -153,6 +156,12 @@ class OutputHead(nn.Module, ABC):
         points = (torch.arange(count, dtype=torch.float64) + jitter) * (self.vocab_size / count)
         return points.long().clamp_(max=self.vocab_size - 1).to(device)
 
+    def token_of_slot(self, slots: Tensor) -> Tensor:
+        """(...) long -> (...) long; -1 at holes."""
+        if self._token_of_slot.device != slots.device:
+            self._token_of_slot = self._token_of_slot.to(slots.device)
+        return self._token_of_slot[slots]
+
     def _check_k(self, k: int) -> None:
         if not 1 <= k <= self.vocab_size:
             raise MHEError(f"topk needs 1 <= k <= {self.vocab_size} (the vocabulary), got {k}")
@@ -191,6 +200,7 @@ class OutputHead(nn.Module, ABC):
                 "--mhe-codebook the file it was trained with"
             )
         self.codebook = loaded
+        self._token_of_slot = loaded.token_of_slot
         self._codebook_changed()
 
 

@@ -65,7 +65,6 @@ class CascadeHead(OutputHead):
 
     finds_best = True
     group_counts: Tensor
-    _token_of_slot: Tensor
 
     def __init__(
         self,
@@ -216,12 +215,6 @@ class CascadeHead(OutputHead):
             return torch.zeros_like(digits[..., 0])
         return ravel(digits[..., :count], self.codebook.lengths[:count])
 
-    def token_of_slot(self, slots: Tensor) -> Tensor:
-        """(...) long -> (...) long; -1 at holes."""
-        if self._token_of_slot.device != slots.device:
-            self._token_of_slot = self._token_of_slot.to(slots.device)
-        return self._token_of_slot[slots]
-
     def inputs(self, features: Tensor) -> list[Tensor]:
         """What each of ``levels`` reads. Shape: (N, d) -> (N, d) or (N, r)."""
         local = features if self.project is None else self.project(features)
@@ -283,7 +276,6 @@ class CascadeHead(OutputHead):
             counts = table.sum(dim=1)
         self.group_counts.copy_(counts)
         self._has_empty = bool((counts == 0).any())
-        self._token_of_slot = book.token_of_slot
 
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.codebook.lengths))

@@ -122,6 +122,10 @@ class MixtureScores:
 
     def _row_bounds(self, first: Tensor, rest: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:
         """Which (row, rest) are tokens, (L_1, R) bool, and the upper bound of every row, (N, L_1)."""
+        if lattice.full:
+            top = rest.amax(dim=-1, keepdim=True)
+            everything = torch.ones(first.size(-1), rest.size(-1), dtype=torch.bool, device=first.device)
+            return everything, (first + top).logsumexp(dim=1)
         keep = torch.zeros(first.size(-1), rest.size(-1), dtype=torch.bool)
         bound = torch.full_like(first[:, 0], -torch.inf)
         for edge in lattice.levels[0][0]:

@@ -113,7 +113,7 @@ class ProductHead(OutputHead):
             best, slots = self.lattice.topk([p.squeeze(1) for p in scores.log_digits()], k)
         else:
             best, slots = scores.topk(self.lattice, k)
-        return best, self._token_of_slot.to(slots.device)[slots]
+        return best, self.token_of_slot(slots)
 
     def _logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, K * sum(L_h)) logits, fp32 or float64, and (N, K) log pi_k."""
@@ -172,7 +172,6 @@ class ProductHead(OutputHead):
 
     def _codebook_changed(self) -> None:
         self.lattice = Lattice(self.codebook)
-        self._token_of_slot = self.codebook.token_of_slot
         digits = self.codebook.digits(torch.arange(self.vocab_size))
         counts = [
             torch.bincount(digits[:, h], minlength=length) for h, length in enumerate(self.codebook.lengths)
