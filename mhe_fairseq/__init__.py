@@ -35,10 +35,11 @@ def _register() -> None:
             "mhe_fairseq runs on ve-fairseq 0.12.3: "
             "pip uninstall -y fairseq && pip install ve-fairseq==0.12.3"
         ) from error
-    from mhe_fairseq import checkpoints, excepthook
+    from mhe_fairseq import checkpoints, excepthook, numpy_names
 
     checkpoints.install()
     excepthook.install()
+    numpy_names.install()
     importlib.import_module("mhe_fairseq.models")
     importlib.import_module("mhe_fairseq.criterions")
     importlib.import_module("mhe_fairseq.tasks")

@@ -29,3 +29,20 @@ settings.load_profile("mhe")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data-bin folder: 200/30/30 pairs of a reversed, capitalised language, ``-s src -t tgt``."""
     return make_toy_data(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def lm_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data-bin folder for language models: 200/30/30 sentences of the toy language."""
+    # Not above: fairseq sets up logging when it is imported, and pytest's has to be there before.
+    from tests.language_model import make_lm_data
+
+    return make_lm_data(tmp_path_factory.mktemp("lm"))
+
+
+@pytest.fixture(scope="session")
+def language_models(lm_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints by the name of a head: product, cascade and sampling."""
+    from tests.language_model import train_three
+
+    return train_three(lm_data, tmp_path_factory.mktemp("language-models"))

@@ -1,5 +1,6 @@
 """fairseq models with a multi-head encoding output layer; importing registers them."""
 
 from mhe_fairseq.models.transformer import MHETransformerModel
+from mhe_fairseq.models.transformer_lm import MHETransformerLanguageModel
 
-__all__ = ["MHETransformerModel"]
+__all__ = ["MHETransformerLanguageModel", "MHETransformerModel"]

@@ -1,8 +1,7 @@
-"""The ``--mhe-*`` flags of models, and the head they ask for."""
+"""The head that the ``--mhe-*`` flags ask for."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 from collections.abc import Sequence
@@ -17,10 +16,9 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead, SoftmaxHead
 from mhe_fairseq.heads.cascade import SMOOTHING_FORMS
 from mhe_fairseq.heads.sampling import VARIANTS
+from mhe_fairseq.models.flags import HEADS, flag
 
 logger = logging.getLogger(__name__)
-
-HEADS = ("product", "cascade", "sampling", "softmax")
 
 #: Groups the sampling head draws when not told (fewer where there are not more groups).
 SAMPLED_GROUPS = 8
@@ -38,51 +36,6 @@ _ONLY_FOR = {
     "mhe_groups": ("cascade", "sampling"),
     "mhe_chunk": ("softmax",),
 }
-
-
-def add_head_args(parser: argparse.ArgumentParser) -> None:
-    """Add the flags. Numbers and words are read as text and checked in ``HeadOptions``, so that a bad one is
-    told in the same words wherever it comes from (command line, YAML, Python)."""
-    group = parser.add_argument_group("multi-head encoding")
-    group.add_argument("--mhe-head", metavar="HEAD", help=f"output layer: {', '.join(HEADS)}")
-    group.add_argument(
-        "--mhe-lengths", metavar="L1,L2,...", help="number of values of each digit (default: planned)"
-    )
-    group.add_argument(
-        "--mhe-mixtures", metavar="K", help="product head: components of the mixture (default: 1)"
-    )
-    group.add_argument(
-        "--mhe-codebook", metavar="FILE", help="which token has which slot (default: dictionary order)"
-    )
-    group.add_argument(
-        "--mhe-bottleneck", metavar="R", help="cascade head: width of the local rows (default: the model's)"
-    )
-    group.add_argument(
-        "--mhe-smoothing",
-        metavar="FORM",
-        help="cascade head: label smoothing on groups sampled for the batch (sampled, default) or on each "
-        "token's own group only (per-level)",
-    )
-    group.add_argument(
-        "--mhe-dropout",
-        metavar="P",
-        help="cascade head: dropout of the features that the digits after the first read (default: 0)",
-    )
-    group.add_argument(
-        "--mhe-groups",
-        metavar="G",
-        help="random groups of a batch: trained on by the sampling head (default: 8), smoothed on by the "
-        "cascade (default: 2)",
-    )
-    group.add_argument(
-        "--mhe-sampling",
-        metavar="KIND",
-        help="sampling head: train on the gold group and random groups that the batch shares (shared, "
-        "default), on the gold group alone (own), or on all gold groups of the batch (batch)",
-    )
-    group.add_argument(
-        "--mhe-chunk", metavar="N", help="softmax head: rows of logits held at once, 0 for all (default: 0)"
-    )
 
 
 @dataclass(frozen=True)
@@ -121,7 +74,7 @@ class HeadOptions:
             raise MHEError(f"--mhe-head must be one of {', '.join(HEADS)}; got {head!r}")
         for name, heads in _ONLY_FOR.items():
             if getattr(args, name, None) is not None and head not in heads:
-                raise MHEError(f"{_flag(name)} is for --mhe-head {' or '.join(heads)}; the head is {head}")
+                raise MHEError(f"{flag(name)} is for --mhe-head {' or '.join(heads)}; the head is {head}")
         mixtures = _whole(args, "mhe_mixtures", 1)
         bottleneck = _whole(args, "mhe_bottleneck", 1)
         smoothing = _word(args, "mhe_smoothing", SMOOTHING_FORMS)
@@ -194,7 +147,7 @@ class HeadOptions:
     def _flags(self) -> str:
         """The head and what was given for it, as on the command line."""
         values = ((name, getattr(self, name.removeprefix("mhe_"))) for name in _ONLY_FOR)
-        given = [f"{_flag(name)} {value}" for name, value in values if value is not None]
+        given = [f"{flag(name)} {value}" for name, value in values if value is not None]
         return " ".join([f"--mhe-head {self.head}", *given])
 
 
@@ -236,10 +189,10 @@ def _lengths(args: Any) -> str | Sequence[int]:
     return str(value) if isinstance(value, int | float) else value or ""
 
 
-def _check_groups_are_drawn(groups: int | None, flag: str, word: str | None, drawing: str) -> None:
+def _check_groups_are_drawn(groups: int | None, other: str, word: str | None, drawing: str) -> None:
     if groups is not None and word not in (None, drawing):
         raise MHEError(
-            f"--mhe-groups {groups} is for {flag} {drawing}; with {flag} {word} no groups are drawn, "
+            f"--mhe-groups {groups} is for {other} {drawing}; with {other} {word} no groups are drawn, "
             "leave it out"
         )
 
@@ -264,10 +217,6 @@ def _tying(head: OutputHead, embedding: nn.Embedding | None) -> str:
 # ---- one flag
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _whole(args: Any, name: str, lowest: int) -> int | None:
     value = getattr(args, name, None)
     if value is None:
@@ -277,7 +226,7 @@ def _whole(args: Any, name: str, lowest: int) -> int | None:
     except ValueError:
         number = lowest - 1
     if number < lowest:
-        raise MHEError(f"{_flag(name)} must be a whole number of at least {lowest}, got {value!r}")
+        raise MHEError(f"{flag(name)} must be a whole number of at least {lowest}, got {value!r}")
     return number
 
 
@@ -290,7 +239,7 @@ def _share(args: Any, name: str) -> float | None:
     except ValueError:
         number = math.nan
     if not 0.0 <= number < 1.0:
-        raise MHEError(f"{_flag(name)} must be a number of at least 0 and below 1, got {value!r}")
+        raise MHEError(f"{flag(name)} must be a number of at least 0 and below 1, got {value!r}")
     return number
 
 
@@ -298,4 +247,4 @@ def _word(args: Any, name: str, words: tuple[str, ...]) -> str | None:
     value = getattr(args, name, None)
     if value is None or value in words:
         return value
-    raise MHEError(f"{_flag(name)} must be one of {', '.join(words)}; got {value!r}")
+    raise MHEError(f"{flag(name)} must be one of {', '.join(words)}; got {value!r}")

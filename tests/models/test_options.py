@@ -13,7 +13,8 @@ from torch import nn
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead, SoftmaxHead
-from mhe_fairseq.models.options import HeadOptions, add_head_args
+from mhe_fairseq.models.flags import add_head_args
+from mhe_fairseq.models.options import HeadOptions
 
 SYMBOLS = [f"w{n}" for n in range(100)]
 DIM = 4

@@ -1,0 +1,97 @@
+"""What the models with a head have in common, whatever is below the head."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
+
+from mhe_fairseq.models.decoder import TokenLoss
+from mhe_fairseq.models.options import PLANNED, HeadOptions
+
+
+class HeadModelMixin:
+    """Before a fairseq model whose ``decoder`` is a ``HeadDecoderMixin``.
+
+    ``forward`` with ``target`` returns the loss, a ``TokenLoss``, computed inside the call: so gradients are
+    reduced, parameters gathered and activations recomputed by whatever wraps the model. Without a target it
+    returns features, which ``get_normalized_probs`` turns into exact probabilities.
+    """
+
+    #: Asked for by ``mhe_cross_entropy``.
+    has_mhe_head = True
+
+    decoder: Any
+    training: bool
+
+    @classmethod
+    def hub_models(cls) -> dict[str, Any]:
+        return {}
+
+    def forward(
+        self,
+        *inputs: Tensor,
+        target: Tensor | None = None,
+        smoothing: bool = False,
+        accuracy: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """fairseq's ``forward``; with ``target`` (B, T), padded, a ``TokenLoss`` instead."""
+        output = super().forward(*inputs, **kwargs)  # type: ignore[misc]
+        if target is None:
+            return output
+        loss: TokenLoss = self.decoder.head_loss(
+            output[0], target, self.decoder.padding_idx, smoothing, accuracy
+        )
+        return loss
+
+    def get_normalized_probs(
+        self, net_output: tuple[Tensor, Any], log_probs: bool, sample: dict[str, Any] | None = None
+    ) -> Tensor:
+        if self.training:
+            self.decoder.warn_wide_loss()
+        probs: Tensor = self.decoder.get_normalized_probs(net_output, log_probs, sample)
+        return probs
+
+
+@contextmanager
+def resolved(args: Any, dictionary: Any) -> Iterator[Any]:
+    """Check a model's flags before anything is built; gives them flat, with ``mhe_options``.
+
+    What was planned is written back into ``args``, which checkpoints keep. The options are no part of that:
+    they hold tensors.
+
+    Args:
+        args: as fairseq gives them to ``build_model``.
+        dictionary: of the targets.
+    """
+    # A dictionary cut short by --output-dictionary-size still lists all symbols.
+    symbols = dictionary.symbols[: len(dictionary)]
+    if OmegaConf.is_config(args):
+        # A config can hold no options, so the model is built from a copy.
+        configs, args = _kept(args), argparse.Namespace(**OmegaConf.to_container(args, resolve=True))
+        options = HeadOptions.resolve(args, symbols)
+        for config in configs:
+            with open_dict(config):
+                for name in PLANNED:
+                    config[name] = getattr(args, name)
+    else:
+        options = HeadOptions.resolve(args, symbols)
+    args.mhe_options = options
+    try:
+        yield args
+    finally:
+        del args.mhe_options
+
+
+def _kept(config: DictConfig) -> list[DictConfig]:
+    """A model's config, and the one that a checkpoint keeps where that is another: for ``--arch`` by the name
+    of a dataclass's model, fairseq builds from a merged copy that has the parent of what it is a copy of."""
+    parent = config._get_parent()
+    kept = parent.get("model") if isinstance(parent, DictConfig) else None
+    is_copied = isinstance(kept, DictConfig) and kept is not config and kept.get("_name") == config["_name"]
+    return [config, kept] if is_copied else [config]

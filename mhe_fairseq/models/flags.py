@@ -1,0 +1,75 @@
+"""The ``--mhe-*`` flags of models: their names and help, as argparse and as a dataclass."""
+
+# No `from __future__ import annotations`: fairseq reads the types of the dataclass's fields.
+import argparse
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.dataclass import FairseqDataclass
+
+HEADS = ("product", "cascade", "sampling", "softmax")
+
+#: name -> metavar, help.
+FLAGS = {
+    "mhe_head": ("HEAD", f"output layer: {', '.join(HEADS)}"),
+    "mhe_lengths": ("L1,L2,...", "number of values of each digit (default: planned)"),
+    "mhe_mixtures": ("K", "product head: components of the mixture (default: 1)"),
+    "mhe_codebook": ("FILE", "which token has which slot (default: dictionary order)"),
+    "mhe_bottleneck": ("R", "cascade head: width of the local rows (default: the model's)"),
+    "mhe_smoothing": (
+        "FORM",
+        "cascade head: label smoothing on groups sampled for the batch (sampled, default) or on each token's "
+        "own group only (per-level)",
+    ),
+    "mhe_dropout": (
+        "P",
+        "cascade head: dropout of the features that the digits after the first read (default: 0)",
+    ),
+    "mhe_groups": (
+        "G",
+        "random groups of a batch: trained on by the sampling head (default: 8), smoothed on by the cascade "
+        "(default: 2)",
+    ),
+    "mhe_sampling": (
+        "KIND",
+        "sampling head: train on the gold group and random groups that the batch shares (shared, default), "
+        "on the gold group alone (own), or on all gold groups of the batch (batch)",
+    ),
+    "mhe_chunk": ("N", "softmax head: rows of logits held at once, 0 for all (default: 0)"),
+}
+
+
+def flag(name: str) -> str:
+    """A flag's name on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def add_head_args(parser: argparse.ArgumentParser) -> None:
+    """Add the flags. Numbers and words are read as text and checked in ``HeadOptions``, so that a bad one is
+    told in the same words wherever it comes from (command line, YAML, Python)."""
+    group = parser.add_argument_group("multi-head encoding")
+    for name, (metavar, text) in FLAGS.items():
+        group.add_argument(flag(name), metavar=metavar, help=text)
+
+
+def _option(name: str) -> Any:
+    return field(default=None, metadata={"help": FLAGS[name][1]})
+
+
+@dataclass
+class HeadConfig(FairseqDataclass):
+    """The flags for models that fairseq configures by a dataclass. ``Any`` is text on the command line and
+    whatever stands there in YAML, which ``HeadOptions`` reads and checks, as ``add_head_args`` has it."""
+
+    mhe_head: Any = _option("mhe_head")
+    mhe_lengths: Any = _option("mhe_lengths")
+    mhe_mixtures: Any = _option("mhe_mixtures")
+    mhe_codebook: Any = _option("mhe_codebook")
+    mhe_bottleneck: Any = _option("mhe_bottleneck")
+    mhe_smoothing: Any = _option("mhe_smoothing")
+    mhe_dropout: Any = _option("mhe_dropout")
+    mhe_groups: Any = _option("mhe_groups")
+    mhe_sampling: Any = _option("mhe_sampling")
+    mhe_chunk: Any = _option("mhe_chunk")
+    # fairseq drops what a checkpoint has and the dataclass has not. No flag for users: not in --help.
+    mhe_fingerprint: Any = field(default=None, metadata={"help": argparse.SUPPRESS})

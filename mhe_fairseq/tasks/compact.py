@@ -1,0 +1,67 @@
+"""What the tasks with compact search have in common, whatever they translate or continue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mhe_fairseq.search import CompactGenerator, CompactGeneratorWithAlignment
+
+
+class CompactSearchMixin:
+    """Before a fairseq task. Models with a product or cascade head are searched without V-wide work, with the
+    same result. No sentence that is searched, scored or validated on is left out for its place in a batch
+    (``--required-batch-size-multiple``, 8 unless told, makes fairseq leave out the last ones); the batches of
+    a training are fairseq's.
+
+    The task's configuration has a ``train_subset``.
+    """
+
+    datasets: dict[str, Any]
+
+    def build_generator(
+        self,
+        models: Any,
+        args: Any,
+        seq_gen_cls: Any = None,
+        extra_gen_cls_kwargs: dict[str, Any] | None = None,
+        prefix_allowed_tokens_fn: Any = None,
+    ) -> Any:
+        extra = dict(extra_gen_cls_kwargs or {})
+        if seq_gen_cls is None and not getattr(args, "score_reference", False):
+            seq_gen_cls = CompactGenerator
+            if getattr(args, "print_alignment", False):
+                seq_gen_cls = CompactGeneratorWithAlignment
+                extra["print_alignment"] = args.print_alignment
+        return super().build_generator(  # type: ignore[misc]
+            models, args, seq_gen_cls, extra, prefix_allowed_tokens_fn
+        )
+
+    def get_batch_iterator(
+        self,
+        dataset: Any,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        max_positions: Any = None,
+        ignore_invalid_inputs: bool = False,
+        required_batch_size_multiple: int = 1,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        # Only a training counts epochs of its training set; the set may be translated, too.
+        is_training = "epoch" in kwargs and dataset is self.datasets.get(self._train_subset())
+        return super().get_batch_iterator(  # type: ignore[misc]
+            dataset,
+            max_tokens,
+            max_sentences,
+            max_positions,
+            ignore_invalid_inputs,
+            required_batch_size_multiple if is_training else 1,
+            *args,
+            **kwargs,
+        )
+
+    def _train_subset(self) -> str:
+        task: Any = self
+        # fairseq's older tasks have args in place of a cfg, and a cfg of None.
+        subset: str = (task.args if task.cfg is None else task.cfg).train_subset
+        return subset
