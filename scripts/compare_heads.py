@@ -40,7 +40,7 @@ OURS = "--criterion mhe_cross_entropy --label-smoothing 0.1 --arch mhe_transform
 HEADS: dict[str, tuple[str, str]] = {
     "softmax": (STOCK, ""),
     "product": (f"{OURS} --mhe-head product", "--by cluster"),
-    "mixture": (f"{OURS} --mhe-head product --mhe-mixtures 8", "--by cluster"),
+    "mixture": (f"{OURS} --mhe-head product --mhe-mixtures 8", ""),
     "cascade": (f"{OURS} --mhe-head cascade", "--by cluster"),
     "sampling": (f"{OURS} --mhe-head sampling", ""),
 }
