@@ -39,7 +39,8 @@ read -ra HEAD <<<"${HEAD_FLAGS//$'\n'/ }"
 read -ra MODEL <<<"${MODEL_FLAGS//$'\n'/ }"
 read -ra BATCH <<<"${BATCH_FLAGS//$'\n'/ }"
 read -ra ASSIGN <<<"${ASSIGN_FLAGS:-}"
-if ((${#ASSIGN[@]})); then HEAD+=(--mhe-codebook "$WORK/codes"); fi
+CODEBOOK=()
+if ((${#ASSIGN[@]})); then CODEBOOK=(--mhe-codebook "$WORK/codes"); fi
 # A bar on a terminal, a line every LOG_INTERVAL updates in a file.
 if [[ -t 2 ]]; then LOG_FORMAT=${LOG_FORMAT:-tqdm}; else LOG_FORMAT=${LOG_FORMAT:-simple}; fi
 # Threads that wait sleep: spinning, they would slow training tenfold where other programs use the cores too.
@@ -174,7 +175,7 @@ fi
 # default, 8, throws away the last sentences of every set. --update-epoch-batch-itr True: without it a resumed
 # run trains on other batches than an uninterrupted one.
 run fairseq-train "$WORK/data-bin" --user-dir "$USER_DIR" --task mhe_translation -s "$SRC" -t "$TGT" \
-    "${HEAD[@]}" "${MODEL[@]}" \
+    "${HEAD[@]}" ${CODEBOOK[@]+"${CODEBOOK[@]}"} "${MODEL[@]}" \
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
     --lr 2e-3 --lr-scheduler inverse_sqrt --warmup-updates 200 \
     "${BATCH[@]}" --required-batch-size-multiple 1 --update-epoch-batch-itr True \
