@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 from torch import Tensor
 
+from mhe_fairseq.cli.bars import Bars
+from mhe_fairseq.cli.output import check_output
 from mhe_fairseq.coding import Codebook, parse_lengths, plan_lengths, symbols_fingerprint
 from mhe_fairseq.coding.assign import (
     CHUNK,
@@ -104,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
         MHEError: bad data, dictionary, lengths, checkpoint or output path; the output is not touched.
     """
     started = time.monotonic()
-    output = _check_output(Path(args.output))
+    output = Path(args.output)
+    check_output(output, "codes")
     if args.contexts < 1:
         raise MHEError(f"--contexts is a number of tokens, at least 1; got {args.contexts}")
     if not 0 <= args.seed < 2**63:
@@ -127,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.by == "random":
         slots = random_slots(vocab_size, lengths, args.seed)
     else:
-        with _Bars() as bars:
+        with Bars() as bars:
             if args.from_checkpoint is not None:
                 embedding = read_embedding(Path(args.from_checkpoint), vocab_size)
                 vectors = embedding_vectors(embedding, seed=args.seed)
@@ -356,44 +358,7 @@ def read_embedding(path: Path, vocab_size: int) -> Tensor:
     return embedding
 
 
-def _check_output(path: Path) -> Path:
-    """Refuse, before the work, what could not be written after it."""
-    if path.is_dir():
-        raise MHEError(f"the output {path} is a directory; give a file name, such as {path / 'codes'}")
-    if not path.parent.is_dir():
-        raise MHEError(f"there is no directory {path.parent} to write the output {path} to; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise MHEError(f"the directory {path.parent} may not be written to; give another output than {path}")
-    return path
-
-
 # ---- output
-
-
-class _Bars:
-    """A progress bar for each stage, on stderr, which appears when the stage begins."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description:16}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage)
-        self._progress.update(self._tasks[stage], completed=done, total=total)
 
 
 def _report(

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from mhe_fairseq.bench.machine import Machine, find_device
 from mhe_fairseq.bench.report import machine_dict, make_console
-from mhe_fairseq.cli.bench_common import Bar, add_output_args, check_output_args, choose_heads, write_json
+from mhe_fairseq.cli.bars import Bars
+from mhe_fairseq.cli.bench_common import add_output_args, check_output_args, choose_heads, write_json
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.version import __version__
 
@@ -118,7 +119,7 @@ def run_decode(args: argparse.Namespace) -> int:
             console.print(f"{machine}; seed {settings.seed}", markup=False)
         results: list[DecodeResult] = []
         for vocab in vocabs:
-            with Bar() as bar:
+            with Bars(refresh=False) as bar:
                 progress = partial(bar.update, f"V = {vocab:,}", total=args.repeats)
                 found = measure_decode(vocab, heads, args.repeats, settings, progress)
             results += found

@@ -25,7 +25,8 @@ from mhe_fairseq.bench.train import (
     measure_growth,
     measure_shape,
 )
-from mhe_fairseq.cli.bench_common import Bar, add_output_args, check_output_args, choose_heads, write_json
+from mhe_fairseq.cli.bars import Bars
+from mhe_fairseq.cli.bench_common import add_output_args, check_output_args, choose_heads, write_json
 from mhe_fairseq.coding import Codebook, plan_lengths
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.version import __version__
@@ -140,14 +141,14 @@ def _measure(parts: _Parts, settings: Settings, json_path: str | None) -> None:
         report.print_settings(tables, settings, machine)
     shapes: list[ShapeResult] = []
     for codebook, heads, rounds in parts.shapes:
-        with Bar() as bar:
+        with Bars(refresh=False) as bar:
             shapes.append(measure_shape(codebook, heads, rounds, settings, bar.update))
         if tables:
             report.print_shape(tables, shapes[-1], settings)
     growth: list[GrowthResult] = []
     if parts.growth:
         vocabs, heads, rounds = parts.growth
-        with Bar() as bar:
+        with Bars(refresh=False) as bar:
             growth = measure_growth(vocabs, heads, rounds, settings, bar.update)
         if tables:
             report.print_growth(tables, growth, rounds)

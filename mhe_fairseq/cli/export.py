@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mhe_fairseq.cli.output import check_output
 from mhe_fairseq.errors import MHEError
 
 if TYPE_CHECKING:
@@ -40,7 +41,12 @@ def run(args: argparse.Namespace) -> int:
     source, output = Path(args.checkpoint), Path(args.output)
     if not source.is_file():
         raise MHEError(f"there is no checkpoint {source}; fairseq-train writes them to its --save-dir")
-    _check_output(output, source, force=args.force)
+    check_output(output, "stock.pt")
+    if output.exists():
+        if output.samefile(source):
+            raise MHEError(f"the output {output} is the checkpoint to export; give another output")
+        if not args.force:
+            raise MHEError(f"the output {output} exists; give another one, or --force to replace it")
 
     from mhe_fairseq.models.export import to_stock
 
@@ -48,21 +54,6 @@ def run(args: argparse.Namespace) -> int:
     _write(stock.state, output)
     _report(stock, output)
     return 0
-
-
-def _check_output(path: Path, source: Path, force: bool) -> None:
-    """Refuse, before the work, what could not be written after it."""
-    if path.is_dir():
-        raise MHEError(f"the output {path} is a directory; give a file name, such as {path / 'stock.pt'}")
-    if not path.parent.is_dir():
-        raise MHEError(f"there is no directory {path.parent} to write the output {path} to; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise MHEError(f"the directory {path.parent} may not be written to; give another output than {path}")
-    if path.exists():
-        if path.samefile(source):
-            raise MHEError(f"the output {path} is the checkpoint to export; give another output")
-        if not force:
-            raise MHEError(f"the output {path} exists; give another one, or --force to replace it")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def test_bars_are_shown_where_they_are_for(
         (["--large-vocab", "99999999999"], "give a smaller vocabulary"),
         (["--growth", "8,99999999999"], "give a smaller vocabulary"),
         (["--json", "no/such/folder.json"], "there is no directory no/such"),
-        (["--json", "."], "--json . is a directory"),
+        (["--json", "."], "the output . is a directory"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
     ],
 )
