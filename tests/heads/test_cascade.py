@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.cascade import SMOOTHING_PARTS, CascadeHead
 from tests.heads.cascade_cases import DEEP, DIM, HOLED, build, every_kind, gradients, seeds, small_books
 from tests.heads.oracle import cascade_level_log_probs, cascade_oracle, codebooks, features_for, targets_for
+from tests.largest import LargestNewTensor
 
 
 def draw_tokens(monkeypatch: pytest.MonkeyPatch, tokens: Tensor) -> None:
@@ -82,21 +82,6 @@ def test_tied_equals_untied_with_the_same_rows(book: Codebook, seed: int) -> Non
 
 
 # ---- cost
-
-
-class LargestNewTensor(TorchDispatchMode):
-    """Remembers the number of elements of the largest storage made inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor) and not func.is_view:
-                self.numel = max(self.numel, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return result
 
 
 @every_kind

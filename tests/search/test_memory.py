@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from fairseq.sequence_scorer import SequenceScorer
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mhe_fairseq.criterions.mhe_cross_entropy import MHECrossEntropyCriterion
 from mhe_fairseq.search import CompactGenerator
+from tests.largest import LargestNewTensor
 from tests.search.toys import EOS, Toy, dictionary, sentences
 
 VOCAB = 20000
@@ -21,21 +20,6 @@ BATCH, BEAM = 16, 2
 HEADS = [Toy(head, VOCAB, peak=3.0) for head in ("product 2", "product 3", "mixture 2", "cascade 2",
          "cascade 3", "tied 2", "bottleneck 2")]  # fmt: skip
 every_head = pytest.mark.parametrize("toy", HEADS, ids=[toy.head for toy in HEADS])
-
-
-class LargestNewTensor(TorchDispatchMode):
-    """Remembers the number of elements of the largest storage made inside; a view makes none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor) and not func.is_view:
-                self.numel = max(self.numel, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return result
 
 
 @every_head
