@@ -157,8 +157,9 @@ def _table(results: list[DecodeResult], settings: DecodeSettings, rounds: int) -
     vocab = results[0].vocab_size
     table = Table(
         title=Text(
-            f"V = {vocab:,}, {settings.layers}+{settings.layers} layers, d = {settings.dim}: {rounds} "
-            f"round{'s' * (rounds > 1)} of {settings.sentences} sentences, {settings.batch} at a time, beam {settings.beam}"
+            f"V = {vocab:,}, {settings.layers}+{settings.layers} layers, d = {settings.dim}: "
+            f"{rounds} round{'s' * (rounds > 1)} of {settings.sentences} sentences, "
+            f"{settings.batch} at a time, beam {settings.beam}"
         )
     )
     table.add_column("head")
