@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead
+from mhe_fairseq.heads.sampling import SAMPLED_GROUPS
 
 MIXTURES = 8
-SAMPLED_GROUPS = 8
 LABEL_SMOOTHING = 0.1
 
 #: What can be measured, and what it is called in tables. "softmax" is what the others are compared with.

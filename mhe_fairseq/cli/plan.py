@@ -21,13 +21,12 @@ from mhe_fairseq.coding.assign import frequency_slots
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.cascade import SMOOTHING_GROUPS
 from mhe_fairseq.heads.group_sample import expected_share, inclusion_probabilities
+from mhe_fairseq.heads.sampling import SAMPLED_GROUPS
 
 if TYPE_CHECKING:
     from fairseq.data import Dictionary
 
 MIXTURES = 8
-SAMPLED_GROUPS = 8
-
 #: Below this V x d is a small part of a model, and there is nothing to save.
 SMALL_VOCABULARY = 4096
 

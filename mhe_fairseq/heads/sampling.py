@@ -14,6 +14,9 @@ from mhe_fairseq.heads.softmax import SoftmaxHead
 
 VARIANTS = ("shared", "own", "batch")
 
+#: Groups drawn for a batch when not told (fewer where there are not more groups).
+SAMPLED_GROUPS = 8
+
 #: Rows of the N x V logits held at a time when the exact soft-max is asked for.
 _EXACT_ROWS = 512
 
@@ -66,7 +69,7 @@ class SamplingHead(SoftmaxHead):
         self,
         dim: int,
         codebook: Codebook,
-        groups: int = 8,
+        groups: int = SAMPLED_GROUPS,
         tied: nn.Embedding | None = None,
         variant: str = "shared",
     ) -> None:

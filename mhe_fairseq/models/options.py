@@ -15,13 +15,10 @@ from mhe_fairseq.coding import Codebook, parse_lengths, plan_lengths, symbols_fi
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead, SoftmaxHead
 from mhe_fairseq.heads.cascade import SMOOTHING_FORMS
-from mhe_fairseq.heads.sampling import VARIANTS
+from mhe_fairseq.heads.sampling import SAMPLED_GROUPS, VARIANTS
 from mhe_fairseq.models.flags import HEADS, flag
 
 logger = logging.getLogger(__name__)
-
-#: Groups the sampling head draws when not told (fewer where there are not more groups).
-SAMPLED_GROUPS = 8
 
 #: What ``HeadOptions.resolve`` writes into ``args``, so that a checkpoint holds what was planned.
 PLANNED = ("mhe_head", "mhe_lengths", "mhe_groups", "mhe_fingerprint")
