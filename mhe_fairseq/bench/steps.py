@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead
-from mhe_fairseq.heads.sampling import SAMPLED_GROUPS
 
 MIXTURES = 8
 LABEL_SMOOTHING = 0.1
@@ -24,7 +23,7 @@ HEADS = {
     "mixture": f"mixture of {MIXTURES}",
     "cascade": "cascade",
     "cascade-tied": "cascade, tied",
-    "sampling": f"sampling of {SAMPLED_GROUPS}",
+    "sampling": "sampling",
 }
 
 
@@ -156,5 +155,5 @@ def _make_head(name: str, dim: int, codebook: Codebook, embedding: nn.Embedding 
     if name in ("cascade", "cascade-tied"):
         return CascadeHead(dim, codebook, tied=embedding)
     if name == "sampling":
-        return SamplingHead(dim, codebook, groups=SAMPLED_GROUPS)
+        return SamplingHead(dim, codebook)
     raise AssertionError(f"no way to make {name}")

@@ -21,7 +21,7 @@ from mhe_fairseq.coding.assign import frequency_slots
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.cascade import SMOOTHING_GROUPS
 from mhe_fairseq.heads.group_sample import expected_share, inclusion_probabilities
-from mhe_fairseq.heads.sampling import SAMPLED_GROUPS
+from mhe_fairseq.heads.sampling import default_groups
 
 if TYPE_CHECKING:
     from fairseq.data import Dictionary
@@ -234,9 +234,9 @@ def _sampling(book: Codebook, counts: Tensor, dim: int, batch_tokens: int) -> He
     vocab = len(book)
     group = torch.unique(book.slots // (book.size // book.lengths[0]), return_inverse=True)[1]
     sizes = torch.bincount(group)
-    if len(sizes) < 2:
+    drawn = default_groups(book)
+    if drawn is None:
         return None
-    drawn = min(SAMPLED_GROUPS, len(sizes) - 1)
     inclusion = inclusion_probabilities(expected_share(group, sizes), drawn)
     scored = (1 + drawn) * math.ceil(vocab / len(sizes))
     shown = ",".join(map(str, book.lengths))

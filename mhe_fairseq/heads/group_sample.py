@@ -23,14 +23,21 @@ def inclusion_probabilities(share: Tensor, count: int) -> Tensor:
         free &= ~over
 
 
-def sample_groups(inclusion: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Different groups, each drawn with its inclusion probability: systematic sampling in random order.
+def sample_groups(
+    inclusion: Tensor, generator: torch.Generator | None = None, parts: int = 1
+) -> list[Tensor]:
+    """A sample of different groups for each of ``parts`` parts of a batch.
 
-    Shape: (L,) float64 that add up to a whole number G -> (G,) long, rising.
+    In every part's sample a group is with its inclusion probability (systematic sampling in random order);
+    the parts share the order and their shifts are spread evenly, so that together they meet as many groups
+    as they can.
+
+    Shape: (L,) float64 that add up to a whole number G -> ``parts`` times (G,) long, rising.
     """
     order = torch.randperm(len(inclusion), generator=generator)
+    spread = torch.randperm(parts, generator=generator)
     shift = torch.rand((), generator=generator, dtype=torch.float64)
-    return systematic(inclusion, order, shift)
+    return [systematic(inclusion, order, shift) for shift in (spread + shift) / parts]
 
 
 def systematic(inclusion: Tensor, order: Tensor, shift: Tensor) -> Tensor:

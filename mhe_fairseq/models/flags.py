@@ -27,8 +27,8 @@ FLAGS = {
     ),
     "mhe_groups": (
         "G",
-        "random groups of a batch: trained on by the sampling head (default: 8), smoothed on by the cascade "
-        "(default: 2)",
+        "random groups that a token is trained on by the sampling head (default: an eighth, by tokens 2048 to "
+        "8192) or smoothed on by the cascade (default: 2)",
     ),
     "mhe_sampling": (
         "KIND",

@@ -15,7 +15,7 @@ from mhe_fairseq.coding import Codebook, parse_lengths, plan_lengths, symbols_fi
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead, SoftmaxHead
 from mhe_fairseq.heads.cascade import SMOOTHING_FORMS
-from mhe_fairseq.heads.sampling import SAMPLED_GROUPS, VARIANTS
+from mhe_fairseq.heads.sampling import VARIANTS, default_groups
 from mhe_fairseq.models.flags import HEADS, flag
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class HeadOptions:
         restored = getattr(args, "mhe_fingerprint", None) is not None
         codebook = _restored_codebook(args, symbols) if restored else _codebook(args, symbols)
         if head == "sampling" and sampling in (None, "shared") and groups is None:
-            groups = _default_groups(codebook)
+            groups = default_groups(codebook)
         args.mhe_head = head
         args.mhe_lengths = ",".join(map(str, codebook.lengths))
         args.mhe_groups = groups
@@ -135,7 +135,7 @@ class HeadOptions:
             return SamplingHead(
                 dim,
                 book,
-                groups=self.groups or SAMPLED_GROUPS,
+                groups=self.groups,
                 tied=embedding,
                 variant=self.sampling or "shared",
             )
@@ -194,12 +194,6 @@ def _check_groups_are_drawn(groups: int | None, other: str, word: str | None, dr
         )
 
 
-def _default_groups(codebook: Codebook) -> int | None:
-    """Groups to draw of a codebook; None where there is nothing to choose from, which the head tells."""
-    groups = len(codebook.digits(torch.arange(len(codebook)))[:, 0].unique())
-    return min(SAMPLED_GROUPS, groups - 1) if codebook.heads > 1 and groups > 1 else None
-
-
 def _tying(head: OutputHead, embedding: nn.Embedding | None) -> str:
     """One line on what the embedding-sharing flags do to the output layer."""
     if embedding is None:
@@ -208,7 +202,7 @@ def _tying(head: OutputHead, embedding: nn.Embedding | None) -> str:
         return "input embeddings are shared as asked, the output layer has no V x d table to tie"
     if isinstance(head, CascadeHead) and not head.is_tied:
         return "input embeddings are shared as asked, --mhe-bottleneck keeps the output layer's own table"
-    return "tied to the decoder's input embeddings"
+    return "tied to the input embeddings"
 
 
 # ---- one flag

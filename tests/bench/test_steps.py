@@ -57,7 +57,7 @@ def test_targets_follow_zipfs_law() -> None:
 
 def test_a_head_that_cannot_be_made_is_named() -> None:
     batch = Batch.random(12, 2, 3, CPU)
-    with pytest.raises(MHEError, match=r"sampling of 8, V = 12: .* groups must be 1..2, got 8 \(--heads"):
-        make_step("sampling", Codebook((3, 4)), batch, smoothing=True)
+    with pytest.raises(MHEError, match=r"sampling, V = 12: .* at least two groups .* has 1 \(--heads"):
+        make_step("sampling", Codebook((1, 12)), batch, smoothing=True)
     with pytest.raises(MHEError, match="there is no head 'other' to measure; there are softmax, product"):
         make_step("other", Codebook((3, 4)), batch, smoothing=True)

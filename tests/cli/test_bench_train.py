@@ -153,8 +153,8 @@ def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFix
 
 
 def test_a_head_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "train", *TINY, *ALONE, "--vocab", "20"]) == 1
-    assert "sampling of 8, V = 20: " in capsys.readouterr().err
+    assert main(["bench", "train", *TINY, *ALONE, "--vocab", "2"]) == 1
+    assert "sampling, V = 2: " in capsys.readouterr().err
 
 
 def test_a_benchmark_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:

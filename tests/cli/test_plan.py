@@ -40,7 +40,7 @@ def test_the_table(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in lines if line.startswith("│")}
     assert list(rows) == [
-        "softmax", "product", "mixture of 8", "cascade *", "cascade, tied", "sampling of 8",
+        "softmax", "product", "mixture of 8", "cascade *", "cascade, tied", "sampling of 16",
     ]  # fmt: skip
     assert [cell.strip() for cell in rows["softmax"]] == [
         "-", "-", "16.8M", "50.3M", "131k", "16.8M", "131k", "-",
@@ -64,11 +64,11 @@ def test_json_says_the_same_to_a_machine(tmp_path: Path, capsys: pytest.CaptureF
     assert heads["softmax"]["train_macs"] == 3 * 32768 * 512
     assert heads["cascade"]["train_macs"] == 3 * (128 + 3 * 256) * 512
     assert heads["cascade"]["search_macs"] == (128 + 8 * 256) * 512
-    assert heads["sampling of 8"]["train_macs"] == 3 * 9 * 256 * 512
-    assert heads["sampling of 8"]["search_macs"] == heads["softmax"]["search_macs"]
+    assert heads["sampling of 16"]["train_macs"] == 3 * 17 * 256 * 512
+    assert heads["sampling of 16"]["search_macs"] == heads["softmax"]["search_macs"]
     # A batch of few tokens touches few groups; what is sampled is touched too.
     assert 20 < heads["cascade"]["touched_groups"] < 60
-    assert heads["cascade"]["touched_groups"] < heads["sampling of 8"]["touched_groups"]
+    assert heads["cascade"]["touched_groups"] < heads["sampling of 16"]["touched_groups"]
     assert "--mhe-head cascade --mhe-lengths 128,256" in heads["cascade"]["options"]
 
 

@@ -35,7 +35,27 @@ def test_samples_are_of_different_groups_and_of_the_right_frequency(groups: int)
     generator = torch.Generator().manual_seed(0)
     seen = torch.zeros(7, dtype=torch.float64)
     for _ in range(4000):
-        sample = sample_groups(inclusion, generator)
+        (sample,) = sample_groups(inclusion, generator)
         assert sample.numel() == groups == sample.unique().numel()
         seen[sample] += 1 / 4000
     torch.testing.assert_close(seen, inclusion, atol=0.03, rtol=0)
+
+
+def test_the_parts_of_a_batch_each_follow_the_probabilities_and_together_meet_more_groups() -> None:
+    parts = 4
+    inclusion = inclusion_probabilities(
+        torch.rand(20, generator=torch.Generator().manual_seed(1)).double(), 3
+    )
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.zeros(parts, 20, dtype=torch.float64)
+    for _ in range(2000):
+        samples = sample_groups(inclusion, generator, parts)
+        for part, sample in enumerate(samples):
+            assert len(sample) == 3
+            seen[part, sample] += 1 / 2000
+        # Spread evenly, 12 draws are of 12 groups, but for those that are longer than the spread, 1/4.
+        assert len(torch.cat(samples).unique()) >= 12 - 3 * int((inclusion > 0.25).sum())
+        met = torch.cat(samples).bincount(minlength=20)
+        assert bool((met >= (parts * inclusion).floor()).all())
+        assert bool((met <= (parts * inclusion).ceil()).all())
+    torch.testing.assert_close(seen, inclusion.expand(parts, -1), atol=0.045, rtol=0)

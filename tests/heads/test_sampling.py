@@ -17,7 +17,7 @@ from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import sampling
 from mhe_fairseq.heads.group_sample import sample_groups, systematic
-from mhe_fairseq.heads.sampling import VARIANTS, SamplingHead
+from mhe_fairseq.heads.sampling import PARTS, VARIANTS, SamplingHead
 from tests.heads.oracle import codebooks, features_for, targets_for
 
 DIM = 5
@@ -43,11 +43,24 @@ def build(
 
 
 def fix_sample(monkeypatch: pytest.MonkeyPatch, groups: list[int]) -> None:
-    monkeypatch.setattr(sampling, "sample_groups", lambda *_: torch.tensor(groups))
+    """Every part of a batch draws the same groups, counted among those that are not sure."""
+    monkeypatch.setattr(sampling, "sample_groups", lambda *_: [torch.tensor(groups).long()] * PARTS)
+
+
+def samples_of(head: SamplingHead, count: int) -> list[Tensor]:
+    """The groups that the rows of a batch are scored on, drawn or sure."""
+    sure, drawn = (head.inclusion == 1).nonzero()[:, 0], (head.inclusion < 1).nonzero()[:, 0]
+    ends = torch.linspace(0, count, PARTS + 1).long().diff().tolist()
+    samples = sample_groups(head.inclusion[drawn], head._generator(), PARTS)
+    return [
+        torch.cat([sure, drawn[sample]])
+        for rows, sample in zip(ends, samples, strict=True)
+        for _ in range(rows)
+    ]
 
 
 def dense_estimate(
-    head: SamplingHead, x: Tensor, target: Tensor, weight: Tensor, sampled: Tensor
+    head: SamplingHead, x: Tensor, target: Tensor, weight: Tensor, sampled: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """nll and smooth of the training estimate, written out over an N x V table of logits."""
     group = groups_of(head.codebook)
@@ -56,7 +69,8 @@ def dense_estimate(
     is_gold = group == gold
     log_weight = torch.full_like(logits, -torch.inf)
     if head.variant == "shared":
-        log_weight[:, torch.isin(group, sampled)] = 0.0
+        for row, sample in zip(log_weight, sampled, strict=True):
+            row[torch.isin(group, sample)] = 0.0
         log_weight = log_weight - head.inclusion.log()[group]
     elif head.variant == "batch":
         log_weight[:, torch.isin(group, gold)] = 0.0
@@ -128,7 +142,7 @@ def test_the_normaliser_is_unbiased(groups: int, monkeypatch: pytest.MonkeyPatch
     target = torch.arange(len(SPREAD))
     x = features_for(len(SPREAD), DIM, torch.float64, 3)
     logits = x @ head.table.weight.T
-    outcomes = all_samples(head.inclusion)
+    outcomes = all_samples(head.inclusion[head.inclusion < 1])
     assert math.isclose(sum(p for p, _ in outcomes), 1.0)
     assert len({tuple(s) for _, s in outcomes}) > 1
     mean = torch.zeros(len(target), dtype=torch.float64)
@@ -145,7 +159,7 @@ def test_the_smoothing_term_has_the_exact_mean_logit(groups: int, monkeypatch: p
     head = build(SPREAD, groups=groups)
     target, x = torch.arange(len(SPREAD)), features_for(len(SPREAD), DIM, torch.float64, 3)
     logits = x @ head.table.weight.T
-    for _, sample in all_samples(head.inclusion)[::5]:
+    for _, sample in all_samples(head.inclusion[head.inclusion < 1])[::5]:
         fix_sample(monkeypatch, sample)
         loss = head(x, target)
         log_z = loss.nll + logits.gather(1, target.unsqueeze(1)).squeeze(1)
@@ -172,7 +186,7 @@ def test_the_sample_depends_on_the_update_only() -> None:
 @given(
     book=codebooks(max_vocab=200, min_heads=2),
     variant=st.sampled_from(VARIANTS),
-    count=st.sampled_from([0, 1, 2, 9]),
+    count=st.sampled_from([0, 1, 2, 9, 37]),
     smoothing=st.booleans(),
     seed=st.integers(0, 99),
     data=st.data(),
@@ -184,9 +198,7 @@ def test_training_estimate_and_gradients_are_the_dense_ones(
     assume(variant != "shared" or number > 1)
     head = build(book, variant, data.draw(st.integers(1, max(1, number - 1))), seed)
     head.set_num_updates(seed)
-    sampled = (
-        sample_groups(head.inclusion, head._generator()) if variant == "shared" else torch.zeros(0).long()
-    )
+    sampled = samples_of(head, count) if variant == "shared" else []
     target = targets_for(book, count, seed)
     scale = torch.arange(1.0, count + 1, dtype=torch.float64)
 
@@ -422,3 +434,12 @@ def test_one_digit_or_one_group_is_refused() -> None:
         SamplingHead(DIM, Codebook((4, 4), torch.tensor([0, 1, 2, 12])), groups=2)
     for variant in ("own", "batch"):
         SamplingHead(DIM, Codebook((2, 8)), variant=variant)  # groups play no part
+
+
+@pytest.mark.parametrize(
+    ("lengths", "drawn"),
+    # An eighth of the tokens; 2,048 where that is less; 8,192 where it is more; all groups but one.
+    [((128, 256), 16), ((1024, 64), 128), ((64, 128), 16), ((512, 512), 16), ((16, 8), 15), ((2, 8), 1)],
+)
+def test_groups_that_are_drawn_by_default(lengths: tuple[int, int], drawn: int) -> None:
+    assert SamplingHead(DIM, Codebook(lengths)).groups == drawn

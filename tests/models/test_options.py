@@ -63,7 +63,7 @@ def test_heads_are_built_and_tied(
     assert (own < 100 * DIM) == (not own_table or flags.get("mhe_bottleneck") == "2")
     assert not any(p is embedding.weight for p in head.parameters())
     assert len(caplog.records) == 1
-    assert ("tied to the decoder" in caplog.text) == tied
+    assert ("tied to the input" in caplog.text) == tied
 
 
 def test_every_flag_reaches_the_cascade() -> None:
@@ -80,10 +80,10 @@ def test_every_flag_reaches_the_cascade() -> None:
 @pytest.mark.parametrize(
     ("flags", "variant", "groups", "saved"),
     [
-        ({}, "shared", 8, 8),
+        ({}, "shared", 9, 9),
         ({"mhe_groups": "3"}, "shared", 3, 3),
         ({"mhe_sampling": "shared", "mhe_groups": 9}, "shared", 9, 9),
-        # Fewer groups than the default: all but one are drawn.
+        # Fewer tokens than are drawn by default: all groups but one.
         ({"mhe_lengths": "5,20"}, "shared", 4, 4),
         ({"mhe_lengths": "5,5,4"}, "shared", 4, 4),
         ({"mhe_sampling": "own"}, "own", None, None),
