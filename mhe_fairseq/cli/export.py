@@ -21,12 +21,17 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "export",
         help="write a checkpoint that fairseq reads without the plugin",
-        description="Write a checkpoint of --arch mhe_transformer with --mhe-head softmax or sampling as one "
-        "of fairseq's own transformer: fairseq-generate, without --user-dir, translates and scores as "
-        "before. The optimizer's state is left out.",
+        description="Write a checkpoint of --arch mhe_transformer or mhe_roberta with --mhe-head softmax or "
+        "sampling as one of fairseq's own transformer or roberta: fairseq-generate, without --user-dir, "
+        "translates and scores as before. The optimizer's state is left out.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as checkpoints/checkpoint_best.pt")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="checkpoint to write")
+    parser.add_argument(
+        "--body",
+        action="store_true",
+        help="of --arch mhe_roberta with any head: leave the head out, to fine-tune what is under it",
+    )
     parser.add_argument("--force", action="store_true", help="replace the output if it is there")
     parser.set_defaults(run=run)
 
@@ -50,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mhe_fairseq.models.export import to_stock
 
-    stock = to_stock(_read(source), f"checkpoint {source}")
+    stock = to_stock(_read(source), f"checkpoint {source}", args.body)
     _write(stock.state, output)
     _report(stock, output)
     return 0
@@ -94,13 +99,30 @@ def _write(state: dict[str, Any], path: Path) -> None:
 
 def _report(stock: StockCheckpoint, path: Path) -> None:
     """Say what was written, and how to use it."""
-    tied = "tied to the decoder's embeddings" if stock.tied else "not tied"
     print(f"{path}: fairseq's own --arch {stock.arch}, {path.stat().st_size:,} bytes; it needs no --user-dir")
+    if stock.trained:
+        tied = "not tied"
+        if stock.tied:
+            tied = "tied to the embeddings" if stock.masked else "tied to the decoder's embeddings"
+        layer = f"once a {stock.head} head: "
+    else:
+        tied = "tied to the embeddings and not trained: to fine-tune, not to predict masked tokens"
+        layer = "" if stock.head is None else f"in place of a {stock.head} head: "
     print(
-        f"  output layer, once a {stock.head} head: V x d = {stock.vocab_size:,} x {stock.dim:,}, "
+        f"  output layer, {layer}V x d = {stock.vocab_size:,} x {stock.dim:,}, "
         f"{str(stock.dtype).removeprefix('torch.')}, {tied}"
     )
-    print(f"  {shlex.join(_generate(stock, path))}")
+    print(f"  {shlex.join(_finetune(stock, path) if stock.masked else _generate(stock, path))}")
+
+
+def _finetune(stock: StockCheckpoint, path: Path) -> list[str]:
+    """The command that goes on from the file at ``path``, to be completed."""
+    positions = stock.state["cfg"]["model"].get("max_positions") or 512
+    return [
+        "fairseq-train", "LABELLED-DATA", "--task", "sentence_prediction", "--criterion",
+        "sentence_prediction", "--arch", stock.arch, "--max-positions", str(positions), "--restore-file",
+        str(path), "--reset-optimizer", "--reset-dataloader", "--reset-meters", "...",
+    ]  # fmt: skip
 
 
 def _generate(stock: StockCheckpoint, path: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Criterions that never see V-wide logits; importing registers them."""
 
 from mhe_fairseq.criterions.mhe_cross_entropy import MHECrossEntropyCriterion
+from mhe_fairseq.criterions.mhe_masked_lm import MHEMaskedLMCriterion
 
-__all__ = ["MHECrossEntropyCriterion"]
+__all__ = ["MHECrossEntropyCriterion", "MHEMaskedLMCriterion"]

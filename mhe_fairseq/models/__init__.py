@@ -1,6 +1,7 @@
 """fairseq models with a multi-head encoding output layer; importing registers them."""
 
+from mhe_fairseq.models.roberta import MHERobertaModel
 from mhe_fairseq.models.transformer import MHETransformerModel
 from mhe_fairseq.models.transformer_lm import MHETransformerLanguageModel
 
-__all__ = ["MHETransformerLanguageModel", "MHETransformerModel"]
+__all__ = ["MHERobertaModel", "MHETransformerLanguageModel", "MHETransformerModel"]

@@ -15,18 +15,25 @@ from mhe_fairseq.models.options import PLANNED, HeadOptions
 
 
 class HeadModelMixin:
-    """Before a fairseq model whose ``decoder`` is a ``HeadDecoderMixin``.
+    """Before a fairseq model whose ``decoder`` (or what ``head_side`` says) is a ``HeadDecoderMixin``.
 
     ``forward`` with ``target`` returns the loss, a ``TokenLoss``, computed inside the call: so gradients are
     reduced, parameters gathered and activations recomputed by whatever wraps the model. Without a target it
     returns features, which ``get_normalized_probs`` turns into exact probabilities.
     """
 
-    #: Asked for by ``mhe_cross_entropy``.
+    #: Asked for by our criterions.
     has_mhe_head = True
+    #: Which of them trains models of this kind.
+    mhe_criterion = "mhe_cross_entropy"
 
     decoder: Any
     training: bool
+
+    @property
+    def head_side(self) -> Any:
+        """The ``HeadDecoderMixin``."""
+        return self.decoder
 
     @classmethod
     def hub_models(cls) -> dict[str, Any]:
@@ -44,17 +51,16 @@ class HeadModelMixin:
         output = super().forward(*inputs, **kwargs)  # type: ignore[misc]
         if target is None:
             return output
-        loss: TokenLoss = self.decoder.head_loss(
-            output[0], target, self.decoder.padding_idx, smoothing, accuracy
-        )
+        side = self.head_side
+        loss: TokenLoss = side.head_loss(output[0], target, side.padding_idx, smoothing, accuracy)
         return loss
 
     def get_normalized_probs(
         self, net_output: tuple[Tensor, Any], log_probs: bool, sample: dict[str, Any] | None = None
     ) -> Tensor:
         if self.training:
-            self.decoder.warn_wide_loss()
-        probs: Tensor = self.decoder.get_normalized_probs(net_output, log_probs, sample)
+            self.head_side.warn_wide_loss(self.mhe_criterion)
+        probs: Tensor = self.head_side.get_normalized_probs(net_output, log_probs, sample)
         return probs
 
 

@@ -46,13 +46,18 @@ class HeadDecoderMixin:
     ) -> TokenLoss:
         """Loss of features (B, T, d) against target (B, T); padding never reaches the head."""
         keep = target.ne(padding)
-        loss = self.head(features[keep], target[keep], smoothing=smoothing, accuracy=accuracy)
+        kept = self.head_input(features[keep])
+        loss = self.head(kept, target[keep], smoothing=smoothing, accuracy=accuracy)
         # masked_scatter keeps the graph even when no position is kept.
         empty = loss.nll.new_zeros(target.shape)
         nll = empty.masked_scatter(keep, loss.nll)
         smooth = None if loss.smooth is None else empty.masked_scatter(keep, loss.smooth)
         stats = {name: value.sum() for name, value in loss.stats.items()}
         return TokenLoss(nll, smooth, stats, keep.sum())
+
+    def head_input(self, features: Tensor) -> Tensor:
+        """What the head reads, of the features that ``forward`` gives. Shape: (N, d) -> (N, d)."""
+        return features
 
     def output_layer(self, features: Tensor, **unused: Any) -> Tensor:
         return features
@@ -90,13 +95,13 @@ class HeadDecoderMixin:
         values = values.view(*shape, -1)
         return values if log_probs else values.exp_()
 
-    def warn_wide_loss(self) -> None:
+    def warn_wide_loss(self, criterion: str) -> None:
         """Once: a criterion that reads V-wide probabilities works, at the softmax's cost."""
         if not self._warned:
             self._warned = True
             warnings.warn(
                 "mhe_fairseq: this criterion reads probabilities of the whole vocabulary, which costs what a "
-                "softmax costs; --criterion mhe_cross_entropy computes the same loss without them",
+                f"softmax costs; --criterion {criterion} computes the same loss without them",
                 stacklevel=2,
             )
 

@@ -1,4 +1,4 @@
-"""A trained model with a V x d output layer, as a checkpoint of fairseq's own transformer.
+"""A trained model with a V x d output layer, as a checkpoint of fairseq's own transformer or roberta.
 
 What comes out is read by fairseq without this plugin, so without its allow-list: it holds nothing but
 tensors, numbers, strings and plain containers. The ``argparse.Namespace`` of fairseq's own checkpoints would
@@ -14,28 +14,77 @@ from typing import Any
 
 import torch
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
+from fairseq.criterions.masked_lm import MaskedLmConfig
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models.roberta import RobertaModel
 from fairseq.models.transformer import TransformerModel
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.models.roberta import MHERobertaModel
 from mhe_fairseq.models.transformer import MHETransformerModel
 
 #: The heads whose probabilities, outside of training, are the softmax of one V x d projection.
 EXPORTABLE = ("softmax", "sampling")
 
 _PREFIX = "mhe_"
-_HEAD = "decoder.head."
-_EMBEDDING = "decoder.embed_tokens.weight"
-_PROJECTION = "decoder.output_projection.weight"
-#: Where a head's own table lies in the state dict; a tied head has none.
-_TABLE = _HEAD + "table.linear.weight"
-_CODEBOOK = (_HEAD + "codebook_slots", _HEAD + "codebook_lengths")
 
-#: Same flags, same loss, over V-wide log-probabilities.
-_CRITERIONS = {"mhe_cross_entropy": "label_smoothed_cross_entropy"}
-_CRITERION_CLASSES = {"MHECrossEntropyCriterion": "LabelSmoothedCrossEntropyCriterion"}
+
+@dataclass(frozen=True)
+class _Family:
+    """A model of ours and the one of fairseq's that it becomes.
+
+    Attributes:
+        ours, stock: the two.
+        head, embedding, projection: where they lie in the state dict; the projection in fairseq's.
+    """
+
+    ours: type
+    stock: type
+    head: str
+    embedding: str
+    projection: str
+
+    @property
+    def table(self) -> str:
+        """A head's own V x d table; a tied head has none."""
+        return self.head + "table.linear.weight"
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """What only the plugin reads."""
+        return (self.head + "codebook_slots", self.head + "codebook_lengths")
+
+
+_TRANSFORMER = _Family(
+    MHETransformerModel,
+    TransformerModel,
+    head="decoder.head.",
+    embedding="decoder.embed_tokens.weight",
+    projection="decoder.output_projection.weight",
+)
+_ROBERTA = _Family(
+    MHERobertaModel,
+    RobertaModel,
+    head="encoder.head.",
+    embedding="encoder.sentence_encoder.embed_tokens.weight",
+    projection="encoder.lm_head.weight",
+)
+_FAMILIES = (_TRANSFORMER, _ROBERTA)
+
+_DICTIONARY = "encoder.mhe_dictionary"
+
+#: Same loss, over V-wide log-probabilities; the flags are the same, too, or fewer.
+_CRITERIONS = {"mhe_cross_entropy": "label_smoothed_cross_entropy", "mhe_masked_lm": "masked_lm"}
+_CRITERION_CLASSES = {
+    "MHECrossEntropyCriterion": "LabelSmoothedCrossEntropyCriterion",
+    "MHEMaskedLMCriterion": "MaskedLmLoss",
+}
+_CRITERION_CONFIGS = {
+    "label_smoothed_cross_entropy": LabelSmoothedCrossEntropyCriterionConfig,
+    "masked_lm": MaskedLmConfig,
+}
 #: Options that say the name of a registered thing.
 _NAMES = ("_name", "arch", "criterion", "task")
 #: What a hydra config may give in place of the flat ``encoder_layers``, ``quant_noise_pq``, ...
@@ -49,30 +98,36 @@ class StockCheckpoint:
     Attributes:
         state: what to save.
         arch: its architecture, one of fairseq's.
-        head: which head it had.
+        head: which head it had; None for a classifier.
         vocab_size, dim: V and d of the output projection.
         dtype: of the output projection.
-        tied: the projection is the decoder's embedding.
+        tied: the projection is the embedding of the tokens it predicts.
+        trained: the output layer is that of the checkpoint; else only the body under it is.
+        masked: a masked language model, or a classifier made of one.
     """
 
     state: dict[str, Any]
     arch: str
-    head: str
+    head: str | None
     vocab_size: int
     dim: int
     dtype: torch.dtype
     tied: bool
+    trained: bool
+    masked: bool
 
 
-def to_stock(state: Mapping[str, Any], name: str) -> StockCheckpoint:
+def to_stock(state: Mapping[str, Any], name: str, body: bool = False) -> StockCheckpoint:
     """Convert a checkpoint. The optimizer's state, which is most of a file, is left out.
 
     Args:
         state: as ``fairseq.checkpoint_utils.load_checkpoint_to_cpu`` returns it; not changed, tensors shared.
         name: what to call it in an error.
+        body: of a masked language model export what is under the output layer, whatever the head; the output
+            layer is fairseq's, tied to the embeddings and not trained.
 
     Raises:
-        MHEError: not of ``mhe_transformer``, or of a head that no softmax of V x d equals.
+        MHEError: not of ``mhe_transformer`` or ``mhe_roberta``, or of a head that no softmax of V x d equals.
     """
     cfg, weights = state.get("cfg"), state.get("model")
     # to_container leaves a Namespace, which fairseq keeps in a config, as it is.
@@ -81,26 +136,22 @@ def to_stock(state: Mapping[str, Any], name: str) -> StockCheckpoint:
         raise MHEError(f"{name} is not one of a fairseq model: it has no options or no weights")
     model = _dict(options.get("model"))
     arch = str(model.get("_name") or model.get("arch"))
-    stock_arch = _stock_arch(arch, name)
-    head = str(model.get("mhe_head"))
-    if head not in EXPORTABLE:
-        raise MHEError(
-            f"{name} has a {head} head, and no softmax of V x d equals it; heads that can be exported are "
-            f"{' and '.join(EXPORTABLE)}"
-        )
+    family, stock_arch = _family(arch, name)
+    head = _head(family, weights, model, name, body)
     task = str(_dict(options.get("task")).get("_name"))
     renamed = {arch: stock_arch, **_CRITERIONS, task: task.removeprefix(_PREFIX)}
     stock_options = _plain(options, renamed)
     # A Namespace has every flag of the training, most of which are no options of a model.
-    known = {"_name", *_model_options(stock_arch)}
+    known = {"_name", *_model_options(family, stock_arch)}
     settings = {**stock_options["model"], "_name": stock_arch}
     stock_options["model"] = {key: value for key, value in settings.items() if key in known}
+    criterion = stock_options.get("criterion")
     if _dict(options.get("criterion")).get("_name") in _CRITERIONS:
-        theirs = {field.name for field in fields(LabelSmoothedCrossEntropyCriterionConfig)}
-        criterion = stock_options["criterion"]
+        theirs = {field.name for field in fields(_CRITERION_CONFIGS[criterion["_name"]])}
         stock_options["criterion"] = {key: criterion[key] for key in criterion if key in theirs}
-    stock_weights, tied = _stock_weights(weights, name)
-    projection = stock_weights[_PROJECTION]
+    trained = head in EXPORTABLE
+    stock_weights, tied = _stock_weights(family, weights, name, trained)
+    projection = stock_weights[family.projection]
     stock = {
         "args": None,  # of older fairseqs; the loader made a cfg of them
         "cfg": stock_options,
@@ -111,38 +162,89 @@ def to_stock(state: Mapping[str, Any], name: str) -> StockCheckpoint:
         "extra_state": _extra_state(state),
     }
     vocab_size, dim = projection.shape
-    return StockCheckpoint(stock, stock_arch, head, vocab_size, dim, projection.dtype, tied)
+    return StockCheckpoint(
+        stock, stock_arch, head, vocab_size, dim, projection.dtype, tied, trained, family is _ROBERTA
+    )
 
 
-def _stock_arch(arch: str, name: str) -> str:
-    """fairseq's architecture with the settings of ``arch``."""
+def _family(arch: str, name: str) -> tuple[_Family, str]:
+    """What ``arch`` is of, and fairseq's architecture with its settings."""
     stock = arch.removeprefix(_PREFIX)
-    if ARCH_MODEL_REGISTRY.get(arch) is not MHETransformerModel or stock not in ARCH_CONFIG_REGISTRY:
-        whose = "fairseq's own " if stock == arch and arch in ARCH_MODEL_REGISTRY else ""
+    for family in _FAMILIES:
+        if ARCH_MODEL_REGISTRY.get(arch) is family.ours and stock in ARCH_CONFIG_REGISTRY:
+            return family, stock
+    whose = "fairseq's own " if stock == arch and arch in ARCH_MODEL_REGISTRY else ""
+    raise MHEError(
+        f"{name} is of {whose}--arch {arch}; export is for mhe_transformer and mhe_roberta and their "
+        "architectures"
+    )
+
+
+def _head(
+    family: _Family, weights: Mapping[str, Tensor], model: dict[str, Any], name: str, body: bool
+) -> str | None:
+    """Which head the checkpoint has, None for a classifier, which has none.
+
+    Raises:
+        MHEError: it cannot be exported.
+    """
+    has_head = any(key.startswith(family.head) for key in weights)
+    # The flags of a classifier may name a head that was not built.
+    head = str(model.get("mhe_head")) if has_head or family is _TRANSFORMER else None
+    if head in EXPORTABLE:
+        return head
+    if family is _TRANSFORMER:
+        wanted = "; --body is for masked language models" if body else ""
         raise MHEError(
-            f"{name} is of {whose}--arch {arch}; export is for mhe_transformer and its architectures"
+            f"{name} has a {head} head, and no softmax of V x d equals it; heads that can be exported are "
+            f"{' and '.join(EXPORTABLE)}{wanted}"
         )
-    return stock
+    if not body:
+        what = "no output head" if head is None else f"a {head} head, and no softmax of V x d equals it"
+        raise MHEError(
+            f"{name} has {what}; heads that can be exported are {' and '.join(EXPORTABLE)}; --body exports "
+            "what is under the head, with an output layer that is not trained"
+        )
+    return head
 
 
-def _stock_weights(weights: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], bool]:
+def _stock_weights(
+    family: _Family, weights: Mapping[str, Tensor], name: str, trained: bool
+) -> tuple[dict[str, Tensor], bool]:
     """The state dict of fairseq's model, and whether its projection is tied.
 
     A tied projection is named too, as fairseq does: the same tensor, stored once.
     """
-    unknown = sorted(key for key in weights if key.startswith(_HEAD) and key not in (_TABLE, *_CODEBOOK))
-    table = weights.get(_TABLE, weights.get(_EMBEDDING))
+    own = [key for key in weights if key.startswith(family.head)]
+    unknown = sorted(key for key in own if trained and key not in (family.table, *family.ignored))
+    is_tied = family.table not in weights or not trained
+    table = weights.get(family.embedding if is_tied else family.table)
     if unknown or table is None or table.dim() != 2:
-        seen = ", ".join(unknown) if unknown else f"neither {_TABLE} nor {_EMBEDDING}"
+        seen = ", ".join(unknown) if unknown else f"neither {family.table} nor {family.embedding}"
         raise MHEError(f"{name} has {seen}, so its output layer is not a table of V x d")
-    stock = {key: value for key, value in weights.items() if not key.startswith(_HEAD)}
-    return {**stock, _PROJECTION: table}, _TABLE not in weights
+    stock = {key: value for key, value in weights.items() if key not in own and key != _DICTIONARY}
+    stock[family.projection] = table
+    if family is _ROBERTA:
+        stock |= {**_untrained_transform(table), **stock, "encoder.lm_head.bias": table.new_zeros(len(table))}
+    return stock, is_tied
 
 
-def _model_options(arch: str) -> set[str]:
-    """The names of a transformer's options: its flags, and what its architecture sets beside them."""
+def _untrained_transform(table: Tensor) -> dict[str, Tensor]:
+    """What fairseq's roberta has before its projection, and a classifier of ours has not, as at its start."""
+    dim = table.size(1)
+    start = torch.randn(dim, dim, generator=torch.Generator().manual_seed(0)) * 0.02
+    return {
+        "encoder.lm_head.dense.weight": start.to(table.dtype),
+        "encoder.lm_head.dense.bias": table.new_zeros(dim),
+        "encoder.lm_head.layer_norm.weight": table.new_ones(dim),
+        "encoder.lm_head.layer_norm.bias": table.new_zeros(dim),
+    }
+
+
+def _model_options(family: _Family, arch: str) -> set[str]:
+    """The names of a model's options: its flags, and what its architecture sets beside them."""
     parser = argparse.ArgumentParser(add_help=False)
-    TransformerModel.add_args(parser)
+    family.stock.add_args(parser)  # type: ignore[attr-defined]
     settings = argparse.Namespace()
     ARCH_CONFIG_REGISTRY[arch](settings)
     return {*vars(parser.parse_args([])), *vars(settings), *_NESTED}
