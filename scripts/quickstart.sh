@@ -6,6 +6,9 @@
 # kill -9, run it again. Every variable below can be set from outside, such as UPDATES=1400 make quickstart.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+NAME=quickstart.sh
+HOW_TO_INSTALL="run 'make quickstart', or activate .venv first"
+source scripts/steps.sh
 
 WORK=${QUICKSTART_DIR:-quickstart}              # where everything is written; from the repository's root
 CORPUS=${CORPUS:-examples/translation/data}     # {train,valid,test}.{en,de}[.xz]
@@ -28,12 +31,7 @@ MODEL_FLAGS=${MODEL_FLAGS:-"--encoder-layers 3 --decoder-layers 3
     --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --dropout 0.2"}
 BATCH_FLAGS=${BATCH_FLAGS:-"--max-tokens 4096"}
 
-fail() { echo "quickstart.sh: error: $*" >&2; exit 1; }
-
-for program in fairseq-train mhe; do
-    command -v $program >/dev/null ||
-        fail "$program is not on the PATH; run 'make quickstart', or activate .venv first"
-done
+need fairseq-train mhe
 # Newlines in the defaults are for reading only.
 read -ra HEAD <<<"${HEAD_FLAGS//$'\n'/ }"
 read -ra MODEL <<<"${MODEL_FLAGS//$'\n'/ }"
@@ -41,89 +39,12 @@ read -ra BATCH <<<"${BATCH_FLAGS//$'\n'/ }"
 read -ra ASSIGN <<<"${ASSIGN_FLAGS:-}"
 CODEBOOK=()
 if ((${#ASSIGN[@]})); then CODEBOOK=(--mhe-codebook "$WORK/codes"); fi
-# A bar on a terminal, a line every LOG_INTERVAL updates in a file.
-if [[ -t 2 ]]; then LOG_FORMAT=${LOG_FORMAT:-tqdm}; else LOG_FORMAT=${LOG_FORMAT:-simple}; fi
-# Threads that wait sleep: spinning, they would slow training tenfold where other programs use the cores too.
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
-# fairseq makes hydra warn at length about its own use of it, on every command.
-export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::UserWarning}
-
-[[ ! -e $WORK || -e $WORK/settings.txt || -z $(ls "$WORK") ]] ||
-    fail "$WORK holds something else than a quickstart; set QUICKSTART_DIR to an empty or new folder"
-mkdir -p "$WORK"
-# Held by the commands too: an orphan of a killed run goes on writing checkpoints and must end first. Some,
-# such as fairseq's data workers, notice within seconds that they are orphans.
-if command -v flock >/dev/null; then
-    exec 9>"$WORK/.lock"
-    flock -w 8 9 ||
-        fail "another run is at work in $WORK; wait for it, or set QUICKSTART_DIR to another folder"
-fi
-
-# What was begun with other settings cannot be continued with these. UPDATES may change: that trains on.
-settings=$(printf '%s\n' "corpus $CORPUS $SRC-$TGT" "vocabulary $VOCAB" \
-    "assign ${ASSIGN[*]}" "head ${HEAD[*]}" "model ${MODEL[*]}" "batch ${BATCH[*]}")
-if [[ -e $WORK/settings.txt ]]; then
-    [[ $settings == "$(<"$WORK/settings.txt")" ]] ||
-        fail "$WORK was begun with other settings (see $WORK/settings.txt);" \
-            "set QUICKSTART_DIR to another folder, or remove it to begin again"
-else
-    echo "$settings" >"$WORK/.settings.tmp"
-    mv "$WORK/.settings.tmp" "$WORK/settings.txt"
-fi
-
-COMMANDS=$WORK/commands.sh
-cat >"$COMMANDS" <<END
-# The commands of the quickstart, in order. Run from the root of the repository, after
-# source .venv/bin/activate
-set -e
-END
-mkdir -p "$WORK/done"
-
-# quoted WORD...: the words as a shell would need them typed, but without quotes where none are needed.
-quoted() {
-    local word line=""
-    for word in "$@"; do
-        [[ $word =~ ^[A-Za-z0-9_./:=,+@%-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
-        line+=" $word"
-    done
-    echo "${line# }"
-}
-
-# run COMMAND...: list it; print and run it unless the step it belongs to is done.
-run() {
-    quoted "$@" >>"$COMMANDS"
-    if ((skip)); then return; fi
-    echo
-    echo "\$ $(quoted "$@")"
-    "$@"
-}
-
-# run_line TEXT...: the same for a line of shell.
-run_line() {
-    echo "$*" >>"$COMMANDS"
-    if ((skip)); then return; fi
-    echo
-    echo "\$ $*"
-    bash -c "$*"
-}
-
-# begin STEP OUTPUT [KEY]: skip it if it was done with the same KEY, its OUTPUT is there and so were all steps
-# before it.    end: note that it is done, and its seconds.
-redo=0
-begin() {
-    step=$1 key=${3:-} skip=0 note="" began=$SECONDS
-    if ((!redo)) && [[ -e $2 && -e $WORK/done/$step && $(head -n 1 "$WORK/done/$step") == "key $key" ]]; then
-        skip=1
-        echo "$step: done before, skipped"
-    else
-        redo=1
-    fi
-}
-end() {
-    if ((skip)); then return; fi
-    printf 'key %s\n%s\n%s\n' "$key" $((SECONDS - began)) "$note" >"$WORK/done.tmp"
-    mv "$WORK/done.tmp" "$WORK/done/$step"
-}
+settle_environment
+open_work "a quickstart" "set QUICKSTART_DIR to"
+# UPDATES may change: that trains on.
+keep_settings "corpus $CORPUS $SRC-$TGT" "vocabulary $VOCAB" \
+    "assign ${ASSIGN[*]}" "head ${HEAD[*]}" "model ${MODEL[*]}" "batch ${BATCH[*]}"
+list_commands "the quickstart"
 
 begin prepare "$WORK/data/spm.model"
 run python scripts/prepare_data.py --source "$CORPUS" --out "$WORK/data" --src "$SRC" --tgt "$TGT" \
@@ -145,32 +66,8 @@ if ((${#ASSIGN[@]})); then
     end
 fi
 
-# fairseq writes the first file of a save whole or not at all, but copies it to the others, and a kill can
-# cut a copy short. Then the newest uncut one takes its place.
-whole() { python -m zipfile -t "$1" >/dev/null 2>&1; }
-mend_last_checkpoint() {
-    local last=$WORK/checkpoints/checkpoint_last.pt other
-    if [[ ! -e $last ]] || whole "$last"; then return; fi
-    echo "$last is cut short, by a kill in mid-copy"
-    rm "$last"
-    for other in $(ls -t "$WORK"/checkpoints/checkpoint_[0-9]*.pt 2>/dev/null); do
-        if whole "$other"; then
-            echo "continuing from $other"
-            cp "$other" "$last.tmp"
-            mv "$last.tmp" "$last"
-            return
-        fi
-    done
-}
-
 begin train "$WORK/checkpoints/checkpoint_best.pt" "$UPDATES"
-if ((!skip)); then
-    mend_last_checkpoint
-    if [[ -e $WORK/checkpoints/checkpoint_last.pt ]]; then
-        note="since the last interruption"
-        echo "train: continues from $WORK/checkpoints/checkpoint_last.pt"
-    fi
-fi
+continue_training "$WORK/checkpoints"
 # --validate-interval 1000 (epochs): validation is by updates only. --required-batch-size-multiple 1: the
 # default, 8, throws away the last sentences of every set. --update-epoch-batch-itr True: without it a resumed
 # run trains on other batches than an uninterrupted one.

@@ -25,6 +25,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 #: Updates before the clock starts: they allocate the optimiser's state.
 WARM_UP = 2
 
@@ -189,6 +191,18 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def machine(threads: int) -> str:
+    """What the times were taken on."""
+    # Late: torch takes seconds to import, and bad input should be told at once.
+    import torch
+
+    from mhe_fairseq.bench.machine import Machine
+
+    if threads:
+        torch.set_num_threads(threads)
+    return str(Machine.here(torch.device("cpu")))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -203,8 +217,10 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("rounds", "updates"):
             if getattr(args, name) < 1:
                 raise TimingError(f"--{name} must be at least 1, got {getattr(args, name)}")
-        for each in measure(args.checkpoints, args.rounds, args.updates, args.threads, args.user_dir):
-            print(json.dumps(asdict(each) | {"median": each.median}))
+        measured = measure(args.checkpoints, args.rounds, args.updates, args.threads, args.user_dir)
+        where = machine(args.threads)
+        for each in measured:
+            print(json.dumps(asdict(each) | {"median": each.median, "machine": where}))
     except TimingError as error:
         print(f"time_updates.py: error: {error}", file=sys.stderr)
         return 1

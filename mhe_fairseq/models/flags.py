@@ -27,8 +27,8 @@ FLAGS = {
     ),
     "mhe_groups": (
         "G",
-        "random groups that a token is trained on by the sampling head (default: an eighth, by tokens 2048 to "
-        "8192) or smoothed on by the cascade (default: 2)",
+        "random groups that the sampling head trains a token on (default: an eighth, but of 2048 to 8192 "
+        "tokens) or the cascade smooths it on (default: 2)",
     ),
     "mhe_sampling": (
         "KIND",
