@@ -1,5 +1,6 @@
 # make quickstart   from nothing to a translated, scored test set (15 minutes on 2 cores)
 # make compare      the same with the softmax and with each head, one table (an hour and more)
+# make pretrain-demo  a small language model with the softmax and with a cascade, and a picture of both (10 minutes)
 # make test         every test;  make test-fast: without the slow ones
 # make lint         ruff and mypy
 # make clean        remove what the above made
@@ -16,7 +17,7 @@ PYTEST_FLAGS :=
 
 export PYTHON PIP_FLAGS VENV
 
-.PHONY: quickstart compare venv test test-fast lint clean
+.PHONY: quickstart compare pretrain-demo venv test test-fast lint clean
 
 quickstart: $(VENV)/.installed
 	@$(RUN) scripts/quickstart.sh
@@ -25,14 +26,22 @@ quickstart: $(VENV)/.installed
 compare: $(VENV)/.installed
 	@$(RUN) python scripts/compare_heads.py $(COMPARE_FLAGS)
 
+# DEMO_FLAGS="--updates 1000 --layers 6" for a larger one; scripts/pretrain_demo.py --help tells all.
+pretrain-demo: $(VENV)/.installed-plot
+	@$(RUN) python scripts/pretrain_demo.py $(DEMO_FLAGS)
+
 venv: $(VENV)/.installed
 
 $(VENV)/.installed: setup.py constraints.txt mhe_fairseq/version.py
 	@scripts/make_venv.sh
 	@touch $@
 
+$(VENV)/.installed-plot: $(VENV)/.installed
+	@scripts/make_venv.sh plot
+	@touch $@
+
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@scripts/make_venv.sh test,lint
+	@scripts/make_venv.sh test,lint,plot
 	@touch $@
 
 test: $(VENV)/.installed-dev
@@ -47,5 +56,5 @@ lint: $(VENV)/.installed-dev
 	$(RUN) mypy
 
 clean:
-	rm -rf $(VENV) quickstart compare build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) quickstart compare pretrain-demo build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

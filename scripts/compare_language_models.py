@@ -211,8 +211,8 @@ def table(runs: dict[str, list[Run]], measured: list[Measured], title: str) -> T
     made = Table(title=title, title_justify="left", caption_justify="left")
     made.caption = (
         f"Perplexity of the test set: mean over {len(runs[base])} seeds, half their range, difference from "
-        f"{base}'s. Update: median time. To {base}'s: time of training until the validation loss is what "
-        f"{base}'s is after its last update, as a ratio (mean over seeds). Peak memory: of the process."
+        f"{base}'s. Update: median time. To {base}'s: time of training until the validation loss is as "
+        f"low as {base}'s lowest, as a ratio (mean over seeds). Peak memory: of the process."
     )
     for column in ("head", "perplexity", f"against {base}", "update", f"to {base}'s", "peak memory"):
         made.add_column(column, justify="left" if column == "head" else "right")
@@ -220,10 +220,10 @@ def table(runs: dict[str, list[Run]], measured: list[Measured], title: str) -> T
     for (name, group), cost in zip(runs.items(), measured, strict=True):
         value, spread = perplexity(group)
         # A seed's own softmax is its measure: both saw the same batches.
-        reached = [
-            other.updates[-1] / updates_to(run, other.valid_nats[-1])
-            for run, other in zip(group, runs[base], strict=True)
-        ]
+        reached = []
+        for run, other in zip(group, runs[base], strict=True):
+            lowest = min(other.valid_nats)
+            reached.append(updates_to(other, lowest) / updates_to(run, lowest))
         ratio = measured[0].median / cost.median
         speed = statistics.fmean(reached) * ratio
         made.add_row(
