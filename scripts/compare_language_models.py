@@ -37,7 +37,9 @@ sys.path.insert(0, str(ROOT))
 
 from mhe_fairseq.bench.machine import cpu_model  # noqa: E402
 from mhe_fairseq.version import __version__  # noqa: E402
+from scripts.commands import ENVIRONMENT  # noqa: E402
 from scripts.curves import Curve, LogError, Point, read_log  # noqa: E402
+from scripts.files import write_whole  # noqa: E402
 from scripts.time_updates import Measured, TimingError, measure  # noqa: E402
 
 #: fairseq's own softmax layer, and the baseline of every figure.
@@ -103,7 +105,9 @@ def execute(command: list[str], log: Path, environment: dict[str, str]) -> str:
     log.parent.mkdir(parents=True, exist_ok=True)
     before = log.stat().st_size if log.is_file() else 0
     with log.open("ab") as out:
-        code = subprocess.run(command, env=os.environ | environment, stdout=out, stderr=out).returncode
+        code = subprocess.run(
+            command, env={**ENVIRONMENT, **os.environ, **environment}, stdout=out, stderr=out
+        ).returncode
     said = log.read_bytes()[before:].decode("utf-8", errors="replace")
     if code:
         lines = said.strip().splitlines()
@@ -130,6 +134,10 @@ def codes(out: Path, assign: str) -> Path:
     return out / ("codes" + re.sub(r"[^a-z0-9]+", "-", assign.replace("--by", "")).rstrip("-"))
 
 
+def assign_command(args: argparse.Namespace, assign: str) -> list[str]:
+    return ["mhe", "assign", "--data", str(args.data), *assign.split(), "-o", str(codes(args.out, assign))]
+
+
 def eval_command(args: argparse.Namespace, folder: Path) -> list[str]:
     last = folder / "checkpoints" / "checkpoint_last.pt"
     flags = shlex.split(f"--gen-subset test {BATCHES} --num-workers 0 --required-batch-size-multiple 1")
@@ -145,8 +153,7 @@ def make_run(args: argparse.Namespace, head: str, seed: int, threads: int) -> Ru
     folder = args.out / f"{head}-{seed}"
     commands = [train_command(args, head, seed, folder), eval_command(args, folder)]
     if HEADS[head][1]:
-        made = ["mhe", "assign", "--data", str(args.data), *HEADS[head][1].split()]
-        commands.insert(0, [*made, "-o", str(codes(args.out, HEADS[head][1]))])
+        commands.insert(0, assign_command(args, HEADS[head][1]))
     lines = [shlex.join(command) for command in commands]
     record, settings = folder / "run.json", folder / "commands.sh"
     if settings.is_file() and settings.read_text() != "\n".join(lines) + "\n":
@@ -157,8 +164,7 @@ def make_run(args: argparse.Namespace, head: str, seed: int, threads: int) -> Ru
         return Run(**json.loads(record.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
     settings.write_text("\n".join(lines) + "\n")
-    environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-    environment["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS", "ignore::UserWarning")
+    environment = {"OMP_NUM_THREADS": str(threads)}
     *_, train, evaluate = commands
     execute(train, folder / "train.log", environment)
     curve = {p.update: math.log(p.perplexity) for p in read_log(folder / "train.log", head).validation}
@@ -176,9 +182,7 @@ def make_run(args: argparse.Namespace, head: str, seed: int, threads: int) -> Ru
         versions=versions(),
         machine=f"{cpu_model()}, {os.cpu_count()} cores, {threads} of them for a training",
     )
-    temporary = record.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(run)))
-    os.replace(temporary, record)
+    write_whole(record, [json.dumps(asdict(run)).encode()])
     return run
 
 
@@ -257,8 +261,7 @@ def compare(args: argparse.Namespace, console: Console) -> None:
         path = codes(args.out, assign)
         if not path.is_file():
             console.print(f"{path}: mhe assign {assign}", highlight=False)
-            command = ["mhe", "assign", "--data", str(args.data), *assign.split(), "-o", str(path)]
-            execute(command, path.with_suffix(".log"), {})
+            execute(assign_command(args, assign), path.with_suffix(".log"), {})
 
     def one(what: tuple[str, int]) -> Run:
         run = make_run(args, *what, threads)
