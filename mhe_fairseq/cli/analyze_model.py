@@ -1,0 +1,212 @@
+"""The model of a checkpoint, asked for the probabilities of all tokens."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils, tasks, utils
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from torch import Tensor
+
+from mhe_fairseq.coding import Codebook
+from mhe_fairseq.errors import MHEError
+
+#: Whose targets are tokens, one at each position that is not padding.
+TASKS = ("translation", "mhe_translation", "language_modeling", "mhe_language_modeling", "masked_lm")
+
+#: Numbers V wide that are held at once, 32 MiB of them.
+_WIDE = 2**23
+
+#: Where a state dict has one row a target token.
+_TARGET_ROWS = (
+    "decoder.head.codebook_slots",
+    "encoder.head.codebook_slots",
+    "decoder.output_projection.weight",
+    "encoder.lm_head.weight",
+)
+
+
+class LoadedModel:
+    """A model in eval mode, with its task.
+
+    Args:
+        path: of a checkpoint that fairseq wrote, with one of our heads or with a softmax of fairseq's.
+        data: folder to read in place of the one it was trained on; several with ':'.
+        device: to compute on.
+
+    Attributes:
+        task: fairseq's, with the dictionaries of ``data``.
+        codebook: the head's; None without a head.
+        head: "cascade", ...; "softmax" without a head.
+
+    Raises:
+        MHEError: no such checkpoint, one that is damaged, of another task or dictionary.
+    """
+
+    def __init__(self, path: Path, data: str, device: torch.device) -> None:
+        if not path.is_file():
+            raise MHEError(f"there is no checkpoint {path}; fairseq-train writes them to its --save-dir")
+        self.path, self.device = path, device
+        state = _read(path, data)
+        cfg = convert_namespace_to_omegaconf(state["args"]) if state.get("args") else state["cfg"]
+        self.task = _set_up(cfg.task, path, data)
+        _check_rows(state["model"], self.task, path, data)
+        try:
+            models, _, _ = checkpoint_utils.load_model_ensemble_and_task(
+                [str(path)], task=self.task, state=state
+            )
+        except MHEError as error:
+            raise MHEError(f"checkpoint {path}: {error}") from None
+        except Exception as error:  # torch names every table that does not fit, on lines of their own
+            raise MHEError(
+                f"the model of checkpoint {path} cannot be built for the data {data} ({_said(error)}); give "
+                "the data it was trained on"
+            ) from error
+        self.model = models[0].to(device).eval()
+        # A masked language model is an encoder with an output layer.
+        self._side = getattr(self.model, "decoder", None) or self.model.encoder
+        if "features_only" not in inspect.signature(self._side.forward).parameters:
+            raise MHEError(
+                f"checkpoint {path} is of {type(self.model).__name__}, which does not tell its features from "
+                "its probabilities; analyze is for transformers"
+            )
+        head = getattr(self._side, "head", None) if getattr(self.model, "has_mhe_head", False) else None
+        self.codebook: Codebook | None = None if head is None else head.codebook
+        self.head = "softmax" if head is None else type(head).__name__.removesuffix("Head").lower()
+
+    def symbols(self) -> list[str]:
+        """Of the V target tokens; a dictionary that a task cut short still lists all."""
+        dictionary = self.task.target_dictionary
+        symbols: list[str] = dictionary.symbols[: len(dictionary)]
+        return symbols
+
+    def features(self, sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """What the output layer reads at each position with a target. Shape: a batch -> (N, d), (N,)."""
+        sample = utils.apply_to_sample(lambda tensor: tensor.to(self.device), sample)
+        target = sample["target"]
+        if not isinstance(target, Tensor):
+            raise MHEError(
+                f"checkpoint {self.path} predicts past or several tokens at a position; analyze is for "
+                "models that predict the next one"
+            )
+        hidden = self.model(**sample["net_input"], features_only=True)[0]
+        keep = target.ne(self.task.target_dictionary.pad())
+        return hidden[keep], target[keep]
+
+    def log_probs(self, features: Tensor, target: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Exact log-probabilities, a few rows at a time. Shape: (N, d), (N,) -> (n, V), (n,) each.
+
+        V-wide rows are what heads avoid in training; here the probability of every token is what is asked
+        for, once. A few rows at a time take little memory, and more of them would not be faster.
+
+        Args:
+            features, target: from ``features``.
+            size: width of what the caller makes of a row, V or more.
+        """
+        rows = max(1, _WIDE // size)
+        for part, gold in zip(features.split(rows), target.split(rows), strict=True):
+            # An adaptive softmax insists on three dimensions.
+            output = self._side.output_layer(part[None]), None
+            yield self.model.get_normalized_probs(output, log_probs=True, sample=None)[0], gold
+
+
+def _read(path: Path, data: str) -> dict[str, Any]:
+    """A checkpoint, read by fairseq as its commands do, in the safe way of ``mhe_fairseq.checkpoints``."""
+    # Translating while validating wants the tokenizer's files, which need not be here.
+    overrides = {"data": data, "eval_bleu": False}
+    try:
+        with warnings.catch_warnings():
+            # hydra's, about fairseq's own config, which older checkpoints are converted to.
+            warnings.simplefilter("ignore", UserWarning)
+            state: dict[str, Any] = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
+        name = state["cfg"].task._name
+        if not isinstance(state["model"], dict):
+            raise TypeError("no weights")
+    except MHEError:
+        raise
+    except OSError as error:
+        raise MHEError(f"checkpoint {path} cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # fairseq looks for parts that another file does not have
+        raise MHEError(
+            f"{path} is not a checkpoint of a fairseq model ({path.stat().st_size:,} bytes, "
+            f"{type(error).__name__}); give a file that fairseq-train wrote"
+        ) from error
+    if name not in TASKS:
+        raise MHEError(
+            f"checkpoint {path} is of --task {name}, whose targets are not tokens at every position; analyze "
+            f"is for {', '.join(TASKS)}"
+        )
+    return state
+
+
+def _set_up(cfg: Any, path: Path, data: str) -> Any:
+    """The checkpoint's task, with the dictionaries of ``data``."""
+    folder = Path(data.split(os.pathsep)[0])
+    sides = [cfg.get("source_lang"), cfg.get("target_lang")] if "translation" in cfg._name else []
+    for name in [f"dict.{side}.txt" for side in sides if side] or ["dict.txt"]:
+        if not (folder / name).is_file():
+            found = sorted(each.name for each in folder.glob("dict*.txt")) or ["none"]
+            raise MHEError(
+                f"the data {folder} has no {name}, which checkpoint {path} wants (dictionaries there: "
+                f"{', '.join(found)}); give the data it was trained on, or other text binarised with its "
+                "dictionaries"
+            )
+    try:
+        return tasks.setup_task(cfg, from_checkpoint=True)
+    except Exception as error:  # a dictionary that cannot be read, in one of several ways
+        raise MHEError(
+            f"the data {data} cannot be read as --task {cfg._name} of checkpoint {path} ({_said(error)}); "
+            "write it again with fairseq-preprocess"
+        ) from error
+
+
+def _check_rows(state: dict[str, Any], task: Any, path: Path, data: str) -> None:
+    """Tell a dictionary of another size before torch does, in terms of tables."""
+    both = (
+        (_TARGET_ROWS, task.target_dictionary),
+        (("encoder.embed_tokens.weight",), task.source_dictionary),
+    )
+    for names, dictionary in both:
+        rows = next((len(state[name]) for name in names if name in state), None)
+        if rows is not None and rows != len(dictionary):
+            raise MHEError(
+                f"checkpoint {path} is for {rows:,} tokens and the dictionary in {data} has "
+                f"{len(dictionary):,}; give the data it was trained on"
+            )
+
+
+def _said(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def same_task(one: LoadedModel, other: LoadedModel) -> None:
+    """Refuse to compare models that do not predict the same text.
+
+    Raises:
+        MHEError: another kind of task, or other languages.
+    """
+
+    def kind(model: LoadedModel) -> str:
+        cfg = model.task.cfg or model.task.args
+        name = cfg._name.removeprefix("mhe_")
+        return f"{name} {cfg.source_lang}-{cfg.target_lang}" if name == "translation" else str(name)
+
+    if kind(one) != kind(other):
+        raise MHEError(
+            f"checkpoint {one.path} is of {kind(one)} and {other.path} of {kind(other)}; only models that "
+            "predict the same text can be compared"
+        )
+
+
+def least_positions(models: list[LoadedModel]) -> Any:
+    """The longest sentence that every model takes, as fairseq's data sets want to be told."""
+    limits = [each.model.max_positions() for each in models]
+    return utils.resolve_max_positions(models[0].task.max_positions(), *limits) or math.inf
