@@ -24,6 +24,10 @@ ENVIRONMENT = {
 }
 
 
+#: Where every command runs.
+ROOT = Path(__file__).resolve().parent.parent
+
+
 class CommandError(Exception):
     """A command that failed, or a folder that cannot be used, said in one sentence."""
 
@@ -188,6 +192,12 @@ class Commands:
         during()
         if code:
             raise CommandError(f"{step.name}: the command failed with status {code}; {_why(step)}")
+
+
+def from_root(path: Path) -> Path:
+    """The same file, named from the root of the repository, where every command runs."""
+    full = Path(os.path.abspath(path))
+    return full.relative_to(ROOT) if full.is_relative_to(ROOT) else full
 
 
 def _why(step: Step) -> str:

@@ -114,12 +114,13 @@ def _panel(axes: Axes, curves: list[Curve], key: str, label: str) -> None:
         return [getattr(point, key) for point in points], [point.perplexity for point in points]
 
     for curve, colour in zip(curves, COLOURS, strict=False):
-        axes.plot(*drawn(curve.training), color=colour, linewidth=0.9, alpha=0.55)
+        if curve.training:
+            axes.plot(*drawn(curve.training), color=colour, linewidth=0.9, alpha=0.55)
         # Not clipped: half of the last marker would be.
         axes.plot(
             *drawn(curve.validation), color=colour, linewidth=2.4, marker="o", markersize=4, clip_on=False
         )
-    axes.set_xlim(0, max(getattr(curve.training[-1], key) for curve in curves))
+    axes.set_xlim(0, max(getattr((curve.training or curve.validation)[-1], key) for curve in curves))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     _name(axes, curves, key)
 

@@ -20,7 +20,6 @@ import os
 import shutil
 import signal
 import sys
-import zipfile
 from pathlib import Path
 
 from rich.console import Console
@@ -28,7 +27,8 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from scripts.commands import CommandError, Commands, Step  # noqa: E402
+from scripts.checkpoints import mend_last_checkpoint  # noqa: E402
+from scripts.commands import CommandError, Commands, Step, from_root  # noqa: E402
 from scripts.files import SPLITS  # noqa: E402
 from scripts.watch import Watch  # noqa: E402
 
@@ -112,34 +112,6 @@ def score_step(args: argparse.Namespace, work: Path, name: str) -> Step:
     return Step(f"test-{name}", words, folder / "test.log", folder / "test.log")
 
 
-def mend_last_checkpoint(folder: Path, console: Console) -> None:
-    """Put the newest whole checkpoint in the place of a last one that is cut short.
-
-    fairseq writes the first file of a save whole or not at all, but copies it to the others, and a kill can
-    cut a copy short.
-    """
-    last = folder / "checkpoint_last.pt"
-    if not last.is_file() or _whole(last):
-        return
-    console.print(f"{last} is cut short, by a kill in mid-copy", highlight=False)
-    last.unlink()
-    others = sorted(folder.glob("checkpoint_[0-9]*.pt"), key=lambda path: -path.stat().st_mtime)
-    for other in others:
-        if _whole(other):
-            temporary = last.with_suffix(".tmp")
-            shutil.copy(other, temporary)
-            os.replace(temporary, last)
-            return
-
-
-def _whole(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (zipfile.BadZipFile, OSError):
-        return False
-
-
 def demo(args: argparse.Namespace, console: Console) -> None:
     """Run every step.
 
@@ -166,7 +138,7 @@ def demo(args: argparse.Namespace, console: Console) -> None:
         checkpoints = step.makes.parent
 
         def before(checkpoints: Path = checkpoints) -> None:
-            mend_last_checkpoint(checkpoints, console)
+            mend_last_checkpoint(checkpoints, say)
             if (checkpoints / "checkpoint_last.pt").is_file():
                 say(f"continues from {checkpoints / 'checkpoint_last.pt'}")
 
@@ -217,12 +189,6 @@ def check(args: argparse.Namespace) -> None:
             raise CommandError(
                 f"{program} is not on the PATH; run 'make pretrain-demo', or activate .venv first"
             )
-
-
-def from_root(path: Path) -> Path:
-    """The same file, named from the root of the repository, where every command runs."""
-    full = Path(os.path.abspath(path))
-    return full.relative_to(ROOT) if full.is_relative_to(ROOT) else full
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from mhe_fairseq.coding.assign import (
     frequency_slots,
     random_slots,
 )
+from mhe_fairseq.coding.shortlist import plan_shortlist, shortlist_slots
 from mhe_fairseq.errors import MHEError
 
 if TYPE_CHECKING:
@@ -63,6 +64,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--lengths", metavar="L,L", help="such as 128,256 (default: planned for the vocabulary)"
+    )
+    parser.add_argument(
+        "--shortlist",
+        type=int,
+        metavar="S",
+        help="the S most frequent tokens of the text have a first digit of their own, for a product head: it "
+        "is a full softmax among them (lengths are planned for it too)",
     )
     parser.add_argument(
         "--by",
@@ -117,35 +125,74 @@ def run(args: argparse.Namespace) -> int:
     data = DataDirectory(args.data, args.target_lang)
     dictionary = read_dictionary(data.dictionary, args.add_symbol)
     vocab_size = len(dictionary)
-    lengths = plan_lengths(vocab_size) if lengths is None else parse_lengths(lengths, vocab_size)
+    if lengths is not None:
+        lengths = parse_lengths(lengths, vocab_size)
+    elif args.shortlist is not None:
+        lengths = plan_shortlist(vocab_size, args.shortlist)
+    else:
+        lengths = plan_lengths(vocab_size)
     if args.by == "cluster" and len(lengths) < 2:
         raise MHEError(
             "--by cluster makes clusters first digits, so it needs at least two lengths such as "
             f"{','.join(map(str, plan_lengths(vocab_size)))}; got {lengths[0]}"
         )
-    counts: Ints | None = None
-    if args.by == "frequency":
-        slots = frequency_slots(vocab_size, lengths)
-    elif args.by == "random":
-        slots = random_slots(vocab_size, lengths, args.seed)
-    else:
-        with Bars() as bars:
-            if args.from_checkpoint is not None:
-                embedding = read_embedding(Path(args.from_checkpoint), vocab_size)
-                vectors = embedding_vectors(embedding, seed=args.seed)
-            else:
-                text = BinarisedText(data.text_prefixes())
-                counts = count_tokens(text, vocab_size, bars.update, text.tokens)
-                if not counts.any():
-                    raise MHEError(f"the training text in {args.data} is empty; clusters need text")
-                vectors = context_vectors(
-                    text, counts, contexts=args.contexts, seed=args.seed, progress=bars.update
-                )
-            slots = cluster_slots(vectors, lengths, counts, bars.update)
-    book = Codebook(lengths, slots, dictionary=symbols_fingerprint(dictionary.symbols))
+    with Bars() as bars:
+        made = _assign(args, data, lengths, vocab_size, bars)
+    book = Codebook(lengths, made.slots, dictionary=symbols_fingerprint(dictionary.symbols))
     book.save(output)
-    _report(book, dictionary.symbols, counts, args, time.monotonic() - started)
+    _report(book, dictionary.symbols, made, args, time.monotonic() - started)
     return 0
+
+
+class _Assigned(NamedTuple):
+    """Attributes:
+    slots: (V,) long.
+    counts: (V,) of the text, where it was read.
+    source: what they were made of, in words.
+    """
+
+    slots: Tensor
+    counts: Ints | None
+    source: str
+
+
+def _assign(
+    args: argparse.Namespace, data: DataDirectory, lengths: tuple[int, ...], vocab_size: int, bars: Bars
+) -> _Assigned:
+    """Slots of all tokens, as the flags ask."""
+    counts, vectors = None, None
+    reads_text = args.by == "cluster" and args.from_checkpoint is None
+    if reads_text or args.shortlist is not None:
+        text = BinarisedText(data.text_prefixes())
+        counts = count_tokens(text, vocab_size, bars.update, text.tokens)
+        if not counts.any():
+            what = "clusters need text" if reads_text else "a shortlist needs text"
+            raise MHEError(f"the training text in {args.data} is empty; {what}")
+    if reads_text:
+        assert counts is not None
+        vectors = context_vectors(text, counts, contexts=args.contexts, seed=args.seed, progress=bars.update)
+        source = f"clusters of neighbours in {int(counts.sum()):,} tokens, seed {args.seed}"
+    elif args.from_checkpoint is not None:
+        vectors = embedding_vectors(read_embedding(Path(args.from_checkpoint), vocab_size), seed=args.seed)
+        source = f"clusters of the embedding in {args.from_checkpoint}, seed {args.seed}"
+    else:
+        source = "dictionary order" if args.by == "frequency" else f"random order, seed {args.seed}"
+
+    def layout(tokens: Ints, lengths: tuple[int, ...]) -> Tensor:
+        if args.by == "frequency":
+            return frequency_slots(len(tokens), lengths)
+        if args.by == "random":
+            return random_slots(len(tokens), lengths, args.seed)
+        assert vectors is not None
+        return cluster_slots(
+            vectors[tokens], lengths, None if counts is None else counts[tokens], bars.update
+        )
+
+    if args.shortlist is None:
+        return _Assigned(layout(np.arange(vocab_size), lengths), counts, source)
+    assert counts is not None
+    source = f"the {args.shortlist:,} most frequent tokens by themselves, then {source}"
+    return _Assigned(shortlist_slots(counts, lengths, args.shortlist, layout), counts, source)
 
 
 # ---- input
@@ -362,23 +409,20 @@ def read_embedding(path: Path, vocab_size: int) -> Tensor:
 
 
 def _report(
-    book: Codebook, symbols: list[str], counts: Ints | None, args: argparse.Namespace, seconds: float
+    book: Codebook, symbols: list[str], made: _Assigned, args: argparse.Namespace, seconds: float
 ) -> None:
     """Say what was made; show groups, so that a person can judge whether they make sense."""
     console = Console(highlight=False, soft_wrap=True)
+    counts = made.counts
     width = book.size // book.lengths[0]
-    groups = book.token_of_slot.view(book.lengths[0], width)
+    # A shortlist's tokens are groups of one, and nothing to judge.
+    groups = book.token_of_slot.view(book.lengths[0], width)[args.shortlist or 0 :]
     sizes = (groups >= 0).sum(dim=1)
-    source = {"frequency": "dictionary order", "random": f"random order, seed {args.seed}"}.get(args.by, "")
-    if counts is not None:
-        source = f"clusters of neighbours in {int(counts.sum()):,} tokens, seed {args.seed}"
-    elif args.by == "cluster":
-        source = f"clusters of the embedding in {args.from_checkpoint}, seed {args.seed}"
     shape = " x ".join(f"{length:,}" for length in book.lengths)
     console.print(
         f"{args.output}: {len(book):,} tokens in {shape} = {book.size:,} slots, {book.holes:,} holes"
     )
-    console.print(f"  {source}")
+    console.print(f"  {made.source}")
     console.print(f"  groups of {int(sizes.min()):,} to {int(sizes.max()):,} tokens")
     console.print(f"  fingerprint {book.fingerprint}, of the dictionary {book.dictionary}")
     console.print(f"  {seconds:.1f} seconds")
@@ -399,7 +443,12 @@ def _report(
         else:
             tokens = np.sort(tokens) if args.by != "random" else tokens
         # Text, not markup: a token may look like a tag, "[b]".
-        console.print(Text(f"  group {group}{share}: " + " ".join(symbols[t] for t in tokens[:shown])))
+        console.print(
+            Text(
+                f"  group {group + (args.shortlist or 0)}{share}: "
+                + " ".join(symbols[t] for t in tokens[:shown])
+            )
+        )
 
 
 def _tokens(row: Tensor) -> Ints:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from mhe_fairseq.cli.assign import CHUNK, BinarisedText, read_dictionary
 from mhe_fairseq.cli.main import main
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from mhe_fairseq.coding.assign import frequency_slots
+from mhe_fairseq.coding.shortlist import plan_shortlist
 from tests.helpers import run_command
 
 MHE = ["python", "-m", "mhe_fairseq.cli.main"]
@@ -82,6 +84,26 @@ def test_frequency_and_random(toy_data: Path, tmp_path: Path) -> None:
     # Without lengths they are planned for the vocabulary.
     assert assign("--by", "frequency").holes <= 2
     assert assign("--by", "frequency", "--lengths", "100").lengths == (100,)
+
+
+@pytest.mark.parametrize("by", ["cluster", "frequency", "random"])
+def test_a_shortlist_is_of_the_text(
+    toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str
+) -> None:
+    output = tmp_path / "codes"
+    assert main(["assign", "--data", str(toy_data), "--shortlist", "16", "--by", by, "-o", str(output)]) == 0
+    book = Codebook.load(output)
+    assert book.lengths == plan_shortlist(VOCAB, 16)
+    symbols = read_dictionary(toy_data / "dict.tgt.txt").symbols
+    alone = [symbols[token] for token in book.token_of_slot.view(book.lengths)[:16, 0].tolist()]
+    assert "</s>" in alone, "every sentence has one"
+    assert all(word.isupper() for word in alone if word.isalpha()), (
+        "words of the source do not occur in the target's text"
+    )
+    shown = capsys.readouterr().out
+    assert "the 16 most frequent tokens by themselves, then" in shown
+    groups = [int(number) for number in re.findall(r"^  group (\d+)", shown, re.MULTILINE)]
+    assert len(groups) == 5 and min(groups) >= 16, "examples are of the rest"
 
 
 def test_a_language_model_and_symbols_that_its_task_adds(
@@ -244,6 +266,18 @@ TEXT = "train.src-tgt.tgt"
         (void, ["--seed", "-1"], "--seed must be a whole number from 0 to 2**63 - 1, got -1"),
         (void, ["--by", "random", "--seed", str(2**63)], "--seed must be a whole number from 0 to"),
         (void, ["--lengths", "88"], "needs at least two lengths such as 8,11; got 88"),
+        (void, ["--shortlist", "0"], "at least 1 token and fewer than all 88; got 0"),
+        (
+            void,
+            ["--shortlist", "10", "--lengths", "12,20"],
+            "have 40 slots beside a shortlist of 10, for the 78",
+        ),
+        (void, ["--shortlist", "10", "--by", "random", "--lengths", "88"], "at least two lengths; got 88"),
+        (
+            write(f"{TEXT}.bin", b""),
+            ["--shortlist", "9", "--by", "frequency"],
+            f"{TEXT}.bin is empty; clusters need text",
+        ),
         (void, ["--contexts", "0"], "--contexts is a number of tokens, at least 1; got 0"),
         (void, ["--by", "random", "--from-checkpoint", "x"], "does not go with --by random"),
         (void, ["--from-checkpoint", "nowhere.pt"], "there is no checkpoint nowhere.pt"),

@@ -1,0 +1,80 @@
+"""What fairseq-generate wrote, scored with sacrebleu."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import sacrebleu
+from sacrebleu.significance import PairedTest
+
+
+class TranslationError(Exception):
+    """Bad input, said in one sentence."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of a test set.
+
+    Attributes:
+        bleu, chrf: in percent.
+        brevity: BLEU's penalty; 1 where translations are as long as references.
+        length: of the translations over that of the references, in words.
+        signatures: sacrebleu's, of both metrics.
+    """
+
+    bleu: float
+    chrf: float
+    brevity: float
+    length: float
+    signatures: dict[str, str]
+
+
+def read_translations(path: Path, count: int) -> list[str]:
+    """The translations of a test set in the order of the set.
+
+    fairseq translates like long sentences together; "H-17 TAB score TAB text" is sentence 17 of the set.
+
+    Raises:
+        TranslationError: no such file, or not one translation of each of ``count`` sentences.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise TranslationError(f"there are no translations {path}") from None
+    found: dict[int, str] = {}
+    for line in text.split("\n"):
+        if line.startswith("H-"):
+            number, _, translation = line[2:].split("\t", 2)
+            found[int(number)] = translation
+    if sorted(found) != list(range(count)):
+        raise TranslationError(f"{path} has translations of {len(found)} sentences, the test set has {count}")
+    return [found[number] for number in range(count)]
+
+
+def score(translations: list[str], references: list[str]) -> Scores:
+    """BLEU and chrF2 of detokenised text."""
+    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
+    result = bleu.corpus_score(translations, [references])
+    return Scores(
+        bleu=result.score,
+        chrf=chrf.corpus_score(translations, [references]).score,
+        brevity=result.bp,
+        length=result.sys_len / max(1, result.ref_len),
+        signatures={"BLEU": str(bleu.get_signature()), "chrF2": str(chrf.get_signature())},
+    )
+
+
+def bootstrap(
+    baseline: list[str], translations: list[str], references: list[str], samples: int = 1000
+) -> dict[str, float]:
+    """Paired bootstrap resampling: p-values of the differences in BLEU and in chrF2."""
+    systems = [("baseline", baseline), ("this", translations)]
+    metrics = {
+        "BLEU": sacrebleu.BLEU(references=[references]),
+        "chrF2": sacrebleu.CHRF(references=[references]),
+    }
+    test = PairedTest(systems, metrics, references=None, test_type="bs", n_samples=samples)
+    found = test()[1]
+    return {name: float(found[name][1].p_value) for name in found if name != "System"}
