@@ -1,8 +1,7 @@
-"""Scores of a batch against its samples of groups, forward and backward, in one pass over few rows."""
+"""Scores of a batch against samples of groups of tokens, forward and backward, a group at a time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,116 +9,68 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mhe_fairseq.heads.base import wide
-
-
-@dataclass(frozen=True)
-class Run:
-    """Rows ``begin .. end`` of the guests have their gold in one group, of ``tokens`` (n,)."""
-
-    begin: int
-    end: int
-    tokens: Tensor
-
-
-def runs_of(sizes: list[int], tokens_by_group: Tensor, starts: list[int]) -> list[Run]:
-    runs, begin = [], 0
-    for group, size in enumerate(sizes):
-        if size:
-            tokens = tokens_by_group[starts[group] : starts[group + 1]]
-            runs.append(Run(begin, begin + size, tokens))
-            begin += size
-    return runs
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows of the batch that are scored on the same sample of groups.
-
-    Attributes:
-        begin, end: the rows.
-        groups: the sample.
-        columns: (C,) tokens of the groups, group after group.
-        bounds: where each group's columns begin, and C.
-        log_weight: of each group, added to its logits (but not for rows at home in it).
-        at_home: (H,) rows, counted from ``begin``, whose gold group is in the sample.
-        home_column: (H,) the target's column.
-        home_group: (H,) the gold group.
-    """
-
-    begin: int
-    end: int
-    groups: list[int]
-    columns: Tensor
-    bounds: list[int]
-    log_weight: list[float]
-    at_home: Tensor
-    home_column: Tensor
-    home_group: Tensor
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which tokens are scored for which of the N rows.
-
-    A row is scored on the groups of every block it is in. Rows whose gold group is in none of these
-    ("guests", M of them, sorted by gold group) are scored on their gold group too.
-
-    Attributes:
-        blocks: no group is twice in the blocks of one row.
-        guests: (M,) rows.
-        guest_place: (M,) the target's place in its group.
-        runs: guests with the same gold group.
-        mean_of_all: the mean logit is over all V tokens, not over the row's scored ones.
-    """
-
-    blocks: list[Block]
-    guests: Tensor
-    guest_place: Tensor
-    runs: list[Run]
-    mean_of_all: bool
+from mhe_fairseq.heads.sample_plan import GroupRows, Plan, add_product
 
 
 class SampledScores(torch.autograd.Function):
-    """x (N, d), W (V, d), plan -> (N,) each: log Z_hat, gold logit, mean logit, best logit scored.
+    """Log Z_hat, gold logit, mean logit and best logit scored, of every row.
+
+    ``log_weight``, one of each of the plan's R pairs, is added to the logits of the group. The mean logit is
+    over all V tokens (``mean_of_all``) or over the row's scored ones.
+
+    Shape: x (N, d), W (V, d), log_weight (R,) -> (N,) four times; (0,) for the best if it is not wanted.
 
     Written by hand because ``W[tokens]`` under autograd makes a V x d gradient for every group; here one
-    V x d gradient is made and each block's groups are added to it.
+    V x d gradient is made and each group's product is added to it, one for all rows that meet the group: a
+    product of the few rows that meet it as their gold group alone would do little but read and write the
+    table. All else is done for a chunk of groups at once: many small operations wait for threads more than
+    they compute. Each pair's soft-max over its group is kept in place of its logits; in the backward pass it
+    is multiplied by one number a pair.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, plan: Plan, want_mean: bool, want_best: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        groups: GroupRows,
+        plan: Plan,
+        log_weight: Tensor,
+        want_mean: bool,
+        want_best: bool,
+        mean_of_all: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        own = _own_logits(x, weight, plan)
-        gold = own.new_empty(x.size(0))
-        gold[plan.guests] = own.gather(1, plan.guest_place.unsqueeze(1)).squeeze(1)
-        log_z = torch.full_like(gold, -torch.inf)
-        log_z[plan.guests] = own.logsumexp(dim=1)
-        best = gold.new_empty(0)
-        if want_best:
-            best = torch.full_like(gold, -torch.inf)
-            best[plan.guests] = own.amax(dim=1)
+        lowest, rows = wide(x[:0]), plan.rows
+        best, peak = lowest.new_empty(len(rows)), lowest.new_empty(len(rows))
+        of_scored = want_mean and not mean_of_all
+        total = lowest.new_empty(len(rows) if of_scored else 0)
+        home = lowest.new_empty(x.size(0))
+        softs = []
+        for chunk in plan.chunks:
+            members = plan.features(x, chunk)
+            logits = x.new_empty(len(members), chunk.size)
+            for group, part in chunk.parts():
+                torch.mm(members[part], groups.read(weight, group).to(x.dtype).T, out=logits[part])
+            logits = wide(logits)
+            torch.index_select(logits.view(-1), 0, plan.home_cells[chunk.targets], out=home[chunk.targets])
+            torch.amax(logits, dim=1, out=best[chunk.pairs])
+            if of_scored:
+                torch.sum(logits, dim=1, out=total[chunk.pairs])
+            softs.append(logits.softmax(dim=1))
+            torch.amax(softs[-1], dim=1, out=peak[chunk.pairs])
+        # A soft-max at its largest is exp(largest logit - log-sum-exp), and at least 1 / n.
+        log_sums = best - peak.log_() + log_weight
+        log_z = _logsumexp_by_row(log_sums, rows, x.size(0))
+        gold = torch.empty_like(home).index_copy_(0, rows[plan.home], home)
         mean, mean_weight = torch.zeros_like(gold), gold.new_zeros(0)
-        if want_mean and plan.mean_of_all:
+        if of_scored:
+            mean = mean.index_add_(0, rows, total) / plan.scored
+        elif want_mean:
             mean_weight = weight.mean(dim=0, dtype=gold.dtype)
             mean = wide(x) @ mean_weight
-        elif want_mean:
-            mean[plan.guests] = _own_mean(own, plan)
-        scores = []
-        for block in plan.blocks:
-            rows = slice(block.begin, block.end)
-            logits = wide(x[rows] @ weight.index_select(0, block.columns).to(x.dtype).T)
-            gold[rows].index_copy_(0, block.at_home, logits[block.at_home, block.home_column])
-            if want_best:
-                torch.maximum(best[rows], logits.amax(dim=1), out=best[rows])
-            if want_mean and not plan.mean_of_all:
-                home_mean = logits[block.at_home].sum(dim=1) / max(1, len(block.columns))
-                mean[rows].index_copy_(0, block.at_home, home_mean)
-            _correct(logits, block)
-            torch.logaddexp(log_z[rows], logits.logsumexp(dim=1), out=log_z[rows])
-            scores.append(logits)
-        ctx.plan, ctx.want_mean = plan, want_mean
-        ctx.save_for_backward(x, weight, own, log_z, mean_weight, *scores)
+        ctx.groups, ctx.plan, ctx.want_mean, ctx.mean_of_all = groups, plan, want_mean, mean_of_all
+        ctx.save_for_backward(x, weight, (log_sums - log_z[rows]).exp_(), mean_weight, *softs)
+        best = _most_by_row(best, rows, x.size(0)) if want_best else best[:0]
         ctx.mark_non_differentiable(best)
         return log_z, gold, mean, best
 
@@ -127,71 +78,51 @@ class SampledScores(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, g_log_z: Tensor, g_gold: Tensor, g_mean: Tensor, _: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
-        x, weight, own, log_z, mean_weight, *scores = ctx.saved_tensors
+    ) -> tuple[Tensor | None, ...]:
+        x, weight, share, mean_weight, *softs = ctx.saved_tensors
+        groups: GroupRows = ctx.groups
         plan: Plan = ctx.plan
-        if ctx.want_mean and plan.mean_of_all:
+        g_each = None
+        if ctx.want_mean and ctx.mean_of_all:
             row = ((g_mean @ wide(x)) / weight.size(0)).to(weight.dtype)
-            grad_weight = row.expand_as(weight).clone()
+            grad_weight = row.expand_as(weight).clone(memory_format=torch.contiguous_format)
             grad_x = torch.outer(g_mean, mean_weight)
         else:
             # Sums over groups are of fp32 for half precision too.
-            grad_weight, grad_x = torch.zeros_like(weight), torch.zeros_like(x, dtype=log_z.dtype)
-        # The mean over a row's own scored tokens hangs on each of them alike.
-        g_each = g_mean if ctx.want_mean and not plan.mean_of_all else torch.zeros_like(g_mean)
-        log_z, g_log_z, g_each = log_z.unsqueeze(1), g_log_z.unsqueeze(1), g_each.unsqueeze(1)
-        for block, logits in zip(plan.blocks, scores, strict=True):
-            rows = slice(block.begin, block.end)
-            g_block = torch.zeros_like(g_each[rows])
-            g_block[block.at_home] = g_each[rows][block.at_home] / max(1, len(block.columns))
-            # Group by group: the derivatives of all logits at once would double the memory.
-            for index, group in enumerate(block.groups):
-                begin, end = block.bounds[index], block.bounds[index + 1]
-                d = (logits[:, begin:end] - log_z[rows]).exp_().mul_(g_log_z[rows]).add_(g_block)
-                here = block.home_group == group
-                at_home = block.at_home[here]
-                d[at_home, block.home_column[here] - begin] += g_gold[rows][at_home]
-                _add(grad_x[rows], grad_weight, x[rows], weight, block.columns[begin:end], d)
-        d_own = (own - log_z[plan.guests]).exp_().mul_(g_log_z[plan.guests])
-        d_own.scatter_add_(1, plan.guest_place.unsqueeze(1), g_gold[plan.guests].unsqueeze(1))
-        visitors, grad_visitors = x[plan.guests], grad_x.new_zeros(len(plan.guests), x.size(1))
-        for run in plan.runs:
-            rows = slice(run.begin, run.end)
-            d = d_own[rows, : len(run.tokens)] + g_each[plan.guests[rows]] / len(run.tokens)
-            _add(grad_visitors[rows], grad_weight, visitors[rows], weight, run.tokens, d)
-        grad_x.index_add_(0, plan.guests, grad_visitors)
-        return grad_x.to(x.dtype), grad_weight, None, None, None
+            grad_weight, grad_x = torch.zeros_like(weight), torch.zeros_like(x, dtype=share.dtype)
+        if ctx.want_mean and not ctx.mean_of_all:
+            # The mean over a row's own scored tokens hangs on each of them alike.
+            g_each = (g_mean / plan.scored)[plan.rows].unsqueeze(1)
+        g_soft = (share * g_log_z[plan.rows]).unsqueeze(1)
+        g_home = g_gold[plan.rows[plan.home]]
+        for chunk, soft in zip(plan.chunks, softs, strict=True):
+            d = soft * g_soft[chunk.pairs]
+            d.view(-1).index_add_(0, plan.home_cells[chunk.targets], g_home[chunk.targets])
+            if g_each is not None:
+                d += g_each[chunk.pairs]
+            d = d.to(x.dtype)
+            members = plan.features(x, chunk)
+            for group, part in chunk.parts():
+                groups.add_product(grad_weight, group, d[part], members[part])
+                table = groups.read(weight, group).to(x.dtype)
+                if members is x:
+                    add_product(grad_x, d, table)
+                else:
+                    # Gathered features make way for their gradients.
+                    torch.mm(d[part], table, out=members[part])
+            if members is not x:
+                grad_x.index_add_(0, plan.rows[chunk.pairs], members.to(grad_x.dtype))
+            del d, members  # before the next ones are made
+        return grad_x.to(x.dtype), grad_weight, None, None, None, None, None, None
 
 
-def _own_logits(x: Tensor, weight: Tensor, plan: Plan) -> Tensor:
-    """(M, n) logits of the guests' gold groups, -inf beyond a smaller group's end."""
-    width = max((len(run.tokens) for run in plan.runs), default=1)
-    own = torch.full((len(plan.guests), width), -torch.inf, dtype=wide(x[:0]).dtype, device=x.device)
-    visitors = x[plan.guests]
-    for run in plan.runs:
-        rows = weight.index_select(0, run.tokens).to(x.dtype)
-        own[run.begin : run.end, : len(run.tokens)] = visitors[run.begin : run.end] @ rows.T
-    return own
+def _most_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """The largest value of every row. Shape: (R,), (R,) long -> (count,)."""
+    return values.new_full((count,), -torch.inf).scatter_reduce_(0, rows, values, "amax")
 
 
-def _own_mean(own: Tensor, plan: Plan) -> Tensor:
-    parts = [own[run.begin : run.end, : len(run.tokens)].mean(dim=1) for run in plan.runs]
-    return torch.cat(parts) if parts else own.new_zeros(0)
-
-
-def _correct(logits: Tensor, block: Block) -> None:
-    """Weight a sampled group's tokens, except for the rows for which it is the gold group: those have it
-    in every sample."""
-    for index, log_weight in enumerate(block.log_weight):
-        if log_weight:
-            added = logits.new_full((len(logits), 1), log_weight)
-            added[block.at_home[block.home_group == block.groups[index]]] = 0.0
-            logits[:, block.bounds[index] : block.bounds[index + 1]] += added
-
-
-def _add(grad_x: Tensor, grad_weight: Tensor, x: Tensor, weight: Tensor, tokens: Tensor, d: Tensor) -> None:
-    """Add what the derivatives d (m, n) of the logits of x (m, d) against ``tokens`` (n,) mean for x and for
-    the tokens' rows."""
-    d = d.to(x.dtype)
-    grad_x += d @ weight.index_select(0, tokens).to(x.dtype)
-    grad_weight.index_add_(0, tokens, (d.T @ x).to(grad_weight.dtype))
+def _logsumexp_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Shape: (R,), (R,) long, with every row -> (count,)."""
+    most = _most_by_row(values, rows, count)
+    sums = torch.zeros_like(most).index_add_(0, rows, (values - most[rows]).exp_())
+    return most + sums.log_()

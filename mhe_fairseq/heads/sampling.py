@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.base import HeadLoss
+from mhe_fairseq.heads.base import HeadLoss, wide
 from mhe_fairseq.heads.group_sample import expected_share, inclusion_probabilities, sample_groups
-from mhe_fairseq.heads.sampled_scores import Block, Plan, SampledScores, runs_of
+from mhe_fairseq.heads.sample_plan import GroupRows, Plan, consecutive
+from mhe_fairseq.heads.sampled_scores import SampledScores
 from mhe_fairseq.heads.softmax import SoftmaxHead
 
 VARIANTS = ("shared", "own", "batch")
@@ -60,7 +61,9 @@ class SamplingHead(SoftmaxHead):
 
     Each of 8 parts of the batch, rows that follow one another, draws groups of its own at the same cost: a
     group that is drawn has the gradient of a part of the batch, not every so often one of all of it that is
-    as many times too large.
+    as many times too large. The table is gone through group by group, each for the parts that drew it and
+    the rows it is the gold group of at once; groups of consecutive tokens, as of a codebook in dictionary
+    order, are read and written in place.
 
     In eval mode, and in ``log_prob``, ``log_probs`` and ``topk`` always, the head is the plain soft-max.
     The smoothing term in training is log Z_hat minus the mean logit of all V tokens, which is exact: it
@@ -69,8 +72,8 @@ class SamplingHead(SoftmaxHead):
     The paper's own variants: "own" normalises over the gold group only, "batch" over the union of the
     batch's gold groups, both without correction and with the smoothing term over the same tokens.
 
-    Cost: (G + 1) V / L_1 x d multiply-adds a token in training and N x (G + 1) V / L_1 logits; a gradient
-    of V x d a step. Evaluation: V x d.
+    Cost: at most (G + 1) V / L_1 x d multiply-adds a token in training and N x (G + 1) V / L_1 logits (less
+    by a group where the gold one is in the sample); a gradient of V x d a step. Evaluation: V x d.
 
     Args:
         dim: d.
@@ -122,8 +125,16 @@ class SamplingHead(SoftmaxHead):
             features = features.to(torch.get_autocast_dtype(device))
         # The products are in the features' type; autocast would make the sums after them half precision.
         with torch.autocast(device, enabled=False):
+            plan = self._plan(target)
             log_z, gold, mean, best = SampledScores.apply(
-                features, self.table.weight, self._plan(target), smoothing, accuracy
+                features,
+                self.table.weight,
+                GroupRows(self.tokens_by_group, self._starts, self._first),
+                plan,
+                self._log_weights(plan, wide(features[:0]).dtype),
+                smoothing,
+                accuracy,
+                self.variant == "shared",
             )
         nll = log_z - gold
         stats = {"sampled_nll": nll.detach()}
@@ -132,65 +143,30 @@ class SamplingHead(SoftmaxHead):
         return HeadLoss(nll, log_z - mean if smoothing else None, stats)
 
     def _plan(self, target: Tensor) -> Plan:
-        """Which tokens are scored for which rows of the batch."""
+        """Which groups are scored for which rows of the batch."""
         gold = self.group_of_token[target]
-        place = self.place_in_group[target]
-        blocks = []
-        is_guest = torch.ones_like(gold, dtype=torch.bool)
-        for begin, end, sample, log_weight in self._samples(gold):
-            if end > begin and len(sample):
-                block = self._block(begin, end, sample, log_weight, gold[begin:end], place[begin:end])
-                is_guest[begin:end][block.at_home] = False
-                blocks.append(block)
-        guests = is_guest.nonzero().squeeze(-1)
-        guests = guests[gold[guests].argsort(stable=True)]
-        groups = len(self._starts) - 1
-        sizes = torch.bincount(gold[guests], minlength=groups).tolist() if len(guests) else []
-        return Plan(
-            blocks=blocks,
-            guests=guests,
-            guest_place=place[guests],
-            runs=runs_of(sizes, self.tokens_by_group, self._starts),
-            mean_of_all=self.variant == "shared",
-        )
+        meets = torch.zeros(len(self._sizes), len(gold), dtype=torch.bool, device=gold.device)
+        for begin, end, sample in self._samples(gold):
+            meets[sample.to(gold.device), begin:end] = True
+        meets[gold, torch.arange(len(gold), device=gold.device)] = True
+        return Plan.of(meets, gold, self.place_in_group[target], self._sizes)
 
-    def _samples(self, gold: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-        """Rows ``begin .. end`` and the groups they are scored on, with the logarithms of their weights."""
+    def _log_weights(self, plan: Plan, dtype: torch.dtype) -> Tensor:
+        """Of every pair of a row and a group. Shape: (R,) of ``dtype``."""
+        log_weight = self._log_weight.to(plan.groups.device, dtype)[plan.groups]
+        log_weight[plan.home] = 0.0  # the gold group is in every sample
+        return log_weight
+
+    def _samples(self, gold: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """Rows ``begin .. end`` and groups that they are scored on, beside their gold groups."""
         if self.variant == "batch":
-            union = gold.unique().cpu()
-            yield 0, len(gold), union, torch.zeros(len(union), dtype=torch.float64)
+            yield 0, len(gold), gold.unique()
         elif self.variant == "shared":
-            yield 0, len(gold), self._sure, torch.zeros(len(self._sure), dtype=torch.float64)
-            inclusion = self.inclusion[self._drawn]
+            yield 0, len(gold), self._sure
             ends = torch.linspace(0, len(gold), PARTS + 1).long().tolist()
-            samples = sample_groups(inclusion, self._generator(), PARTS)
+            samples = sample_groups(self.inclusion[self._drawn], self._generator(), PARTS)
             for begin, end, sample in zip(ends[:-1], ends[1:], samples, strict=True):
-                yield begin, end, self._drawn[sample], -inclusion[sample].log()
-
-    def _block(
-        self, begin: int, end: int, sample: Tensor, log_weight: Tensor, gold: Tensor, place: Tensor
-    ) -> Block:
-        starts = self._starts
-        spans = [(starts[g], starts[g + 1]) for g in sample.tolist()]
-        bounds = [0]
-        for first, last in spans:
-            bounds.append(bounds[-1] + last - first)
-        # Where each group's columns begin in the block; -1: it is not in it.
-        first_column = torch.full((len(starts) - 1,), -1)
-        first_column[sample] = torch.tensor(bounds[:-1], dtype=torch.long)
-        first_column = first_column.to(gold.device)[gold]
-        is_home = first_column >= 0
-        return Block(
-            begin=begin,
-            end=end,
-            groups=sample.tolist(),
-            columns=torch.cat([self.tokens_by_group[first:last] for first, last in spans]),
-            bounds=bounds,
-            log_weight=log_weight.tolist(),
-            at_home=is_home.nonzero().squeeze(-1),
-            home_column=(first_column + place)[is_home],
-            home_group=gold[is_home],
-        )
+                yield begin, end, self._drawn[sample]
 
     def _codebook_changed(self) -> None:
         first, order = self._groups_of(self.codebook)
@@ -209,10 +185,14 @@ class SamplingHead(SoftmaxHead):
         self.place_in_group.copy_(place)
         self.tokens_by_group.copy_(order)
         self._starts: list[int] = starts.tolist()
-        # Not a buffer: `model.half()` would round it.
+        self._first = consecutive(order, self._starts)
+        self._sizes = sizes
+        # Not buffers: `model.half()` would round them.
         self.inclusion = torch.zeros(0, dtype=torch.float64)
+        self._log_weight = torch.zeros(len(sizes), dtype=torch.float64)
         if self.variant == "shared":
             self.inclusion = inclusion_probabilities(expected_share(first, sizes), self.groups)
+            self._log_weight = -self.inclusion.log()
         self._sure, self._drawn = (self.inclusion == 1).nonzero()[:, 0], (self.inclusion < 1).nonzero()[:, 0]
 
     @staticmethod
