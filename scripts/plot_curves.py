@@ -35,7 +35,13 @@ class PlotError(Exception):
     """Bad input, said in one sentence."""
 
 
-def draw(curves: list[Curve], title: str, subtitle: str = "", table: list[list[str]] | None = None) -> Figure:
+def draw(
+    curves: list[Curve],
+    title: str,
+    subtitle: str = "",
+    table: list[list[str]] | None = None,
+    seconds: str = "seconds of training, validations included",
+) -> Figure:
     """A figure of two panels and, under them, a table.
 
     Args:
@@ -43,6 +49,7 @@ def draw(curves: list[Curve], title: str, subtitle: str = "", table: list[list[s
         title: what is to be seen.
         subtitle: what was done, in one line or two.
         table: a header, and a row a curve that begins with its name.
+        seconds: what the points' seconds are.
 
     Raises:
         PlotError: matplotlib is not installed, or the table is not for these curves.
@@ -70,11 +77,12 @@ def draw(curves: list[Curve], title: str, subtitle: str = "", table: list[list[s
     figure.text(0.02, 1 - 0.53 / height, subtitle, fontsize=9.5, color=PALE, va="top", linespacing=1.4)
     _scale(panels[0], curves)
     _panel(panels[0], curves, "update", "updates")
-    _panel(panels[1], curves, "seconds", "seconds of training, validations included")
+    _panel(panels[1], curves, "seconds", seconds)
     panels[0].set_ylabel("perplexity", color=INK)
     # The second panel has room for its own numbers: no looking across.
     panels[1].tick_params(labelleft=True)
-    _key(panels[0])
+    if any(curve.training for curve in curves):
+        _key(panels[0])
     _sooner(panels[1], curves)
     if rows:
         _table(figure, rows, (under - 0.05) / height, ROW / height)

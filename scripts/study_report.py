@@ -291,7 +291,11 @@ def main(argv: list[str] | None = None) -> int:
 
             part = chosen(records, args.variants.split(",")) if args.variants else records
             try:
-                figure = draw(curves(part), f"{args.folder.name}: perplexity of the validation set")
+                figure = draw(
+                    curves(part),
+                    f"{args.folder.name}: perplexity of the validation set",
+                    seconds="seconds of training updates",
+                )
             except PlotError as error:
                 raise ReportError(str(error)) from None
             temporary = args.plot.with_suffix(".tmp.png")
