@@ -10,8 +10,10 @@ from mhe_fairseq.coding.codebook import Codebook, unravel
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.column_sums import column_sums, digit_views
+from mhe_fairseq.heads.group_means import GroupMeans
 from mhe_fairseq.heads.lattice import Lattice
 from mhe_fairseq.heads.mixture import MixtureScores
+from mhe_fairseq.heads.tied import check_embedding
 
 #: Tokens drawn for the smoothing term of a mixture.
 SMOOTHING_TOKENS = 64
@@ -30,15 +32,20 @@ class ProductHead(OutputHead):
         dim: d.
         codebook: tokens <-> digits.
         mixtures: K.
+        tied: an ``nn.Embedding`` with a (V, d) weight: the row of a first digit is the mean embedding of its
+            tokens plus a row of its own, which begins at zero. What a tied soft-max has for every token, here
+            for every group. None: rows of its own only.
 
     Raises:
-        MHEError: ``mixtures`` below 1.
+        MHEError: ``mixtures`` below 1, ``tied`` of another shape.
     """
 
     finds_best = True
     digit_counts: Tensor
 
-    def __init__(self, dim: int, codebook: Codebook, mixtures: int = 1) -> None:
+    def __init__(
+        self, dim: int, codebook: Codebook, mixtures: int = 1, tied: nn.Embedding | None = None
+    ) -> None:
         super().__init__(dim, codebook)
         if mixtures < 1:
             raise MHEError(f"a product head needs at least 1 mixture component, got mixtures={mixtures}")
@@ -47,6 +54,12 @@ class ProductHead(OutputHead):
         self.weight = nn.Parameter(torch.empty(rows, dim))
         self.bias = nn.Parameter(torch.zeros(rows))
         nn.init.normal_(self.weight, mean=0.0, std=dim**-0.5)
+        self.means: GroupMeans | None = None
+        if tied is not None:
+            check_embedding(tied, len(codebook), dim)
+            self.means = GroupMeans(tied, codebook)
+            # What the first digit's rows are beside the means.
+            nn.init.zeros_(self.weight[: mixtures * codebook.lengths[0]])
         self.gate: nn.Linear | None = None
         if mixtures > 1:
             self.gate = nn.Linear(dim, mixtures)
@@ -117,10 +130,18 @@ class ProductHead(OutputHead):
 
     def _logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, K * sum(L_h)) logits, fp32 or float64, and (N, K) log pi_k."""
-        logits = wide(F.linear(features, self.weight, self.bias))
+        logits = wide(F.linear(features, self.rows(), self.bias))
         if self.gate is None:
             return logits, logits.new_zeros(features.size(0), 1)
         return logits, F.log_softmax(wide(self.gate(features)), dim=-1)
+
+    def rows(self) -> Tensor:
+        """Output rows, (K * sum(L_h), d): of the first digit of all components, of the second, ..."""
+        if self.means is None:
+            return self.weight
+        first = self.mixtures * self.codebook.lengths[0]
+        means = self.means().to(self.weight.dtype).repeat(self.mixtures, 1)
+        return torch.cat([self.weight[:first] + means, self.weight[first:]])
 
     def _scores(self, features: Tensor) -> MixtureScores:
         logits, log_gate = self._logits(features)
@@ -172,6 +193,8 @@ class ProductHead(OutputHead):
 
     def _codebook_changed(self) -> None:
         self.lattice = Lattice(self.codebook)
+        if self.means is not None:
+            self.means.regroup(self.codebook)
         digits = self.codebook.digits(torch.arange(self.vocab_size))
         counts = [
             torch.bincount(digits[:, h], minlength=length) for h, length in enumerate(self.codebook.lengths)
@@ -180,4 +203,5 @@ class ProductHead(OutputHead):
 
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.codebook.lengths))
-        return f"dim={self.dim}, lengths={shape}, mixtures={self.mixtures}, vocab={self.vocab_size}"
+        tied = "" if self.means is None else ", tied"
+        return f"dim={self.dim}, lengths={shape}, mixtures={self.mixtures}, vocab={self.vocab_size}{tied}"

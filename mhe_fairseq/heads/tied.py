@@ -37,6 +37,17 @@ class MaybeTied(nn.Module):
         return self._tied is not None
 
 
+def check_embedding(tied: nn.Embedding, rows: int, dim: int) -> None:
+    """Raises:
+    MHEError: ``tied`` is of another shape than (rows, dim).
+    """
+    if tuple(tied.weight.shape) != (rows, dim):
+        raise MHEError(
+            f"an output layer of {rows} tokens x {dim} dimensions cannot be tied to an embedding "
+            f"of {tuple(tied.weight.shape)}; they must be equal"
+        )
+
+
 class OutputTable(MaybeTied):
     """A V x d table: one row a token.
 
@@ -53,11 +64,7 @@ class OutputTable(MaybeTied):
     def __init__(self, rows: int, dim: int, tied: nn.Embedding | None = None) -> None:
         super().__init__(tied)
         if tied is not None:
-            if tuple(tied.weight.shape) != (rows, dim):
-                raise MHEError(
-                    f"an output layer of {rows} tokens x {dim} dimensions cannot be tied to an embedding "
-                    f"of {tuple(tied.weight.shape)}; they must be equal"
-                )
+            check_embedding(tied, rows, dim)
             return
         # nn.Linear, not a bare parameter: it draws from the random generator what fairseq's output
         # projection draws, so the same seed gives the same model.

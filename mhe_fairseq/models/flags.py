@@ -14,6 +14,11 @@ FLAGS = {
     "mhe_head": ("HEAD", f"output layer: {', '.join(HEADS)}"),
     "mhe_lengths": ("L1,L2,...", "number of values of each digit (default: planned)"),
     "mhe_mixtures": ("K", "product head: components of the mixture (default: 1)"),
+    "mhe_group_rows": (
+        "KIND",
+        "product head with shared embeddings: the row of a first digit is the mean embedding of its tokens "
+        "plus a row of its own (tied, default), or that alone (own)",
+    ),
     "mhe_codebook": ("FILE", "which token has which slot (default: dictionary order)"),
     "mhe_bottleneck": ("R", "cascade head: width of the local rows (default: the model's)"),
     "mhe_smoothing": (
@@ -64,6 +69,7 @@ class HeadConfig(FairseqDataclass):
     mhe_head: Any = _option("mhe_head")
     mhe_lengths: Any = _option("mhe_lengths")
     mhe_mixtures: Any = _option("mhe_mixtures")
+    mhe_group_rows: Any = _option("mhe_group_rows")
     mhe_codebook: Any = _option("mhe_codebook")
     mhe_bottleneck: Any = _option("mhe_bottleneck")
     mhe_smoothing: Any = _option("mhe_smoothing")

@@ -18,14 +18,18 @@ from mhe_fairseq.heads.cascade import SMOOTHING_FORMS
 from mhe_fairseq.heads.sampling import VARIANTS, default_groups
 from mhe_fairseq.models.flags import HEADS, flag
 
+#: What the rows of a product's first digit are, where the embeddings are shared.
+GROUP_ROWS = ("tied", "own")
+
 logger = logging.getLogger(__name__)
 
 #: What ``HeadOptions.resolve`` writes into ``args``, so that a checkpoint holds what was planned.
-PLANNED = ("mhe_head", "mhe_lengths", "mhe_groups", "mhe_fingerprint")
+PLANNED = ("mhe_head", "mhe_lengths", "mhe_groups", "mhe_group_rows", "mhe_fingerprint")
 
 #: Which flags only some heads read, with the heads that read them.
 _ONLY_FOR = {
     "mhe_mixtures": ("product",),
+    "mhe_group_rows": ("product",),
     "mhe_bottleneck": ("cascade",),
     "mhe_smoothing": ("cascade",),
     "mhe_dropout": ("cascade",),
@@ -43,14 +47,15 @@ class HeadOptions:
         head: one of ``HEADS``.
         codebook: tokens <-> slots.
         restored: the options come from a checkpoint, whose state dict brings the codebook's slots.
-        mixtures, bottleneck, smoothing, dropout, groups, sampling, chunk: as the flags; None where not given
-            (``groups`` of the sampling head: what was planned).
+        mixtures, group_rows, bottleneck, smoothing, dropout, groups, sampling, chunk: as the flags; None
+            where not given (``groups`` of the sampling head, ``group_rows`` of the product: what was planned).
     """
 
     head: str
     codebook: Codebook
     restored: bool
     mixtures: int | None
+    group_rows: str | None
     bottleneck: int | None
     smoothing: str | None
     dropout: float | None
@@ -73,6 +78,7 @@ class HeadOptions:
             if getattr(args, name, None) is not None and head not in heads:
                 raise MHEError(f"{flag(name)} is for --mhe-head {' or '.join(heads)}; the head is {head}")
         mixtures = _whole(args, "mhe_mixtures", 1)
+        group_rows = _word(args, "mhe_group_rows", GROUP_ROWS)
         bottleneck = _whole(args, "mhe_bottleneck", 1)
         smoothing = _word(args, "mhe_smoothing", SMOOTHING_FORMS)
         dropout = _share(args, "mhe_dropout")
@@ -85,12 +91,26 @@ class HeadOptions:
         codebook = _restored_codebook(args, symbols) if restored else _codebook(args, symbols)
         if head == "sampling" and sampling in (None, "shared") and groups is None:
             groups = default_groups(codebook)
+        if head == "product" and group_rows is None:
+            # Checkpoints from before there was a choice have rows of their own.
+            group_rows = "own" if restored else "tied"
         args.mhe_head = head
         args.mhe_lengths = ",".join(map(str, codebook.lengths))
         args.mhe_groups = groups
+        args.mhe_group_rows = group_rows
         args.mhe_fingerprint = args.mhe_fingerprint if restored else codebook.fingerprint
         return cls(
-            head, codebook, restored, mixtures, bottleneck, smoothing, dropout, groups, sampling, chunk
+            head=head,
+            codebook=codebook,
+            restored=restored,
+            mixtures=mixtures,
+            group_rows=group_rows,
+            bottleneck=bottleneck,
+            smoothing=smoothing,
+            dropout=dropout,
+            groups=groups,
+            sampling=sampling,
+            chunk=chunk,
         )
 
     def build(self, dim: int, embedding: nn.Embedding | None) -> OutputHead:
@@ -119,7 +139,8 @@ class HeadOptions:
     def _build(self, dim: int, embedding: nn.Embedding | None) -> OutputHead:
         book = self.codebook
         if self.head == "product":
-            return ProductHead(dim, book, mixtures=self.mixtures or 1)
+            tied = embedding if self.group_rows == "tied" else None
+            return ProductHead(dim, book, mixtures=self.mixtures or 1, tied=tied)
         if self.head == "cascade":
             return CascadeHead(
                 dim,
@@ -199,6 +220,8 @@ def _tying(head: OutputHead, embedding: nn.Embedding | None) -> str:
     if embedding is None:
         return "not tied to the embeddings"
     if isinstance(head, ProductHead):
+        if head.means is not None:
+            return "rows of first digits are tied to the input embeddings of their tokens"
         return "input embeddings are shared as asked, the output layer has no V x d table to tie"
     if isinstance(head, CascadeHead) and not head.is_tied:
         return "input embeddings are shared as asked, --mhe-bottleneck keeps the output layer's own table"

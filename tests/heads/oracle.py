@@ -47,6 +47,14 @@ def product_oracle(head: ProductHead, features: Tensor) -> Tensor:
     """(N, V) log-probabilities in float64: every token's product written out, then normalised."""
     book, mixtures = head.codebook, head.mixtures
     x, weight, bias = features.double(), head.weight.double(), head.bias.double()
+    if head.means is not None:
+        weight = weight.clone()
+        table = head.means._embedding[0].weight.double()
+        first = book.digits(torch.arange(len(book)))[:, 0]
+        for digit in range(book.lengths[0]):
+            if bool((first == digit).any()):
+                for k in range(mixtures):
+                    weight[k * book.lengths[0] + digit] += table[first == digit].mean(dim=0)
     log_p, start = [], 0
     for length in book.lengths:
         part = torch.stack(

@@ -43,7 +43,8 @@ def test_defaults_are_planned_and_written_back() -> None:
 @pytest.mark.parametrize(
     ("flags", "kind", "tied"),
     [
-        ({"mhe_head": "product", "mhe_mixtures": "2"}, ProductHead, False),
+        ({"mhe_head": "product", "mhe_mixtures": "2"}, ProductHead, True),
+        ({"mhe_head": "product", "mhe_group_rows": "own"}, ProductHead, False),
         ({"mhe_head": "softmax"}, SoftmaxHead, True),
         ({"mhe_head": "sampling", "mhe_groups": 3}, SamplingHead, True),
         ({"mhe_head": "cascade"}, CascadeHead, True),
@@ -64,6 +65,9 @@ def test_heads_are_built_and_tied(
     assert not any(p is embedding.weight for p in head.parameters())
     assert len(caplog.records) == 1
     assert ("tied to the input" in caplog.text) == tied
+    if isinstance(head, ProductHead):
+        assert (head.means is not None) == tied
+        assert build(None, **flags).output_parameters() == own, "nothing to tie to"
 
 
 def test_every_flag_reaches_the_cascade() -> None:
@@ -160,6 +164,18 @@ def test_a_checkpoint_from_before_a_flag_has_its_default(head: str) -> None:
     trained = build(mhe_head=head)
     restored.load_state_dict(trained.state_dict())
     assert repr(restored) == repr(trained)
+
+
+def test_a_product_from_before_group_rows_has_its_own() -> None:
+    embedding = nn.Embedding(100, DIM)
+    old = Namespace(mhe_head="product", mhe_lengths="10,10", mhe_fingerprint="ff")
+    restored = HeadOptions.resolve(old, SYMBOLS).build(DIM, embedding)
+    assert isinstance(restored, ProductHead) and restored.means is None
+    args = Namespace(mhe_head="product")
+    HeadOptions.resolve(args, SYMBOLS)
+    assert args.mhe_group_rows == "tied", "written back, so that the checkpoint tells"
+    again = HeadOptions.resolve(args, SYMBOLS).build(DIM, embedding)
+    assert isinstance(again, ProductHead) and again.means is not None
 
 
 @pytest.mark.parametrize("head", ["cascade", "sampling"])
