@@ -48,7 +48,7 @@ class HeadOptions:
         codebook: tokens <-> slots.
         restored: the options come from a checkpoint, whose state dict brings the codebook's slots.
         mixtures, group_rows, bottleneck, smoothing, dropout, groups, sampling, chunk: as the flags; None
-            where not given (``groups`` of the sampling head, ``group_rows`` of the product: what was planned).
+            where not given (what was planned, for ``groups`` of the sampling head and ``group_rows``).
     """
 
     head: str
