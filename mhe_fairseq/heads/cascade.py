@@ -15,6 +15,8 @@ from mhe_fairseq.heads import cascade_multilabel as multilabel
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.cascade_level import Level, LevelLoss
 from mhe_fairseq.heads.cascade_search import best_first
+from mhe_fairseq.heads.group_means import GroupLinear
+from mhe_fairseq.heads.tied import check_embedding
 
 SMOOTHING_FORMS = ("sampled", "per-level")
 
@@ -53,6 +55,8 @@ class CascadeHead(OutputHead):
         bottleneck: r: features are projected to r numbers for the local rows (the paper's hidden_dim).
         tied: an ``nn.Embedding`` with a (V, d) weight whose rows are the local rows. It stays the model's:
             it is neither registered nor saved here.
+        tied_groups: an ``nn.Embedding`` with a (V, d) weight, mostly the same one: the row of a first digit
+            is the mean embedding of its tokens plus a row of its own, which begins at zero.
         groups_sampled: for the smoothing term; None: 2, or 1 where there are only two groups.
         smoothing_form: "sampled" or "per-level".
         dropout: of the features that the digits after the first read, in training (``forward`` only).
@@ -75,6 +79,7 @@ class CascadeHead(OutputHead):
         groups_sampled: int | None = None,
         smoothing_form: str = "sampled",
         dropout: float = 0.0,
+        tied_groups: nn.Embedding | None = None,
     ) -> None:
         super().__init__(dim, codebook)
         _check_arguments(dim, codebook, bottleneck, tied, smoothing_form, dropout)
@@ -82,9 +87,7 @@ class CascadeHead(OutputHead):
         self.groups_sampled = _check_groups_sampled(groups_sampled, codebook)
         self.smoothing_form = smoothing_form
         self.dropout = dropout
-        self.group = nn.Linear(dim, lengths[0])
-        nn.init.normal_(self.group.weight, mean=0.0, std=dim**-0.5)
-        nn.init.zeros_(self.group.bias)
+        self.group = GroupLinear(dim, codebook, tied_groups)
         self.subgroup = Level(lengths[0], lengths[1], dim) if len(lengths) == 3 else None
         self.project: nn.Linear | None = None
         if bottleneck is not None:
@@ -269,6 +272,7 @@ class CascadeHead(OutputHead):
 
     def _codebook_changed(self) -> None:
         book = self.codebook
+        self.group.regroup(book)
         counts = (book.token_of_slot >= 0).long()
         for level in reversed(self.levels):
             table = counts.view(level.prefixes, level.length)
@@ -306,11 +310,8 @@ def _check_arguments(
             )
         if not 1 <= bottleneck <= dim:
             raise MHEError(f"bottleneck must be 1..{dim} (the width of the features), got {bottleneck}")
-    if tied is not None and tuple(tied.weight.shape) != (len(codebook), dim):
-        raise MHEError(
-            f"a cascade over {len(codebook)} tokens x {dim} dimensions cannot be tied to an embedding of "
-            f"{tuple(tied.weight.shape)}; they must be equal"
-        )
+    if tied is not None:
+        check_embedding(tied, len(codebook), dim)
     if smoothing_form not in SMOOTHING_FORMS:
         raise MHEError(f"smoothing_form is one of {', '.join(SMOOTHING_FORMS)}; got {smoothing_form!r}")
     if not 0.0 <= dropout < 1.0:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook
+from mhe_fairseq.heads.tied import check_embedding
 
 
 class GroupMeans(nn.Module):
@@ -57,3 +58,37 @@ class GroupMeans(nn.Module):
 
     def _means(self, weight: Tensor) -> Tensor:
         return F.embedding_bag(self.tokens, weight, self.starts, mode="mean")
+
+
+class GroupLinear(nn.Linear):
+    """Logits of the first digits: d -> L_1.
+
+    Args:
+        dim: d.
+        codebook: gives the groups.
+        tied: an embedding whose means are added to the rows, which begin at zero then. None: rows of its own.
+
+    Raises:
+        MHEError: ``tied`` is not (V, d).
+    """
+
+    def __init__(self, dim: int, codebook: Codebook, tied: nn.Embedding | None = None) -> None:
+        super().__init__(dim, codebook.lengths[0])
+        nn.init.normal_(self.weight, mean=0.0, std=dim**-0.5)
+        nn.init.zeros_(self.bias)
+        self.means: GroupMeans | None = None
+        if tied is not None:
+            check_embedding(tied, len(codebook), dim)
+            self.means = GroupMeans(tied, codebook)
+            nn.init.zeros_(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, d) -> (N, L_1)."""
+        if self.means is None:
+            return F.linear(input, self.weight, self.bias)
+        return F.linear(input, self.weight + self.means().to(self.weight.dtype), self.bias)
+
+    def regroup(self, codebook: Codebook) -> None:
+        """Take the groups of a codebook of the same lengths."""
+        if self.means is not None:
+            self.means.regroup(codebook)

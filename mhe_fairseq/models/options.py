@@ -18,7 +18,7 @@ from mhe_fairseq.heads.cascade import SMOOTHING_FORMS
 from mhe_fairseq.heads.sampling import VARIANTS, default_groups
 from mhe_fairseq.models.flags import HEADS, flag
 
-#: What the rows of a product's first digit are, where the embeddings are shared.
+#: What the rows of the first digit are, where the embeddings are shared.
 GROUP_ROWS = ("tied", "own")
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ PLANNED = ("mhe_head", "mhe_lengths", "mhe_groups", "mhe_group_rows", "mhe_finge
 #: Which flags only some heads read, with the heads that read them.
 _ONLY_FOR = {
     "mhe_mixtures": ("product",),
-    "mhe_group_rows": ("product",),
+    "mhe_group_rows": ("product", "cascade"),
     "mhe_bottleneck": ("cascade",),
     "mhe_smoothing": ("cascade",),
     "mhe_dropout": ("cascade",),
@@ -91,7 +91,7 @@ class HeadOptions:
         codebook = _restored_codebook(args, symbols) if restored else _codebook(args, symbols)
         if head == "sampling" and sampling in (None, "shared") and groups is None:
             groups = default_groups(codebook)
-        if head == "product" and group_rows is None:
+        if head in _ONLY_FOR["mhe_group_rows"] and group_rows is None:
             # Checkpoints from before there was a choice have rows of their own.
             group_rows = "own" if restored else "tied"
         args.mhe_head = head
@@ -138,9 +138,9 @@ class HeadOptions:
 
     def _build(self, dim: int, embedding: nn.Embedding | None) -> OutputHead:
         book = self.codebook
+        tied_groups = embedding if self.group_rows == "tied" else None
         if self.head == "product":
-            tied = embedding if self.group_rows == "tied" else None
-            return ProductHead(dim, book, mixtures=self.mixtures or 1, tied=tied)
+            return ProductHead(dim, book, mixtures=self.mixtures or 1, tied=tied_groups)
         if self.head == "cascade":
             return CascadeHead(
                 dim,
@@ -148,6 +148,7 @@ class HeadOptions:
                 bottleneck=self.bottleneck,
                 # A bottleneck asks for rows of its own.
                 tied=None if self.bottleneck else embedding,
+                tied_groups=tied_groups,
                 groups_sampled=self.groups,
                 smoothing_form=self.smoothing or "sampled",
                 dropout=self.dropout or 0.0,

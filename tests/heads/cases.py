@@ -94,6 +94,14 @@ CASES: dict[str, Case] = {
     "cascade tied": Case(
         lambda book, embed: CascadeHead(DIM, book, tied=embed), cascade_oracle, digits=(2, 3), tied=True
     ),
+    "cascade tied groups": Case(
+        lambda book, embed: CascadeHead(DIM, book, tied=embed, tied_groups=embed), cascade_oracle,
+        digits=(2, 3), tied=True, sums_rows=True,
+    ),
+    "cascade bottleneck tied groups": Case(
+        lambda book, embed: CascadeHead(DIM, book, bottleneck=3, tied_groups=embed), cascade_oracle,
+        digits=(2, 3), tied=True, sums_rows=True,
+    ),
     "cascade per-level": Case(
         lambda book, _: CascadeHead(DIM, book, smoothing_form="per-level"), cascade_oracle, digits=(2, 3)
     ),

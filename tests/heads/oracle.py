@@ -97,7 +97,11 @@ def cascade_level_log_probs(head: CascadeHead, features: Tensor) -> list[Tensor]
 
     def row(prefix: tuple[int, ...], digit: int, token: int) -> Tensor:
         if not prefix:
-            return x @ head.group.weight[digit].double() + head.group.bias[digit].double()
+            weight = head.group.weight[digit].double()
+            if head.group.means is not None:
+                tokens = book.digits(torch.arange(len(book)))[:, 0] == digit
+                weight = weight + head.group.means._embedding[0].weight[tokens].double().mean(dim=0)
+            return x @ weight + head.group.bias[digit].double()
         if len(prefix) < last:
             assert head.subgroup is not None
             return x @ head.subgroup.table[prefix[0], digit].double()
