@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mhe_fairseq.cli.assign import BinarisedText, DataDirectory
+from mhe_fairseq.cli.data import BinarisedText, DataDirectory
 from mhe_fairseq.coding.assign import count_tokens
 from mhe_fairseq.errors import MHEError
 

@@ -9,11 +9,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from mhe_fairseq.cli.assign import CHUNK, BinarisedText, read_dictionary
+from mhe_fairseq.cli.data import BinarisedText, read_dictionary
 from mhe_fairseq.cli.main import main
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from mhe_fairseq.coding.assign import frequency_slots
@@ -157,29 +156,6 @@ def test_a_checkpoint_embedding_is_clustered(toy_data: Path, tmp_path: Path) -> 
     assert main(["assign", "--data", str(toy_data), *args]) == 0
     first = Codebook.load(output).digits(torch.arange(VOCAB))[:, 0]
     assert all(which[first == group].unique().numel() == 1 for group in range(8))
-
-
-@pytest.mark.parametrize("implementation", ["mmap", "lazy"])
-def test_text_is_read_whole_whatever_its_format(
-    implementation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fairseq.data.indexed_dataset import make_builder
-
-    monkeypatch.setattr("mhe_fairseq.cli.assign.CHUNK", 5)
-    prefix = str(tmp_path / "train")
-    builder = make_builder(prefix + ".bin", implementation, vocab_size=50)
-    sentences = [[4, 9, 2], [7, 2], [5, 6, 8, 4, 4, 2], [2]]
-    for sentence in sentences:
-        builder.add_item(torch.tensor(sentence))
-    builder.finalize(prefix + ".idx")
-    text = BinarisedText([prefix])
-    flat = [token for sentence in sentences for token in sentence]
-    assert text.tokens == len(flat)
-    for _ in range(2):
-        chunks = list(text)
-        assert len(chunks) > 1 and all(chunk.dtype == np.int64 for chunk in chunks)
-        assert np.concatenate(chunks).tolist() == flat
-    assert CHUNK > 5
 
 
 # ---- bad input: a clear sentence, exit 1, and what was there stays

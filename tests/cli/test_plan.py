@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mhe_fairseq.cli.main import main
-from mhe_fairseq.cli.plan import plan_heads
+from mhe_fairseq.cli.plan_heads import plan_heads
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import ProductHead, SoftmaxHead
 from mhe_fairseq.heads.cascade import CascadeHead

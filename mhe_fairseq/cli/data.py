@@ -1,0 +1,191 @@
+"""What the commands read of a directory that fairseq-preprocess wrote: dictionary and training text."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mhe_fairseq.coding.assign import CHUNK, Ints
+from mhe_fairseq.errors import MHEError
+
+if TYPE_CHECKING:
+    from fairseq.data import Dictionary
+
+
+class DataDirectory:
+    """What fairseq-preprocess left: where the dictionary and the training text of one side are.
+
+    Args:
+        data: the directory, or several separated by ':' as fairseq takes them.
+        lang: the side wanted; None: the target of the only language pair, or the only text there is.
+
+    Raises:
+        MHEError: no directory, no dictionary, or more than one side that could be meant.
+    """
+
+    def __init__(self, data: str, lang: str | None) -> None:
+        self.folders = [Path(part) for part in data.split(os.pathsep) if part]
+        if not self.folders:
+            raise MHEError("--data is empty; it must be a directory written by fairseq-preprocess")
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise MHEError(f"there is no data directory {folder}; fairseq-preprocess writes one")
+        self.lang = self._only_target() if lang is None else lang
+        name = "dict.txt" if self.lang is None else f"dict.{self.lang}.txt"
+        self.dictionary = self.folders[0] / name
+        if not self.dictionary.is_file():
+            found = sorted(path.name for path in self.folders[0].glob("dict*.txt")) or ["none"]
+            raise MHEError(
+                f"{self.folders[0]} has no {name}, the dictionary of the target side "
+                f"(dictionaries there: {', '.join(found)}); "
+                "give a directory written by fairseq-preprocess, and its language with --target-lang"
+            )
+
+    def text_prefixes(self) -> list[str]:
+        """Paths without .bin and .idx of the training text, all shards.
+
+        Raises:
+            MHEError: there is none.
+        """
+        names = sorted(name for folder in self.folders for name in self._texts(folder))
+        if self.lang is None:
+            wanted = [n for n in names if re.fullmatch(r"train\d*", Path(n).name)]
+            expected = "train.idx"
+        else:
+            side = re.escape(self.lang)
+            as_target = rf"train\d*\.[^.]+-{side}\.{side}"
+            as_source = rf"train\d*\.{side}-[^.]+\.{side}"
+            wanted = [n for n in names if re.fullmatch(as_target, Path(n).name)]
+            # A pair binarised the other way round has the text just the same.
+            wanted = wanted or [n for n in names if re.fullmatch(as_source, Path(n).name)]
+            expected = f"train.*-{self.lang}.{self.lang}.idx"
+        if not wanted:
+            found = ", ".join(sorted({Path(n).name for n in names})) or "none"
+            raise MHEError(
+                f"{os.pathsep.join(map(str, self.folders))} has no binarised target side: "
+                f"expected {expected} with its .bin (training texts there: {found})"
+            )
+        return wanted
+
+    def _only_target(self) -> str | None:
+        pairs = set()
+        for folder in self.folders:
+            for name in self._texts(folder):
+                if match := re.fullmatch(r"train\d*\.([^.-]+)-([^.-]+)\.[^.]+", Path(name).name):
+                    pairs.add((match[1], match[2]))
+        # `fairseq-preprocess --only-source -s en` calls the other side None.
+        targets = {source if target == "None" else target for source, target in pairs}
+        if len(targets) > 1:
+            shown = ", ".join("-".join(pair) for pair in sorted(pairs))
+            raise MHEError(
+                f"{self.folders[0]} has several pairs ({shown}); say which side with --target-lang"
+            )
+        return targets.pop() if targets else None
+
+    @staticmethod
+    def _texts(folder: Path) -> list[str]:
+        return [str(path.with_suffix("")) for path in folder.glob("train*.idx")]
+
+
+class BinarisedText:
+    """Training text as arrays of at most ``CHUNK`` tokens; may be read more than once.
+
+    Args:
+        prefixes: paths without .bin and .idx.
+
+    Raises:
+        MHEError: a file that is missing, damaged or not an indexed dataset.
+    """
+
+    def __init__(self, prefixes: list[str]) -> None:
+        self._parts = [(prefix, self._open(prefix)) for prefix in prefixes]
+        self.tokens = sum(int(np.sum(part.sizes)) for _, part in self._parts)
+
+    def __iter__(self) -> Iterator[Ints]:
+        from fairseq.data.indexed_dataset import MMapIndexedDataset, data_file_path
+
+        for prefix, part in self._parts:
+            if isinstance(part, MMapIndexedDataset):
+                # Sentences lie end to end in the file; taking them one by one costs ten times as much.
+                stream = np.memmap(data_file_path(prefix), dtype=part._index.dtype, mode="r")
+                for start in range(0, len(stream), CHUNK):
+                    yield stream[start : start + CHUNK].astype(np.int64)
+            else:
+                yield from _gather(part)
+
+    @staticmethod
+    def _open(prefix: str) -> Any:
+        from fairseq.data.data_utils import load_indexed_dataset
+        from fairseq.data.indexed_dataset import MMapIndexedDataset, data_file_path, infer_dataset_impl
+
+        wrong = f"{prefix}.idx and {prefix}.bin are not a binarised text"
+        again = "write them again with fairseq-preprocess"
+        data = Path(data_file_path(prefix))
+        if data.is_file() and data.stat().st_size == 0:
+            # fairseq cannot map an empty file, and its dataset's destructor complains once more.
+            raise MHEError(f"the training text {data} is empty; clusters need text")
+        try:
+            # A "cached" dataset must be told beforehand what will be read of it; "lazy" reads the same.
+            implementation = infer_dataset_impl(prefix)
+            part = load_indexed_dataset(
+                prefix, dataset_impl="lazy" if implementation == "cached" else implementation
+            )
+        except Exception as error:  # fairseq asserts, struct and numpy complain, each in its own way
+            raise MHEError(f"{wrong} ({type(error).__name__}: {error}); {again}") from error
+        if part is None:
+            raise MHEError(f"{wrong} (one of the two is missing); {again}")
+        if isinstance(part, MMapIndexedDataset):
+            size = os.path.getsize(data_file_path(prefix))
+            expected = int(np.sum(part.sizes, dtype=np.int64)) * np.dtype(part._index.dtype).itemsize
+            if size != expected:
+                raise MHEError(
+                    f"{prefix}.bin has {size} bytes, its index says {expected}: a copy broken off? {again}"
+                )
+        return part
+
+
+def _gather(part: Any) -> Iterator[Ints]:
+    """Sentences of any other dataset put together."""
+    held: list[Ints] = []
+    size = 0
+    for index in range(len(part)):
+        held.append(part[index].numpy().astype(np.int64))
+        size += len(held[-1])
+        if size >= CHUNK:
+            yield np.concatenate(held)
+            held, size = [], 0
+    if held:
+        yield np.concatenate(held)
+
+
+def read_dictionary(path: Path, extra: list[str] | None = None) -> Dictionary:
+    """A fairseq dictionary, as a task has it after loading: special symbols first, ``extra`` ones last.
+
+    Raises:
+        MHEError: missing, malformed, without symbols, or an extra symbol that is there already.
+    """
+    from fairseq.data import Dictionary
+
+    if not path.is_file():
+        raise MHEError(
+            f"there is no dictionary {path}; fairseq-preprocess writes dict.LANG.txt (or dict.txt)"
+        )
+    try:
+        dictionary = Dictionary.load(str(path))
+    except Exception as error:  # ValueError, RuntimeError, and a bare Exception for a wrong encoding
+        reason = str(error).strip().split("\n")[0]
+        raise MHEError(
+            f"dictionary {path} cannot be read, every line must be `symbol count`: {reason}"
+        ) from error
+    if len(dictionary) == dictionary.nspecial:
+        raise MHEError(f"dictionary {path} has no symbols, every line must be `symbol count`")
+    for symbol in extra or []:
+        if symbol in dictionary:
+            raise MHEError(f"--add-symbol {symbol}: the dictionary {path} has this symbol already")
+        dictionary.add_symbol(symbol)
+    return dictionary
