@@ -22,7 +22,6 @@ import os
 import re
 import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,9 +36,9 @@ sys.path.insert(0, str(ROOT))
 
 from mhe_fairseq.bench.machine import cpu_model  # noqa: E402
 from mhe_fairseq.version import __version__  # noqa: E402
-from scripts.commands import ENVIRONMENT  # noqa: E402
+from scripts.checkpoints import mend_last_checkpoint  # noqa: E402
+from scripts.commands import CommandError, Commands, Step  # noqa: E402
 from scripts.curves import Curve, LogError, Point, read_log  # noqa: E402
-from scripts.files import write_whole  # noqa: E402
 from scripts.time_updates import Measured, TimingError, measure  # noqa: E402
 
 #: fairseq's own softmax layer, and the baseline of every figure.
@@ -96,25 +95,6 @@ class Run:
     machine: str
 
 
-def execute(command: list[str], log: Path, environment: dict[str, str]) -> str:
-    """Run a command to its end; what it says goes to ``log`` too.
-
-    Raises:
-        CompareError: it failed.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    before = log.stat().st_size if log.is_file() else 0
-    with log.open("ab") as out:
-        code = subprocess.run(
-            command, env={**ENVIRONMENT, **os.environ, **environment}, stdout=out, stderr=out
-        ).returncode
-    said = log.read_bytes()[before:].decode("utf-8", errors="replace")
-    if code:
-        lines = said.strip().splitlines()
-        raise CompareError(f"{command[0]} failed, see {log}: {lines[-1] if lines else ''}")
-    return said
-
-
 def train_command(args: argparse.Namespace, head: str, seed: int, folder: Path) -> list[str]:
     flags, assign = HEADS[head]
     words = shlex.split(f"--task language_modeling {flags} {MODEL} {TRAINING} {BATCHES} {VALIDATION}")
@@ -144,35 +124,33 @@ def eval_command(args: argparse.Namespace, folder: Path) -> list[str]:
     return ["fairseq-eval-lm", str(args.data), "--user-dir", args.user_dir, "--path", str(last), *flags]
 
 
-def make_run(args: argparse.Namespace, head: str, seed: int, threads: int) -> Run:
-    """Train and score; or read what was made before with the same commands.
+def make_run(args: argparse.Namespace, head: str, seed: int, threads: int, console: Console) -> Run:
+    """Train and score; what was done before with the same commands is not done again.
 
     Raises:
-        CompareError: a command failed, or the folder holds the run of other commands.
+        CommandError: a command failed, or the folder holds the run of other settings.
+        CompareError: the logs lack a number.
     """
     folder = args.out / f"{head}-{seed}"
-    commands = [train_command(args, head, seed, folder), eval_command(args, folder)]
-    if HEADS[head][1]:
-        commands.insert(0, assign_command(args, HEADS[head][1]))
-    lines = [shlex.join(command) for command in commands]
-    record, settings = folder / "run.json", folder / "commands.sh"
-    if settings.is_file() and settings.read_text() != "\n".join(lines) + "\n":
-        raise CompareError(
-            f"{folder} was begun with other settings, see {settings}; remove it to begin again"
-        )
-    if record.is_file():
-        return Run(**json.loads(record.read_text()))
-    folder.mkdir(parents=True, exist_ok=True)
-    settings.write_text("\n".join(lines) + "\n")
-    environment = {"OMP_NUM_THREADS": str(threads)}
-    *_, train, evaluate = commands
-    execute(train, folder / "train.log", environment)
+
+    def say(line: str) -> None:
+        console.print(f"{folder.name}: {line.strip()}", soft_wrap=True, highlight=False, markup=False)
+
+    last = folder / "checkpoints" / "checkpoint_last.pt"
+    train = Step("train", train_command(args, head, seed, folder), last, folder / "train.log", append=True)
+    score = Step("test", eval_command(args, folder), folder / "eval.log", folder / "eval.log")
+    commands = Commands(folder, {"train": train.words, "test": score.words}, say)
+    commands.run(train, lambda: mend_last_checkpoint(folder / "checkpoints", say))
+    commands.run(score)
     curve = {p.update: math.log(p.perplexity) for p in read_log(folder / "train.log", head).validation}
-    said = execute(evaluate, folder / "eval.log", environment)
+    said = (folder / "eval.log").read_text(encoding="utf-8", errors="replace")
     loss = re.search(r"Loss \(base 2\): ([0-9.]+)", said)
     if loss is None or args.updates not in curve:
         raise CompareError(f"{folder}: no perplexity of the test set or of update {args.updates} in its logs")
-    run = Run(
+    lines = [shlex.join(step.words) for step in (train, score)]
+    if HEADS[head][1]:
+        lines.insert(0, shlex.join(assign_command(args, HEADS[head][1])))
+    return Run(
         head=head,
         seed=seed,
         commands=lines,
@@ -182,8 +160,6 @@ def make_run(args: argparse.Namespace, head: str, seed: int, threads: int) -> Ru
         versions=versions(),
         machine=f"{cpu_model()}, {os.cpu_count()} cores, {threads} of them for a training",
     )
-    write_whole(record, [json.dumps(asdict(run)).encode()])
-    return run
 
 
 def versions() -> dict[str, str]:
@@ -255,16 +231,19 @@ def compare(args: argparse.Namespace, console: Console) -> None:
             raise CompareError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(args, flag)}")
     if not (args.data / "dict.txt").is_file():
         raise CompareError(f"there is no dict.txt in --data {args.data}; prepare_text.py makes such a folder")
-    args.out.mkdir(parents=True, exist_ok=True)
     threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
-    for assign in {HEADS[name][1] for name in names} - {""}:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+    def say(line: str) -> None:
+        console.print(line.strip(), soft_wrap=True, highlight=False, markup=False)
+
+    shared = Commands(args.out, {"data": str(args.data)}, say)
+    for assign in dict.fromkeys(HEADS[name][1] for name in names if HEADS[name][1]):
         path = codes(args.out, assign)
-        if not path.is_file():
-            console.print(f"{path}: mhe assign {assign}", highlight=False)
-            execute(assign_command(args, assign), path.with_suffix(".log"), {})
+        shared.run(Step(path.name, assign_command(args, assign), path, path.with_suffix(".log")))
 
     def one(what: tuple[str, int]) -> Run:
-        run = make_run(args, *what, threads)
+        run = make_run(args, *what, threads, console)
         ppl = math.exp(run.test_nats)
         console.print(f"{run.head}, seed {run.seed}: test perplexity {ppl:.1f}", highlight=False)
         return run
@@ -301,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # A pipe has no width of its own: wide enough for the table.
         compare(args, Console() if sys.stdout.isatty() else Console(width=120))
-    except (CompareError, LogError, TimingError, OSError) as error:
+    except (CommandError, CompareError, LogError, TimingError, OSError) as error:
         print(f"compare_language_models.py: error: {error}", file=sys.stderr)
         return 1
     return 0
