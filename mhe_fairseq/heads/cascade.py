@@ -15,7 +15,7 @@ from mhe_fairseq.heads import cascade_multilabel as multilabel
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.cascade_level import Level, LevelLoss
 from mhe_fairseq.heads.cascade_search import best_first
-from mhe_fairseq.heads.group_means import GroupLinear
+from mhe_fairseq.heads.single_rows import GroupLinear
 from mhe_fairseq.heads.tied import check_embedding
 
 SMOOTHING_FORMS = ("sampled", "per-level")
@@ -55,8 +55,8 @@ class CascadeHead(OutputHead):
         bottleneck: r: features are projected to r numbers for the local rows (the paper's hidden_dim).
         tied: an ``nn.Embedding`` with a (V, d) weight whose rows are the local rows. It stays the model's:
             it is neither registered nor saved here.
-        tied_groups: an ``nn.Embedding`` with a (V, d) weight, mostly the same one: the row of a first digit
-            is the mean embedding of its tokens plus a row of its own, which begins at zero.
+        tied_groups: an ``nn.Embedding`` with a (V, d) weight, mostly the same one, added to the rows of first
+            digits that have one token.
         groups_sampled: for the smoothing term; None: 2, or 1 where there are only two groups.
         smoothing_form: "sampled" or "per-level".
         dropout: of the features that the digits after the first read, in training (``forward`` only).

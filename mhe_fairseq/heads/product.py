@@ -10,10 +10,9 @@ from mhe_fairseq.coding.codebook import Codebook, unravel
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.column_sums import column_sums, digit_views
-from mhe_fairseq.heads.group_means import GroupMeans
 from mhe_fairseq.heads.lattice import Lattice
 from mhe_fairseq.heads.mixture import MixtureScores
-from mhe_fairseq.heads.tied import check_embedding
+from mhe_fairseq.heads.single_rows import SingleRows
 
 #: Tokens drawn for the smoothing term of a mixture.
 SMOOTHING_TOKENS = 64
@@ -32,9 +31,8 @@ class ProductHead(OutputHead):
         dim: d.
         codebook: tokens <-> digits.
         mixtures: K.
-        tied: an ``nn.Embedding`` with a (V, d) weight: the row of a first digit is the mean embedding of its
-            tokens plus a row of its own, which begins at zero. What a tied soft-max has for every token, here
-            for every group. None: rows of its own only.
+        tied: an ``nn.Embedding`` with a (V, d) weight, added to the rows of first digits that have one token;
+            what these have beside it begins at zero. None: rows of the head's own only.
 
     Raises:
         MHEError: ``mixtures`` below 1, ``tied`` of another shape.
@@ -54,12 +52,10 @@ class ProductHead(OutputHead):
         self.weight = nn.Parameter(torch.empty(rows, dim))
         self.bias = nn.Parameter(torch.zeros(rows))
         nn.init.normal_(self.weight, mean=0.0, std=dim**-0.5)
-        self.means: GroupMeans | None = None
+        self.singles: SingleRows | None = None
         if tied is not None:
-            check_embedding(tied, len(codebook), dim)
-            self.means = GroupMeans(tied, codebook)
-            # What the first digit's rows are beside the means.
-            nn.init.zeros_(self.weight[: mixtures * codebook.lengths[0]])
+            self.singles = SingleRows(tied, codebook, dim, copies=mixtures)
+            self.singles.clear(self.weight)
         self.gate: nn.Linear | None = None
         if mixtures > 1:
             self.gate = nn.Linear(dim, mixtures)
@@ -137,11 +133,7 @@ class ProductHead(OutputHead):
 
     def rows(self) -> Tensor:
         """Output rows, (K * sum(L_h), d): of the first digit of all components, of the second, ..."""
-        if self.means is None:
-            return self.weight
-        first = self.mixtures * self.codebook.lengths[0]
-        means = self.means().to(self.weight.dtype).repeat(self.mixtures, 1)
-        return torch.cat([self.weight[:first] + means, self.weight[first:]])
+        return self.weight if self.singles is None else self.singles(self.weight)
 
     def _scores(self, features: Tensor) -> MixtureScores:
         logits, log_gate = self._logits(features)
@@ -193,8 +185,8 @@ class ProductHead(OutputHead):
 
     def _codebook_changed(self) -> None:
         self.lattice = Lattice(self.codebook)
-        if self.means is not None:
-            self.means.regroup(self.codebook)
+        if self.singles is not None:
+            self.singles.regroup(self.codebook)
         digits = self.codebook.digits(torch.arange(self.vocab_size))
         counts = [
             torch.bincount(digits[:, h], minlength=length) for h, length in enumerate(self.codebook.lengths)
@@ -203,5 +195,5 @@ class ProductHead(OutputHead):
 
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.codebook.lengths))
-        tied = "" if self.means is None else ", tied"
+        tied = "" if self.singles is None else ", tied"
         return f"dim={self.dim}, lengths={shape}, mixtures={self.mixtures}, vocab={self.vocab_size}{tied}"

@@ -16,8 +16,8 @@ FLAGS = {
     "mhe_mixtures": ("K", "product head: components of the mixture (default: 1)"),
     "mhe_group_rows": (
         "KIND",
-        "product or cascade with shared embeddings: the row of a first digit is the mean embedding of its "
-        "tokens plus a row of its own (tied, default), or that alone (own)",
+        "product or cascade with shared embeddings: the row of a first digit of one token (mhe assign "
+        "--shortlist) is the token's embedding plus a row of its own (tied, default), or that alone (own)",
     ),
     "mhe_codebook": ("FILE", "which token has which slot (default: dictionary order)"),
     "mhe_bottleneck": ("R", "cascade head: width of the local rows (default: the model's)"),

@@ -221,8 +221,8 @@ def _tying(head: OutputHead, embedding: nn.Embedding | None) -> str:
     if embedding is None:
         return "not tied to the embeddings"
     if isinstance(head, ProductHead):
-        if head.means is not None:
-            return "rows of first digits are tied to the input embeddings of their tokens"
+        if head.singles is not None and len(head.singles.tokens):
+            return "first digits of one token are tied to its input embedding"
         return "input embeddings are shared as asked, the output layer has no V x d table to tie"
     if isinstance(head, CascadeHead) and not head.is_tied:
         return "input embeddings are shared as asked, --mhe-bottleneck keeps the output layer's own table"

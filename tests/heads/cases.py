@@ -32,7 +32,8 @@ class Case:
         tied: the embedding's rows are the head's.
         max_vocab: oracles that go token by token take their time.
         exact_smoothing: the smoothing term is no estimate, in eval mode at least.
-        sums_rows: rows are sums of weights, which half precision rounds once more.
+        sums_rows: rows may be sums of weights, which half precision rounds once more; the embedding is read
+            where a first digit has one token, and gets a gradient only then.
         estimates: in training the loss is an estimate, so that only eval mode can be compared.
     """
 

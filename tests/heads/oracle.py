@@ -47,14 +47,14 @@ def product_oracle(head: ProductHead, features: Tensor) -> Tensor:
     """(N, V) log-probabilities in float64: every token's product written out, then normalised."""
     book, mixtures = head.codebook, head.mixtures
     x, weight, bias = features.double(), head.weight.double(), head.bias.double()
-    if head.means is not None:
+    if head.singles is not None:
         weight = weight.clone()
-        table = head.means._embedding[0].weight.double()
+        table = head.singles._embedding[0].weight.double()
         first = book.digits(torch.arange(len(book)))[:, 0]
         for digit in range(book.lengths[0]):
-            if bool((first == digit).any()):
+            if int((first == digit).sum()) == 1:
                 for k in range(mixtures):
-                    weight[k * book.lengths[0] + digit] += table[first == digit].mean(dim=0)
+                    weight[k * book.lengths[0] + digit] += table[first == digit].squeeze(0)
     log_p, start = [], 0
     for length in book.lengths:
         part = torch.stack(
@@ -98,9 +98,9 @@ def cascade_level_log_probs(head: CascadeHead, features: Tensor) -> list[Tensor]
     def row(prefix: tuple[int, ...], digit: int, token: int) -> Tensor:
         if not prefix:
             weight = head.group.weight[digit].double()
-            if head.group.means is not None:
-                tokens = book.digits(torch.arange(len(book)))[:, 0] == digit
-                weight = weight + head.group.means._embedding[0].weight[tokens].double().mean(dim=0)
+            tokens = book.digits(torch.arange(len(book)))[:, 0] == digit
+            if head.group.singles is not None and int(tokens.sum()) == 1:
+                weight = weight + head.group.singles._embedding[0].weight[tokens].double().squeeze(0)
             return x @ weight + head.group.bias[digit].double()
         if len(prefix) < last:
             assert head.subgroup is not None
