@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from fairseq import checkpoint_utils, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from torch import Tensor
 
+from mhe_fairseq.cli.checkpoint import read_checkpoint
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 
@@ -118,26 +118,10 @@ class LoadedModel:
 
 
 def _read(path: Path, data: str) -> dict[str, Any]:
-    """A checkpoint, read by fairseq as its commands do, in the safe way of ``mhe_fairseq.checkpoints``."""
+    """A checkpoint of a task whose targets are tokens at every position."""
     # Translating while validating wants the tokenizer's files, which need not be here.
-    overrides = {"data": data, "eval_bleu": False}
-    try:
-        with warnings.catch_warnings():
-            # hydra's, about fairseq's own config, which older checkpoints are converted to.
-            warnings.simplefilter("ignore", UserWarning)
-            state: dict[str, Any] = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
-        name = state["cfg"].task._name
-        if not isinstance(state["model"], dict):
-            raise TypeError("no weights")
-    except MHEError:
-        raise
-    except OSError as error:
-        raise MHEError(f"checkpoint {path} cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # fairseq looks for parts that another file does not have
-        raise MHEError(
-            f"{path} is not a checkpoint of a fairseq model ({path.stat().st_size:,} bytes, "
-            f"{type(error).__name__}); give a file that fairseq-train wrote"
-        ) from error
+    state = read_checkpoint(path, {"data": data, "eval_bleu": False})
+    name = state["cfg"].task._name
     if name not in TASKS:
         raise MHEError(
             f"checkpoint {path} is of --task {name}, whose targets are not tokens at every position; analyze "

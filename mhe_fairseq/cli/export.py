@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mhe_fairseq.cli.checkpoint import read_checkpoint
 from mhe_fairseq.cli.output import check_output
 from mhe_fairseq.errors import MHEError
 
@@ -55,31 +55,10 @@ def run(args: argparse.Namespace) -> int:
 
     from mhe_fairseq.models.export import to_stock
 
-    stock = to_stock(_read(source), f"checkpoint {source}", args.body)
+    stock = to_stock(read_checkpoint(source), f"checkpoint {source}", args.body)
     _write(stock.state, output)
     _report(stock, output)
     return 0
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint, read by fairseq as its commands do, in the safe way of ``mhe_fairseq.checkpoints``."""
-    from fairseq import checkpoint_utils
-
-    try:
-        with warnings.catch_warnings():
-            # hydra's, about fairseq's own config, which older checkpoints are converted to.
-            warnings.simplefilter("ignore", UserWarning)
-            state: dict[str, Any] = checkpoint_utils.load_checkpoint_to_cpu(str(path))
-    except MHEError:
-        raise
-    except OSError as error:
-        raise MHEError(f"checkpoint {path} cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # fairseq looks for parts that another file does not have
-        raise MHEError(
-            f"{path} is not a checkpoint of a fairseq model ({path.stat().st_size:,} bytes, "
-            f"{type(error).__name__}); give a file that fairseq-train wrote"
-        ) from error
-    return state
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
