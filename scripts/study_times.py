@@ -4,8 +4,8 @@
     python scripts/study_times.py --out study
 
 Run it when nothing else runs, after ``scripts/study.py``. The models of the study's first seed take turns:
-updates in processes that wait for each other (``scripts/time_updates.py``), translations of a part of the
-test set by ``fairseq-generate``, whose own count of seconds is taken, without loading. Writes
+updates in processes that wait for each other (``scripts/time_updates.py``), translations of the test set
+by ``fairseq-generate``, whose own count of seconds is taken, without loading. Writes
 ``--out``/times.jsonl, a line a variant.
 """
 
@@ -40,8 +40,8 @@ class Times:
         update_seconds: of each timed training update.
         peak_bytes: of the training process, torch and data included.
         parameters, output_parameters: of the model, and of them those that only the output layer has.
-        search_seconds: of each translation of the part of the test set.
-        sentences: in that part.
+        search_seconds: of each translation of the test set.
+        sentences: in it.
         machine: that it was measured on.
     """
 
@@ -63,7 +63,7 @@ class Times:
         return statistics.median(self.search_seconds)
 
 
-def translate(study: Study, where: Folders, variant: Variant, seed: int, shards: int) -> tuple[float, int]:
+def translate(study: Study, where: Folders, variant: Variant, seed: int) -> tuple[float, int]:
     """Seconds, and sentences.
 
     Raises:
@@ -73,9 +73,7 @@ def translate(study: Study, where: Folders, variant: Variant, seed: int, shards:
     train = train_step(study, where, variant, seed, study.updates)
     last = folder / "checkpoints" / "checkpoint_last.pt"
     step = generate_step(study, where, folder, last, "timed", train)
-    # The log level of "none" hides the line that tells the time.
-    words = [*step.words, "--num-shards", str(shards), "--shard-id", "0"]
-    done = subprocess.run(words, env={**ENVIRONMENT, **os.environ}, capture_output=True, text=True)
+    done = subprocess.run(step.words, env={**ENVIRONMENT, **os.environ}, capture_output=True, text=True)
     said = done.stdout + done.stderr
     found = re.search(r"Translated ([\d,]+) sentences .* in ([\d.]+)s", said)
     if done.returncode or found is None:
@@ -95,9 +93,9 @@ def study_times(args: argparse.Namespace) -> None:
     unknown = [name for name in names if name not in study.variants]
     if unknown or len(set(names)) < len(names):
         raise StudyError(f"--only takes different ones of {', '.join(study.variants)}; got {args.only}")
-    for flag in ("rounds", "shards"):
+    for flag in ("rounds", "search_rounds"):
         if getattr(args, flag) < 1:
-            raise StudyError(f"--{flag} must be at least 1, got {getattr(args, flag)}")
+            raise StudyError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(args, flag)}")
     where, seed = Folders(args.out), study.seeds[0]
     if args.threads:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)
@@ -107,7 +105,7 @@ def study_times(args: argparse.Namespace) -> None:
     sentences = 0
     for _ in range(args.search_rounds):
         for name in names:
-            spent, sentences = translate(study, where, study.variants[name], seed, args.shards)
+            spent, sentences = translate(study, where, study.variants[name], seed)
             seconds[name].append(spent)
     here = machine(args.threads)
     times = [
@@ -143,9 +141,6 @@ def main(argv: list[str] | None = None) -> int:
     add("--only", help="variants, separated by commas (default: all)")
     add("--rounds", type=int, default=6, help="turns of five updates each (default: %(default)s)")
     add("--search-rounds", type=int, default=3, help="turns of the search (default: %(default)s)")
-    add(
-        "--shards", type=int, default=8, help="a search translates 1/SHARDS of the set (default: %(default)s)"
-    )
     add("--threads", type=int, default=0, help="default: torch's own choice")
     args = parser.parse_args(argv)
     args.study, args.out = Path(os.path.abspath(args.study)), from_root(args.out)

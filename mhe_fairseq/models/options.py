@@ -164,8 +164,10 @@ class HeadOptions:
         return SoftmaxHead(dim, book, tied=embedding, chunk=self.chunk or 0)
 
     def _flags(self) -> str:
-        """The head and what was given for it, as on the command line."""
-        values = ((name, getattr(self, name.removeprefix("mhe_"))) for name in _ONLY_FOR)
+        """The head and what was given for it, as on the command line; not group_rows, which is planned where
+        it is not given, and fits every head."""
+        names = [name for name in _ONLY_FOR if name != "mhe_group_rows"]
+        values = ((name, getattr(self, name.removeprefix("mhe_"))) for name in names)
         given = [f"{flag(name)} {value}" for name, value in values if value is not None]
         return " ".join([f"--mhe-head {self.head}", *given])
 
