@@ -185,8 +185,8 @@ def make_run(
 
     train = train_step(study, where, variant, seed, updates)
     # The number of updates may grow: that trains on.
-    settings = {"train": [word for word in train.words if word != str(updates)]}
-    commands = Commands(folder, dict(settings), say)
+    settings: dict[str, object] = {"train": train_step(study, where, variant, seed, 0).words}
+    commands = Commands(folder, settings, say)
     commands.run(train, lambda: mend_last_checkpoint(folder / "checkpoints", say))
     last = folder / "checkpoints" / "checkpoint_last.pt"
     final = generate_step(study, where, folder, last, "test", train)
@@ -249,10 +249,7 @@ def study_runs(args: argparse.Namespace, console: Console) -> None:
         StudyError: bad input.
     """
     study = read_study(args.study)
-    names = list(study.variants) if args.only is None else args.only.split(",")
-    unknown = [name for name in names if name not in study.variants]
-    if unknown or len(set(names)) < len(names):
-        raise StudyError(f"--only takes different ones of {', '.join(study.variants)}; got {args.only}")
+    variants = study.chosen(args.only)
     seeds = study.seeds if args.seeds is None else parse_seeds(args.seeds)
     updates = study.updates if args.updates is None else args.updates
     for flag, value in (("updates", updates), ("jobs", args.jobs)):
@@ -260,7 +257,6 @@ def study_runs(args: argparse.Namespace, console: Console) -> None:
             raise StudyError(f"--{flag} must be at least 1, got {value}")
     where = Folders(args.out)
     os.environ["OMP_NUM_THREADS"] = str(args.threads or max(1, (os.cpu_count() or 1) // args.jobs))
-    variants = [study.variants[name] for name in names]
 
     def say(line: str) -> None:
         console.print(line.strip(), soft_wrap=True, highlight=False, markup=False)

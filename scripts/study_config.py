@@ -63,6 +63,17 @@ class Study:
     generate: str
     variants: dict[str, Variant]
 
+    def chosen(self, only: str | None) -> list[Variant]:
+        """Those named in ``--only``, separated by commas; all without it.
+
+        Raises:
+            StudyError: an unknown one, or one twice.
+        """
+        names = list(self.variants) if only is None else only.split(",")
+        if set(names) - set(self.variants) or len(set(names)) < len(names):
+            raise StudyError(f"--only takes different ones of {', '.join(self.variants)}; got {only}")
+        return [self.variants[name] for name in names]
+
 
 #: Top-level keys with the type each must have.
 _KEYS: dict[str, type] = {

@@ -89,10 +89,7 @@ def study_times(args: argparse.Namespace) -> None:
         StudyError, TimingError: bad input, or a model that was not trained.
     """
     study = read_study(args.study)
-    names = list(study.variants) if args.only is None else args.only.split(",")
-    unknown = [name for name in names if name not in study.variants]
-    if unknown or len(set(names)) < len(names):
-        raise StudyError(f"--only takes different ones of {', '.join(study.variants)}; got {args.only}")
+    names = [variant.name for variant in study.chosen(args.only)]
     for flag in ("rounds", "search_rounds"):
         if getattr(args, flag) < 1:
             raise StudyError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(args, flag)}")
