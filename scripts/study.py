@@ -6,8 +6,8 @@
 What is trained is in a file, ``examples/translation/study.toml``: same data, same batches, same number of
 updates, same optimiser for every variant. Every run is a line of ``--out``/runs.jsonl: its commands,
 versions, machine and scores, and a paired bootstrap of its translations against the baseline's of the same
-seed. The baseline is translated at every validation too: so it is known how good it is after the time that
-a head takes.
+seed. The baseline of the study's first seed is translated at every validation too: so it is known how good
+it is after the time that a head takes.
 ``scripts/study_times.py`` measures time and memory afterwards, the models taking turns, and
 ``scripts/study_report.py`` makes the report of both.
 
@@ -55,7 +55,7 @@ class Run:
         commands: in order, from binarised data to translations.
         validation: [update, bits a token of the validation set].
         test: scores of the test set after the last update.
-        earlier: [update, BLEU of the test set], the baseline's only.
+        earlier: [update, BLEU of the test set], the baseline's of the study's first seed only.
         against: probability that a difference in BLEU this large is chance (paired bootstrap against the
             baseline's run of the same seed), and that for chrF2; None for the baseline.
         versions: of what made it.
@@ -195,7 +195,7 @@ def make_run(
     scores = score(read_translations(folder / "test.txt", len(references)), references)
     curve = read_log(folder / "train.log", variant.name).validation
     earlier = []
-    if variant.name == study.baseline:
+    if variant.name == study.baseline and seed == study.seeds[0]:
         # Steps are skipped only after steps that were: these come last, so that none repeats another.
         for path in sorted((folder / "checkpoints").glob("checkpoint_*_*.pt")):
             update = int(path.stem.rsplit("_", 1)[1])
