@@ -129,6 +129,10 @@ class OutputHead(nn.Module, ABC):
         """``topk`` and ``log_prob_of`` of the same features. Shape: (N, d), (C,)."""
         return Candidates(*self.topk(features, k), self.log_prob_of(features, tokens))
 
+    def input_rows(self, tokens: Tensor) -> Tensor | None:
+        """What this head adds to the input embeddings of tokens, None: nothing. Shape: (...) -> (..., d)."""
+        return None
+
     def output_parameters(self) -> int:
         """Number of parameters this head adds to a model (tied ones are not counted)."""
         return sum(p.numel() for p in self.parameters())

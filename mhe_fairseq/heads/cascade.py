@@ -15,6 +15,7 @@ from mhe_fairseq.heads import cascade_multilabel as multilabel
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.cascade_level import Level, LevelLoss
 from mhe_fairseq.heads.cascade_search import best_first
+from mhe_fairseq.heads.input_rows import MARK, prefix_rows
 from mhe_fairseq.heads.single_rows import GroupLinear
 from mhe_fairseq.heads.tied import check_embedding
 
@@ -57,6 +58,7 @@ class CascadeHead(OutputHead):
             it is neither registered nor saved here.
         tied_groups: an ``nn.Embedding`` with a (V, d) weight, mostly the same one, added to the rows of first
             digits that have one token.
+        rows_in_input: ``input_rows`` gives the rows of a token's groups, those of several tokens.
         groups_sampled: for the smoothing term; None: 2, or 1 where there are only two groups.
         smoothing_form: "sampled" or "per-level".
         dropout: of the features that the digits after the first read, in training (``forward`` only).
@@ -80,6 +82,7 @@ class CascadeHead(OutputHead):
         smoothing_form: str = "sampled",
         dropout: float = 0.0,
         tied_groups: nn.Embedding | None = None,
+        rows_in_input: bool = False,
     ) -> None:
         super().__init__(dim, codebook)
         _check_arguments(dim, codebook, bottleneck, tied, smoothing_form, dropout)
@@ -95,6 +98,9 @@ class CascadeHead(OutputHead):
             nn.init.normal_(self.project.weight, mean=0.0, std=dim**-0.5)
         self.local = Level(math.prod(lengths[:-1]), lengths[-1], bottleneck or dim, tied)
         self.register_buffer("group_counts", torch.zeros(lengths[0], dtype=torch.long), persistent=False)
+        self.has_input_rows = rows_in_input
+        if rows_in_input:
+            self.register_buffer(MARK, torch.tensor(True))
         self._codebook_changed()
 
     @property
@@ -130,6 +136,12 @@ class CascadeHead(OutputHead):
         nll = _total([part.nll for part in parts])
         smooth = _total([part.smooth for part in parts if part.smooth is not None]) if smoothing else None
         return HeadLoss(nll, smooth, self._stats(parts, features, target, accuracy))
+
+    def input_rows(self, tokens: Tensor) -> Tensor | None:
+        if not self.has_input_rows:
+            return None
+        tables = [self.group.weight] if self.subgroup is None else [self.group.weight, self.subgroup.table]
+        return prefix_rows(self.digits(tokens), self.codebook.lengths, tables, self.group_counts)
 
     def log_probs(self, features: Tensor) -> Tensor:
         scores = self.group_log_probs(features)

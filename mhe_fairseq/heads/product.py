@@ -10,6 +10,7 @@ from mhe_fairseq.coding.codebook import Codebook, unravel
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.column_sums import column_sums, digit_views
+from mhe_fairseq.heads.input_rows import MARK, digit_rows
 from mhe_fairseq.heads.lattice import Lattice
 from mhe_fairseq.heads.mixture import MixtureScores
 from mhe_fairseq.heads.single_rows import SingleRows
@@ -33,20 +34,31 @@ class ProductHead(OutputHead):
         mixtures: K.
         tied: an ``nn.Embedding`` with a (V, d) weight, added to the rows of first digits that have one token;
             what these have beside it begins at zero. None: rows of the head's own only.
+        rows_in_input: ``input_rows`` gives the rows of a token's digits, those of several tokens.
 
     Raises:
-        MHEError: ``mixtures`` below 1, ``tied`` of another shape.
+        MHEError: ``mixtures`` below 1, or above 1 with ``rows_in_input``; ``tied`` of another shape.
     """
 
     finds_best = True
     digit_counts: Tensor
 
     def __init__(
-        self, dim: int, codebook: Codebook, mixtures: int = 1, tied: nn.Embedding | None = None
+        self,
+        dim: int,
+        codebook: Codebook,
+        mixtures: int = 1,
+        tied: nn.Embedding | None = None,
+        rows_in_input: bool = False,
     ) -> None:
         super().__init__(dim, codebook)
         if mixtures < 1:
             raise MHEError(f"a product head needs at least 1 mixture component, got mixtures={mixtures}")
+        if mixtures > 1 and rows_in_input:
+            raise MHEError(
+                f"each of {mixtures} mixture components has rows of its own; only the rows of a product of "
+                "one component can be part of the input embeddings"
+            )
         self.mixtures = mixtures
         rows = mixtures * sum(codebook.lengths)
         self.weight = nn.Parameter(torch.empty(rows, dim))
@@ -56,6 +68,9 @@ class ProductHead(OutputHead):
         if tied is not None:
             self.singles = SingleRows(tied, codebook, dim, copies=mixtures)
             self.singles.clear(self.weight)
+        self.has_input_rows = rows_in_input
+        if rows_in_input:
+            self.register_buffer(MARK, torch.tensor(True))
         self.gate: nn.Linear | None = None
         if mixtures > 1:
             self.gate = nn.Linear(dim, mixtures)
@@ -134,6 +149,12 @@ class ProductHead(OutputHead):
     def rows(self) -> Tensor:
         """Output rows, (K * sum(L_h), d): of the first digit of all components, of the second, ..."""
         return self.weight if self.singles is None else self.singles(self.weight)
+
+    def input_rows(self, tokens: Tensor) -> Tensor | None:
+        if not self.has_input_rows:
+            return None
+        lengths = list(self.codebook.lengths)
+        return digit_rows(self._digits(tokens), self.weight.split(lengths), self.digit_counts.split(lengths))
 
     def _scores(self, features: Tensor) -> MixtureScores:
         logits, log_gate = self._logits(features)

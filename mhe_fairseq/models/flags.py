@@ -17,7 +17,9 @@ FLAGS = {
     "mhe_group_rows": (
         "KIND",
         "product or cascade with shared embeddings: the row of a first digit of one token (mhe assign "
-        "--shortlist) is the token's embedding plus a row of its own (tied, default), or that alone (own)",
+        "--shortlist) is the token's embedding plus a row of its own, and rows of groups are part of the "
+        "input embeddings of their tokens (input, default); only the first of the two (tied, default of "
+        "mixtures); neither (own)",
     ),
     "mhe_codebook": ("FILE", "which token has which slot (default: dictionary order)"),
     "mhe_bottleneck": ("R", "cascade head: width of the local rows (default: the model's)"),

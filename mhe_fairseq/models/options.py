@@ -16,10 +16,11 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead, SoftmaxHead
 from mhe_fairseq.heads.cascade import SMOOTHING_FORMS
 from mhe_fairseq.heads.sampling import VARIANTS, default_groups
+from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import HEADS, flag
 
 #: What the rows of the first digit are, where the embeddings are shared.
-GROUP_ROWS = ("tied", "own")
+GROUP_ROWS = ("input", "tied", "own")
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class HeadOptions:
             groups = default_groups(codebook)
         if head in _ONLY_FOR["mhe_group_rows"] and group_rows is None:
             # Checkpoints from before there was a choice have rows of their own.
-            group_rows = "own" if restored else "tied"
+            group_rows = "own" if restored else "tied" if (mixtures or 1) > 1 else "input"
         args.mhe_head = head
         args.mhe_lengths = ",".join(map(str, codebook.lengths))
         args.mhe_groups = groups
@@ -125,6 +126,8 @@ class HeadOptions:
             # The head speaks of its arguments; say which flags these are.
             raise MHEError(f"{self._flags()}: {error}") from None
         head.adopt_codebook = self.restored
+        if isinstance(embedding, DigitEmbedding):
+            embedding.follow(head)
         shape = "x".join(map(str, self.codebook.lengths))
         logger.info(
             "mhe: %s, %s; output layer of %s parameters (softmax: %s); %s",
@@ -138,9 +141,12 @@ class HeadOptions:
 
     def _build(self, dim: int, embedding: nn.Embedding | None) -> OutputHead:
         book = self.codebook
-        tied_groups = embedding if self.group_rows == "tied" else None
+        tied_groups = None if self.group_rows == "own" else embedding
+        rows_in_input = self.group_rows == "input" and isinstance(embedding, DigitEmbedding)
         if self.head == "product":
-            return ProductHead(dim, book, mixtures=self.mixtures or 1, tied=tied_groups)
+            return ProductHead(
+                dim, book, mixtures=self.mixtures or 1, tied=tied_groups, rows_in_input=rows_in_input
+            )
         if self.head == "cascade":
             return CascadeHead(
                 dim,
@@ -149,6 +155,7 @@ class HeadOptions:
                 # A bottleneck asks for rows of its own.
                 tied=None if self.bottleneck else embedding,
                 tied_groups=tied_groups,
+                rows_in_input=rows_in_input,
                 groups_sampled=self.groups,
                 smoothing_form=self.smoothing or "sampled",
                 dropout=self.dropout or 0.0,

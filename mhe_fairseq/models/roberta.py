@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding import symbols_fingerprint
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads.input_rows import rows_of_state
 from mhe_fairseq.models.base import HeadModelMixin, resolved
 from mhe_fairseq.models.decoder import HeadDecoderMixin
+from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import add_head_args
 from mhe_fairseq.models.options import HeadOptions
 
@@ -80,6 +82,9 @@ class MHERobertaEncoder(HeadDecoderMixin, RobertaEncoder):
         # 64 bits, as a signed number: a buffer travels with the weights wherever they go.
         self.register_buffer("mhe_dictionary", torch.tensor(int(pinned, 16) - 2**63))
 
+    def build_embedding(self, vocab_size: int, embedding_dim: int, padding_idx: int) -> Any:
+        return DigitEmbedding.of(super().build_embedding(vocab_size, embedding_dim, padding_idx))
+
     def build_lm_head(
         self, embed_dim: int, output_dim: int, activation_fn: str, weight: Tensor | None
     ) -> MaskedTransform | None:
@@ -92,8 +97,7 @@ class MHERobertaEncoder(HeadDecoderMixin, RobertaEncoder):
         Raises:
             MHEError: numbers that do not fit the model or the codebook.
         """
-        # A product has no row for a token, so there is nothing that could be tied.
-        is_tied = not self.args.untie_weights_roberta and options.head != "product"
+        is_tied = not self.args.untie_weights_roberta
         self.head = options.build(
             self.args.encoder_embed_dim, self.sentence_encoder.embed_tokens if is_tied else None
         )
@@ -213,6 +217,11 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
         prefix = f"{name}." if name else ""
         self._check_loaded({key.removeprefix(prefix): value for key, value in state_dict.items()})
         if self.encoder.lm_head is None:
+            # What the head adds to the embeddings becomes theirs.
+            added = rows_of_state(state_dict, prefix + "encoder.head.")
+            if added is not None:
+                own = state_dict[prefix + _EMBEDDING]
+                state_dict[prefix + _EMBEDDING] = own + added.to(own)
             dropped = [key for key in state_dict if key.removeprefix(prefix).startswith(OUTPUT_SIDE)]
             if dropped:
                 count = sum(state_dict.pop(key).numel() for key in dropped)

@@ -10,6 +10,7 @@ from fairseq.models.transformer import TransformerConfig, TransformerModel
 
 from mhe_fairseq.models.base import HeadModelMixin, resolved
 from mhe_fairseq.models.decoder import MHETransformerDecoder
+from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import add_head_args
 
 
@@ -29,6 +30,10 @@ class MHETransformerModel(HeadModelMixin, TransformerModel):
         if hasattr(model.cfg, "mhe_options"):
             del model.cfg.mhe_options
         return model
+
+    @classmethod
+    def build_embedding(cls, args: Any, dictionary: Any, embed_dim: int, path: str | None = None) -> Any:
+        return DigitEmbedding.of(super().build_embedding(args, dictionary, embed_dim, path))
 
     @classmethod
     def build_decoder(cls, args: Any, tgt_dict: Any, embed_tokens: Any) -> MHETransformerDecoder:

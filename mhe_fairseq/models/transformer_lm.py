@@ -24,6 +24,7 @@ from fairseq.utils import eval_str_list, safe_getattr
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.base import HeadModelMixin, resolved
 from mhe_fairseq.models.decoder import MHETransformerDecoder
+from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import HeadConfig, flag
 
 #: Settings of the output layer that a head stands in for, and what they are without it.
@@ -82,7 +83,7 @@ class MHETransformerLanguageModel(HeadModelMixin, TransformerLanguageModel):
                 args.quant_noise_pq,
                 args.quant_noise_pq_block_size,
             )
-        return cls.build_embedding(args, dictionary, args.decoder_input_dim)
+        return DigitEmbedding.of(cls.build_embedding(args, dictionary, args.decoder_input_dim))
 
 
 def _check(args: Any) -> None:

@@ -175,7 +175,7 @@ def test_a_product_from_before_group_rows_has_its_own() -> None:
     assert isinstance(restored, ProductHead) and restored.singles is None
     args = Namespace(mhe_head="product")
     HeadOptions.resolve(args, SYMBOLS)
-    assert args.mhe_group_rows == "tied", "written back, so that the checkpoint tells"
+    assert args.mhe_group_rows == "input", "written back, so that the checkpoint tells"
     again = HeadOptions.resolve(args, SYMBOLS).build(DIM, embedding)
     assert isinstance(again, ProductHead) and again.singles is not None
 

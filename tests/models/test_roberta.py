@@ -305,7 +305,12 @@ def test_a_classifier_leaves_the_head_out(caplog: pytest.LogCaptureFixture) -> N
     said = [record.message for record in caplog.records if "left out" in record.message]
     assert len(said) == 1 and said[0].startswith("mhe: the checkpoint's output head, ")
     for name, value in trained.encoder.sentence_encoder.state_dict().items():
-        assert torch.equal(value, model.encoder.sentence_encoder.state_dict()[name])
+        if name != "embed_tokens.weight":
+            assert torch.equal(value, model.encoder.sentence_encoder.state_dict()[name])
+    tokens = torch.arange(len(trained.encoder.dictionary))
+    before, after = (each.encoder.sentence_encoder.embed_tokens for each in (trained, model))
+    assert torch.equal(before(tokens), after.weight), "with the rows that the head added"
+    assert not torch.equal(before.weight, after.weight)
     # What it is saved as has no head, and nothing to leave out.
     caplog.clear()
     again = build(classifying_task())
