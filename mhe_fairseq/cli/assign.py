@@ -75,6 +75,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--target-lang", metavar="LANG", help="side to make codes for (default: the target of the only pair)"
     )
     parser.add_argument(
+        "--target-only",
+        action="store_true",
+        help="with a joined dictionary: cluster by the target text alone, for models that do not share the "
+        "embeddings of the two sides (default: by the text of both)",
+    )
+    parser.add_argument(
         "--add-symbol",
         action="append",
         default=[],
@@ -105,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
         raise MHEError(f"--contexts is a number of tokens, at least 1; got {args.contexts}")
     if not 0 <= args.seed < 2**63:
         raise MHEError(f"--seed must be a whole number from 0 to 2**63 - 1, got {args.seed}")
+    if args.target_only and (args.from_checkpoint is not None or args.by != "cluster"):
+        raise MHEError("--target-only says which text is clustered, and no text is: leave it out")
     if args.from_checkpoint is not None and args.by != "cluster":
         raise MHEError(f"--from-checkpoint gives what is clustered; it does not go with --by {args.by}")
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
@@ -134,18 +142,25 @@ def _assign(
     args: argparse.Namespace, data: DataDirectory, lengths: tuple[int, ...], vocab_size: int, bars: Bars
 ) -> Assigned:
     """Slots of all tokens, as the flags ask."""
-    counts, vectors = None, None
+    counts, vectors, weights = None, None, None
     reads_text = args.by == "cluster" and args.from_checkpoint is None
     if reads_text or args.shortlist is not None:
         text = BinarisedText(data.text_prefixes())
-        counts = count_tokens(text, vocab_size, bars.update, text.tokens)
+        counts = weights = count_tokens(text, vocab_size, bars.update, text.tokens)
         if not counts.any():
             what = "clusters need text" if reads_text else "a shortlist needs text"
             raise MHEError(f"the training text in {args.data} is empty; {what}")
     if reads_text:
         assert counts is not None
-        vectors = context_vectors(text, counts, contexts=args.contexts, seed=args.seed, progress=bars.update)
-        source = f"clusters of neighbours in {int(counts.sum()):,} tokens, seed {args.seed}"
+        # A row of a group is in the input embeddings of both sides, where the sides share them.
+        others = [] if args.target_only else data.joined_prefixes()
+        if others:
+            text = BinarisedText(data.text_prefixes() + others)
+            weights = count_tokens(text, vocab_size, bars.update, text.tokens)
+        assert weights is not None
+        vectors = context_vectors(text, weights, contexts=args.contexts, seed=args.seed, progress=bars.update)
+        sides = " of both sides" if others else ""
+        source = f"clusters of neighbours in {int(weights.sum()):,} tokens{sides}, seed {args.seed}"
     elif args.from_checkpoint is not None:
         vectors = embedding_vectors(read_embedding(Path(args.from_checkpoint), vocab_size), seed=args.seed)
         source = f"clusters of the embedding in {args.from_checkpoint}, seed {args.seed}"
@@ -159,7 +174,7 @@ def _assign(
             return random_slots(len(tokens), lengths, args.seed)
         assert vectors is not None
         return cluster_slots(
-            vectors[tokens], lengths, None if counts is None else counts[tokens], bars.update
+            vectors[tokens], lengths, None if weights is None else weights[tokens], bars.update
         )
 
     if args.shortlist is None:

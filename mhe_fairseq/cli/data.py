@@ -72,6 +72,26 @@ class DataDirectory:
             )
         return wanted
 
+    def joined_prefixes(self) -> list[str]:
+        """As ``text_prefixes``, of the other sides of pairs that have the same dictionary (fairseq-preprocess
+        --joined-dictionary)."""
+        if self.lang is None:
+            return []
+        side, own = re.escape(self.lang), self.dictionary.read_bytes()
+        found = []
+        for folder in self.folders:
+            for name in self._texts(folder):
+                match = re.fullmatch(
+                    rf"train\d*\.(?:([^.-]+)-{side}|{side}-([^.-]+))\.([^.]+)", Path(name).name
+                )
+                other = match and (match[1] or match[2])
+                if not match or match[3] != other:
+                    continue
+                theirs = self.folders[0] / f"dict.{other}.txt"
+                if theirs.is_file() and theirs.read_bytes() == own:
+                    found.append(name)
+        return sorted(found)
+
     def _only_target(self) -> str | None:
         pairs = set()
         for folder in self.folders:

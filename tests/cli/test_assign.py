@@ -36,7 +36,7 @@ def fingerprint(dictionary: Path) -> str:
 
 def test_clusters_of_the_target_side(toy_data: Path, tmp_path: Path) -> None:
     output = tmp_path / "codes"
-    args = ["assign", "--data", str(toy_data), "--lengths", "8,12", "-o", str(output)]
+    args = ["assign", "--data", str(toy_data), "--target-only", "--lengths", "8,12", "-o", str(output)]
     done = run_command([*MHE, *args])
     book = Codebook.load(output)
     assert book.lengths == (8, 12) and len(book) == VOCAB and book.holes == 8
@@ -67,6 +67,38 @@ def test_clusters_of_the_target_side(toy_data: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     assert main([*args[:-1], str(other), "--target-lang", "src"]) == 0
     assert Codebook.load(other) != book
+
+
+def test_a_joined_dictionary_is_clustered_by_both_sides(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "codes"
+    args = ["assign", "--data", str(data), "--lengths", "8,12", "-o", str(output)]
+    assert main(args) == 0
+    assert " of both sides, seed 1" in capsys.readouterr().out
+    book = Codebook.load(output)
+    symbols = read_dictionary(data / "dict.tgt.txt").symbols
+    kinds = []
+    for row in book.token_of_slot.view(8, 12):
+        words = [symbols[token] for token in row.tolist() if token >= 0 and symbols[token].isalpha()]
+        kinds.append({word.isupper() for word in words})
+    # Words of the source stand among words of the source, so most groups are of one side.
+    assert sum(len(kind) == 1 for kind in kinds) >= 5
+    # Two dictionaries that only look alike are two.
+    symbols_file = data / "dict.src.txt"
+    symbols_file.write_text("".join(reversed(symbols_file.read_text().splitlines(keepends=True))))
+    assert main(args) == 0
+    assert "of both sides" not in capsys.readouterr().out
+    assert Codebook.load(output) != book
+
+
+@pytest.mark.parametrize("more", [["--by", "random"], ["--from-checkpoint", "x.pt"]])
+def test_target_only_is_about_text(
+    more: list[str], toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["assign", "--data", str(toy_data), "--target-only", "-o", str(tmp_path / "codes"), *more]
+    assert main(args) == 1
+    assert "--target-only says which text is clustered, and no text is" in capsys.readouterr().err
 
 
 def test_frequency_and_random(toy_data: Path, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def tuned(models: Models, labelled: Path, lm_data: Path, folder: Path) -> Models
     last = {name: folder / name / "checkpoint_last.pt" for name in (*HEADS, "lm", "tuned", "stock tuned")}
     for name, flags in {"sampling": [], "softmax": [], "cascade": ["--body"]}.items():
         assert main(["export", str(last[name]), "-o", str(folder / f"{name}.pt"), *flags]) == 0
-    updates = ["--max-update", "20"]
+    updates = ["--max-update", "40"]
     lines = {
         "tuned": classify(labelled, folder / "tuned", *updates, *from_pretrained(last["cascade"])),
         "tuned cut": classify(
