@@ -1,5 +1,5 @@
 # make quickstart   from nothing to a translated, scored test set (15 minutes on 2 cores)
-# make compare      the same with the softmax and with each head, one table (an hour and more)
+# make compare      the same with the softmax and with each head, two tables (an hour and more)
 # make pretrain-demo  a small language model with the softmax and with a cascade, and a picture of both (10 minutes)
 # make test         every test;  make test-fast: without the slow ones
 # make lint         ruff and mypy
@@ -22,9 +22,12 @@ export PYTHON PIP_FLAGS VENV
 quickstart: $(VENV)/.installed
 	@$(RUN) scripts/quickstart.sh
 
-# COMPARE_FLAGS="--heads softmax,cascade --updates 350" for a part of it.
+# COMPARE_FLAGS="--seeds 1,2 --jobs 2" and the like: scripts/study.py --help tells all.
+COMPARE := --study examples/translation/compare.toml --out compare
 compare: $(VENV)/.installed
-	@$(RUN) python scripts/compare_heads.py $(COMPARE_FLAGS)
+	@$(RUN) python scripts/study.py $(COMPARE) --source examples/translation/data $(COMPARE_FLAGS)
+	@$(RUN) python scripts/study_times.py $(COMPARE)
+	@$(RUN) python scripts/study_report.py compare
 
 # DEMO_FLAGS="--updates 1000 --layers 6" for a larger one; scripts/pretrain_demo.py --help tells all.
 pretrain-demo: $(VENV)/.installed-plot
@@ -56,5 +59,5 @@ lint: $(VENV)/.installed-dev
 	$(RUN) mypy
 
 clean:
-	rm -rf $(VENV) quickstart compare pretrain-demo build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) quickstart compare pretrain-demo study build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 """Write a study's tables into a page, from what was recorded.
 
     python scripts/study_report.py docs/results/translation --page docs/results.md
+    python scripts/study_report.py study                        # prints the tables
 
 The folder has ``runs.jsonl`` of ``scripts/study.py`` and ``times.jsonl`` of ``scripts/study_times.py``. What
 stands in the page between ``<!-- NAME: TABLE -->`` and ``<!-- end -->`` is replaced, NAME being the folder's;
@@ -155,7 +156,9 @@ def time(records: Records) -> list[str]:
         runs = records.runs[name]
         seconds = records.update(name) * runs[0]["updates"]
         bleu = statistics.fmean(run["test"]["bleu"] for run in runs)
-        others = [after(run, seconds / records.update(base)) for run in records.runs[base]]
+        # Of the runs that were translated on the way, the baseline's of the first seed.
+        known = [run for run in records.runs[base] if run["earlier"]]
+        others = [after(run, seconds / records.update(base)) for run in known]
         rows.append(
             [
                 name,
@@ -167,7 +170,7 @@ def time(records: Records) -> list[str]:
                 f"{records.search(name):.1f} s",
                 f"{records.search(base) / records.search(name):.2f}x",
                 f"{bleu:.2f}",
-                f"{statistics.fmean(others):.2f}",
+                f"{statistics.fmean(others):.2f}" if others else "",
             ]
         )
     return table(rows)
@@ -271,13 +274,18 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="of runs.jsonl and times.jsonl")
-    parser.add_argument("--page", type=Path, required=True, help="markdown to fill")
+    parser.add_argument("--page", type=Path, help="markdown to fill (default: print scores and times)")
     parser.add_argument("--plot", type=Path, help="PNG to draw")
     parser.add_argument("--variants", help="that are drawn, separated by commas (default: all, up to seven)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the page would change")
     args = parser.parse_args(argv)
     try:
         records = read_records(args.folder)
+        if args.page is None:
+            if args.check:
+                raise ReportError("--check compares a page with the records: give it with --page")
+            print("\n".join([*scores(records), "", *(time(records) if records.times else [])]))
+            return 0
         if not args.page.is_file():
             raise ReportError(f"there is no page {args.page}")
         old = args.page.read_text(encoding="utf-8")

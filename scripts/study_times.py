@@ -3,10 +3,10 @@
 
     python scripts/study_times.py --out study
 
-Run it when nothing else runs, after ``scripts/study.py``. The models of the study's first seed take turns:
-updates in processes that wait for each other (``scripts/time_updates.py``), translations of the test set
-by ``fairseq-generate``, whose own count of seconds is taken, without loading. Writes
-``--out``/times.jsonl, a line a variant.
+Run it when nothing else runs, after ``scripts/study.py``; by default for all that was trained. The models
+of the study's first seed take turns: updates in processes that wait for each other
+(``scripts/time_updates.py``), translations of the test set by ``fairseq-generate``, whose own count of
+seconds is taken, without loading. Writes ``--out``/times.jsonl, a line a variant.
 """
 
 from __future__ import annotations
@@ -89,15 +89,22 @@ def study_times(args: argparse.Namespace) -> None:
         StudyError, TimingError: bad input, or a model that was not trained.
     """
     study = read_study(args.study)
-    names = [variant.name for variant in study.chosen(args.only)]
+    where, seed = Folders(args.out), study.seeds[0]
+    last = {
+        variant.name: where.run(variant.name, seed) / "checkpoints" / "checkpoint_last.pt"
+        for variant in study.chosen(args.only)
+    }
+    if args.only is None:
+        last = {name: path for name, path in last.items() if path.is_file()}
+    if not last:
+        raise StudyError(f"{args.out} has no checkpoint of seed {seed}; scripts/study.py trains the models")
+    names = list(last)
     for flag in ("rounds", "search_rounds"):
         if getattr(args, flag) < 1:
             raise StudyError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(args, flag)}")
-    where, seed = Folders(args.out), study.seeds[0]
     if args.threads:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    checkpoints = [where.run(name, seed) / "checkpoints" / "checkpoint_last.pt" for name in names]
-    costs = measure(checkpoints, args.rounds, threads=args.threads)
+    costs = measure(list(last.values()), args.rounds, threads=args.threads)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     sentences = 0
     for _ in range(args.search_rounds):
@@ -135,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--study", type=Path, default=ROOT / "examples/translation/study.toml", help="default: %(default)s")
     add("--out", type=Path, default=Path("study"), help="default: %(default)s")
-    add("--only", help="variants, separated by commas (default: all)")
+    add("--only", help="variants, separated by commas (default: all that were trained)")
     add("--rounds", type=int, default=6, help="turns of five updates each (default: %(default)s)")
     add("--search-rounds", type=int, default=3, help="turns of the search (default: %(default)s)")
     add("--threads", type=int, default=0, help="default: torch's own choice")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Time of a training update, and peak memory of its process, for several models beside one another.
 
-    python scripts/time_updates.py compare/softmax/checkpoints/checkpoint_last.pt \
-        compare/cascade/checkpoints/checkpoint_last.pt
+    python scripts/time_updates.py compare/softmax-1/checkpoints/checkpoint_last.pt \
+        compare/cascade-1/checkpoints/checkpoint_last.pt
 
 Each checkpoint is loaded in a process of its own and makes updates on the same batches of its own training
 set, with fairseq's trainer, as ``fairseq-train`` does. The processes take turns, a few updates each, so that

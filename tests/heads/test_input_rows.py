@@ -58,7 +58,7 @@ def test_rows_gradients_and_what_is_saved(book: Codebook, seed: int) -> None:
         everything = head.input_rows(torch.arange(len(book)))
         saved = rows_of_state(head.state_dict(prefix="decoder.head."), "decoder.head.")
         assert saved is not None and everything is not None and torch.equal(saved, everything)
-        weight = head.weight if isinstance(head, ProductHead) else head.group.weight
+        weight = head.group.weight if isinstance(head, CascadeHead) else head.weight
         assert isinstance(weight, Tensor)
         weights = torch.randn_like(rows)
         found = torch.autograd.grad((rows * weights).sum(), weight)[0]

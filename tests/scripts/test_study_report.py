@@ -62,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "small"
     made.mkdir()
     runs = [run("cascade", 1, 10.5, 0.2), run("softmax", 1, 10.0), run("cascade", 2, 10.0, 0.01)]
-    runs += [run("softmax", 2, 11.0), run("product", 1, 8.0, 0.001)]
+    runs += [run("softmax", 2, 11.0, earlier=[]), run("product", 1, 8.0, 0.001)]
     (made / "runs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in runs))
     cost = [times("softmax", 1.0, 6.0), times("cascade", 0.25, 2.0), times("product", 0.2, 1.0)]
     (made / "times.jsonl").write_text("".join(json.dumps(each) + "\n" for each in cost))
@@ -92,7 +92,7 @@ def test_a_page_is_filled_and_checked(folder: Path) -> None:
         # Against the same seeds: +0.5 and -1.0.
         "| cascade | 1, 2 | 10.25 +-0.25 | -0.25 | 0.200, 0.010 | 20.50 +-0.50 | 0.950 | 5.000 +-0.000 |",
         "| product | 1 | 8.00 | -2.00 | 0.001 | 16.00 | 0.950 | 5.000 |",
-        # 400 updates of 0.25 s are 100 of the softmax's: its BLEU was 2 there, with either seed.
+        # 400 updates of 0.25 s are 100 of the softmax's: its BLEU was 2 there, with the seed that tells.
         "| cascade | 250 ms | 4.00x | 1,024 MiB | 1,234 | 12 | 2.0 s | 3.00x | 10.25 | 2.00 |",
         "**cascade, seed 2**, 400 updates: BLEU 10.00, chrF2 20.00. torch 2.13.0; a CPU.",
         "fairseq-train --seed 2",
@@ -100,6 +100,17 @@ def test_a_page_is_filled_and_checked(folder: Path) -> None:
         assert line in made.splitlines()
     assert made.count("| product |") == 1, "the table of times is of the cascade only"
     assert "old" not in made and "Prose." in made and "kept" in made
+
+
+def test_without_a_page_the_tables_are_printed(folder: Path) -> None:
+    words = [sys.executable, str(REPO / "scripts" / "study_report.py"), str(folder)]
+    printed = run_command(words).stdout
+    assert "| product | 1 | 8.00 | -2.00 | 0.001 | 16.00 | 0.950 | 5.000 |" in printed.splitlines()
+    assert "| product | 200 ms | 5.00x |" in printed
+    (folder / "times.jsonl").unlink()
+    assert "| update |" not in run_command(words).stdout
+    done = run_command([*words, "--check"], check=False)
+    assert done.returncode == 1 and "give it with --page" in done.stderr
 
 
 def test_scores_between_validations_lie_on_straight_lines() -> None:
