@@ -84,7 +84,10 @@ def train_three(data: Path, folder: Path) -> dict[str, Path]:
     symbols = Dictionary.load(str(data / "dict.txt")).symbols
     Codebook((6, 8), slots, dictionary=symbols_fingerprint(symbols)).save(codes)
     heads = {
-        "product": ("", [*SMALL, "--mhe-mixtures", "2", "--mhe-codebook", str(codes)]),
+        "product": (
+            "",
+            [*SMALL, "--mhe-head", "product", "--mhe-mixtures", "2", "--mhe-codebook", str(codes)],
+        ),
         "cascade": ("_gpt2_tiny", ["--mhe-head", "cascade", "--share-decoder-input-output-embed"]),
         "sampling": (
             "_wiki103",

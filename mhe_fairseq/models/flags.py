@@ -9,9 +9,12 @@ from fairseq.dataclass import FairseqDataclass
 
 HEADS = ("product", "cascade", "sampling", "softmax")
 
+#: What came closest to a softmax's BLEU for its time (docs/results.md).
+DEFAULT_HEAD = "cascade"
+
 #: name -> metavar, help.
 FLAGS = {
-    "mhe_head": ("HEAD", f"output layer: {', '.join(HEADS)}"),
+    "mhe_head": ("HEAD", f"output layer: {', '.join(HEADS)} (default: {DEFAULT_HEAD})"),
     "mhe_lengths": ("L1,L2,...", "number of values of each digit (default: planned)"),
     "mhe_mixtures": ("K", "product head: components of the mixture (default: 1)"),
     "mhe_group_rows": (

@@ -17,7 +17,7 @@ from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead
 from mhe_fairseq.heads.cascade import SMOOTHING_FORMS
 from mhe_fairseq.heads.sampling import VARIANTS, default_groups
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
-from mhe_fairseq.models.flags import HEADS, flag
+from mhe_fairseq.models.flags import DEFAULT_HEAD, HEADS, flag
 
 #: What the rows of the first digit are, where the embeddings are shared.
 GROUP_ROWS = ("input", "tied", "own")
@@ -72,7 +72,7 @@ class HeadOptions:
         Raises:
             MHEError: any bad flag.
         """
-        head = getattr(args, "mhe_head", None) or "product"
+        head = getattr(args, "mhe_head", None) or DEFAULT_HEAD
         if head not in HEADS:
             raise MHEError(f"--mhe-head must be one of {', '.join(HEADS)}; got {head!r}")
         for name, heads in _ONLY_FOR.items():

@@ -24,7 +24,10 @@ SHORT = ["--max-update", "16", "--no-epoch-checkpoints"]
 STOCK = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
 #: Name -> architecture and flags.
 MODELS: dict[str, tuple[str, list[str]]] = {
-    "product": ("mhe_transformer_tiny", [*CRITERION, "--mhe-mixtures", "2", "--task", "mhe_translation"]),
+    "product": (
+        "mhe_transformer_tiny",
+        [*CRITERION, "--mhe-head", "product", "--mhe-mixtures", "2", "--task", "mhe_translation"],
+    ),
     "cascade": ("mhe_transformer_tiny", [*CRITERION, "--mhe-head", "cascade", "--share-all-embeddings"]),
     "sampling": ("mhe_transformer_tiny", [*CRITERION, "--mhe-head", "sampling", "--mhe-groups", "3"]),
     "softmax": ("mhe_transformer_tiny", [*CRITERION, "--mhe-head", "softmax"]),

@@ -25,10 +25,22 @@ def resolve(**flags: object) -> HeadOptions:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ({"mhe_mixtures": 0}, "--mhe-mixtures must be a whole number of at least 1, got 0"),
-        ({"mhe_mixtures": "x"}, "--mhe-mixtures must be a whole number of at least 1, got 'x'"),
-        ({"mhe_mixtures": 1.5}, "--mhe-mixtures must be a whole number of at least 1, got 1.5"),
-        ({"mhe_mixtures": True}, "--mhe-mixtures must be a whole number of at least 1, got True"),
+        (
+            {"mhe_head": "product", "mhe_mixtures": 0},
+            "--mhe-mixtures must be a whole number of at least 1, got 0",
+        ),
+        (
+            {"mhe_head": "product", "mhe_mixtures": "x"},
+            "--mhe-mixtures must be a whole number of at least 1, got 'x'",
+        ),
+        (
+            {"mhe_head": "product", "mhe_mixtures": 1.5},
+            "--mhe-mixtures must be a whole number of at least 1, got 1.5",
+        ),
+        (
+            {"mhe_head": "product", "mhe_mixtures": True},
+            "--mhe-mixtures must be a whole number of at least 1, got True",
+        ),
         (
             {"mhe_head": "cascade", "mhe_bottleneck": "0"},
             "--mhe-bottleneck must be a whole number of at least 1, got '0'",
@@ -57,7 +69,10 @@ def resolve(**flags: object) -> HeadOptions:
             "--mhe-sampling must be one of shared, own, batch; got 'all'",
         ),
         # A flag that the head does not read.
-        ({"mhe_groups": 2}, "--mhe-groups is for --mhe-head cascade or sampling; the head is product"),
+        (
+            {"mhe_head": "product", "mhe_groups": 2},
+            "--mhe-groups is for --mhe-head cascade or sampling; the head is product",
+        ),
         (
             {"mhe_head": "cascade", "mhe_mixtures": "4"},
             "--mhe-mixtures is for --mhe-head product; the head is cascade",
@@ -74,8 +89,14 @@ def resolve(**flags: object) -> HeadOptions:
             {"mhe_head": "sampling", "mhe_smoothing": "sampled"},
             "--mhe-smoothing is for --mhe-head cascade; the head is sampling",
         ),
-        ({"mhe_dropout": 0}, "--mhe-dropout is for --mhe-head cascade; the head is product"),
-        ({"mhe_bottleneck": 2}, "--mhe-bottleneck is for --mhe-head cascade; the head is product"),
+        (
+            {"mhe_head": "product", "mhe_dropout": 0},
+            "--mhe-dropout is for --mhe-head cascade; the head is product",
+        ),
+        (
+            {"mhe_head": "product", "mhe_bottleneck": 2},
+            "--mhe-bottleneck is for --mhe-head cascade; the head is product",
+        ),
         (
             {"mhe_head": "sampling", "mhe_sampling": "own", "mhe_groups": 2},
             "--mhe-groups 2 is for --mhe-sampling shared; with --mhe-sampling own no groups are drawn",

@@ -34,8 +34,8 @@ def build(embedding: nn.Embedding | None = None, **flags: object) -> OutputHead:
 def test_defaults_are_planned_and_written_back() -> None:
     args = Namespace()
     options = HeadOptions.resolve(args, SYMBOLS)
-    assert (options.head, options.codebook.lengths) == ("product", (10, 10))
-    assert (args.mhe_head, args.mhe_lengths) == ("product", "10,10")
+    assert (options.head, options.codebook.lengths) == ("cascade", (10, 10))
+    assert (args.mhe_head, args.mhe_lengths) == ("cascade", "10,10")
     assert args.mhe_fingerprint == options.codebook.fingerprint
     assert not options.restored
 

@@ -36,8 +36,8 @@ SMALL = {
 HEADS: dict[str, dict[str, Any]] = {
     "softmax": {"mhe_head": "softmax"},
     "untied softmax": {"mhe_head": "softmax", "untie_weights_roberta": True},
-    "product": {"mhe_lengths": "8,8"},
-    "mixture": {"mhe_mixtures": 3, "mhe_lengths": "8,8"},
+    "product": {"mhe_head": "product", "mhe_lengths": "8,8"},
+    "mixture": {"mhe_head": "product", "mhe_mixtures": 3, "mhe_lengths": "8,8"},
     "cascade": {"mhe_head": "cascade", "mhe_lengths": "8,8"},
     "untied cascade": {"mhe_head": "cascade", "mhe_lengths": "4,4,4", "untie_weights_roberta": True},
     "bottleneck": {"mhe_head": "cascade", "mhe_bottleneck": 4, "mhe_lengths": "8,8"},

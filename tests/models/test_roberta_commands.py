@@ -31,8 +31,8 @@ pytestmark = pytest.mark.slow
 
 HEADS = {
     "softmax": ["--mhe-head", "softmax"],
-    "product": [],
-    "mixture": ["--mhe-mixtures", "2", "--mhe-lengths", "8,8"],
+    "product": ["--mhe-head", "product"],
+    "mixture": ["--mhe-head", "product", "--mhe-mixtures", "2", "--mhe-lengths", "8,8"],
     "cascade": ["--mhe-head", "cascade", "--label-smoothing", "0.1"],
     "bottleneck": ["--mhe-head", "cascade", "--mhe-bottleneck", "8"],
     "sampling": ["--mhe-head", "sampling", "--mhe-groups", "3", "--untie-weights-roberta"],
