@@ -30,8 +30,8 @@ def models(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("models")
     bleu = ["--eval-bleu", "--eval-bleu-args", '{"beam": 2, "max_len_a": 1.5, "max_len_b": 5}']
     done = train(
-        toy_data, folder / "product", *CRITERION, *SHORT, "--task", "mhe_translation", "--mhe-head", "product", "--mhe-mixtures", "2",
-        *bleu,
+        toy_data, folder / "product", *CRITERION, *SHORT, "--task", "mhe_translation", *bleu,
+        "--mhe-head", "product", "--mhe-mixtures", "2",
     )  # fmt: skip
     (folder / "product" / "log").write_text(done.stdout + done.stderr)
     train(toy_data, folder / "cascade", *CRITERION, *SHORT, "--task", "translation", "--mhe-head", "cascade")
