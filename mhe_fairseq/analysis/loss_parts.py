@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mhe_fairseq.analysis.calibration import Calibration
 from mhe_fairseq.analysis.confusions import Confusions
+from mhe_fairseq.analysis.copied import Copied
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 
@@ -28,6 +29,7 @@ class LossParts:
         digit_correct: (H,) long, how often a digit was the most probable one, given the target's before it.
         calibration: how often a prediction is right, by its probability.
         confusions: which tokens were predicted in place of which.
+        copied: targets that stand in the source sentence.
     """
 
     def __init__(self, codebook: Codebook) -> None:
@@ -39,18 +41,20 @@ class LossParts:
         self.digit_correct = torch.zeros(heads, dtype=torch.long)
         self.calibration = Calibration()
         self.confusions = Confusions(size)
+        self.copied = Copied(size)
 
     @property
     def tokens(self) -> int:
         """N so far."""
         return int(self.gold.sum())
 
-    def update(self, log_probs: Tensor, target: Tensor) -> None:
+    def update(self, log_probs: Tensor, target: Tensor, in_source: Tensor | None = None) -> None:
         """Add N positions.
 
         Args:
             log_probs: (N, V), normalised.
             target: (N,) long.
+            in_source: (N,) bool, whether the target stands in the source sentence; None: not known.
 
         Raises:
             MHEError: V is not the codebook's.
@@ -75,7 +79,10 @@ class LossParts:
         self.mass += mass
         self.digit_correct += digit_correct.sum(dim=0)
         self.calibration.update(best.exp(), right)
-        self.confusions.update(target, predicted, losses.sum(dim=-1))
+        whole = losses.sum(dim=-1)
+        self.confusions.update(target, predicted, whole)
+        if in_source is not None:
+            self.copied.update(target, right, whole, in_source.cpu())
 
 
 def digit_losses(log_probs: Tensor, target: Tensor, codebook: Codebook) -> tuple[Tensor, Tensor]:

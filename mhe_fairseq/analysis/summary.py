@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mhe_fairseq.analysis.bands import Bands
+from mhe_fairseq.analysis.bands import EOS, Bands
 from mhe_fairseq.analysis.calibration import Bin
 from mhe_fairseq.analysis.confusions import GroupPair
 from mhe_fairseq.analysis.loss_parts import LossParts
@@ -73,6 +73,27 @@ class BandRow:
 
 
 @dataclass(frozen=True)
+class CopiedRow:
+    """Targets of a band, those that stand in the source sentence apart from the others. None: of no tokens.
+
+    Attributes:
+        band: its name.
+        tokens, loss, recall: of those in the source; nats a token.
+        loss_share: their share of the total loss.
+        other_tokens, other_loss, other_recall: of the others.
+    """
+
+    band: str
+    tokens: int
+    loss: float | None
+    recall: float | None
+    loss_share: float
+    other_tokens: int
+    other_loss: float | None
+    other_recall: float | None
+
+
+@dataclass(frozen=True)
 class Summary:
     """All of one model."""
 
@@ -81,6 +102,7 @@ class Summary:
     bands: list[BandRow]
     calibration: list[Bin]
     confused: list[GroupPair]
+    copied: list[CopiedRow]
 
 
 def summarise(
@@ -115,7 +137,14 @@ def summarise(
         calibration_error=parts.calibration.error,
     )
     worst = parts.confusions.worst(book, top) if pairs is None else parts.confusions.of(book, pairs)
-    return Summary(total, digits, _band_rows(parts, bands, loss), parts.calibration.bins(), worst)
+    return Summary(
+        total=total,
+        digits=digits,
+        bands=_band_rows(parts, bands, loss),
+        calibration=parts.calibration.bins(),
+        confused=worst,
+        copied=_copied_rows(parts, bands, loss),
+    )
 
 
 def _band_rows(parts: LossParts, bands: Bands, loss: float) -> list[BandRow]:
@@ -136,6 +165,36 @@ def _band_rows(parts: LossParts, bands: Bands, loss: float) -> list[BandRow]:
             mass_ratio=_ratio(mass, gold),
         )
         for name, gold, correct, predicted, mass, lost in zip(bands.names, *sums, strict=True)
+    ]
+
+
+def _copied_rows(parts: LossParts, bands: Bands, loss: float) -> list[CopiedRow]:
+    """Of every band but EOS, which stands in every source; none where it is not known what stands there."""
+    copied = parts.copied
+    if not copied.known:
+        return []
+    columns = (
+        parts.gold,
+        parts.correct,
+        parts.digit_loss.sum(dim=-1),
+        copied.gold,
+        copied.correct,
+        copied.loss,
+    )
+    sums = (bands.sum(column).tolist() for column in columns)
+    return [
+        CopiedRow(
+            band=name,
+            tokens=there,
+            loss=_ratio(lost, there),
+            recall=_ratio(right, there),
+            loss_share=_ratio(lost, loss) or 0.0,
+            other_tokens=gold - there,
+            other_loss=_ratio(all_lost - lost, gold - there),
+            other_recall=_ratio(all_right - right, gold - there),
+        )
+        for name, gold, all_right, all_lost, there, right, lost in zip(bands.names, *sums, strict=True)
+        if name != EOS
     ]
 
 

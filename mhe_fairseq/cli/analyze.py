@@ -177,14 +177,17 @@ def _score(
     with Bars() as bars:
         for number, sample in enumerate(subset.samples(batches)):
             kept = None
+            told = models[0].in_source(sample)
             for model, sums in zip(models, parts, strict=True):
                 features, target = model.features(sample)
+                in_source = told
                 left = len(target) if limit is None else limit - sums.tokens
                 if left < len(target):
                     kept = torch.randperm(len(target), generator=drawn)[:left] if kept is None else kept
                     features, target = features[kept.to(target.device)], target[kept.to(target.device)]
-                for log_probs, gold in model.log_probs(features, target, book.size):
-                    sums.update(log_probs, gold)
+                    in_source = None if told is None else told[kept]
+                for log_probs, rows in model.log_probs(features, target, book.size):
+                    sums.update(log_probs, target[rows], None if in_source is None else in_source[rows])
             if limit is not None:
                 bars.update("tokens", parts[0].tokens, limit)
                 if parts[0].tokens >= limit:

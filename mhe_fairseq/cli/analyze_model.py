@@ -81,6 +81,11 @@ class LoadedModel:
         self.codebook: Codebook | None = None if head is None else head.codebook
         self.head = "softmax" if head is None else type(head).__name__.removesuffix("Head").lower()
 
+    @property
+    def options(self) -> Any:
+        """The task's."""
+        return self.task.cfg or self.task.args
+
     def symbols(self) -> list[str]:
         """Of the V target tokens; a dictionary that a task cut short still lists all."""
         dictionary = self.task.target_dictionary
@@ -100,8 +105,20 @@ class LoadedModel:
         keep = target.ne(self.task.target_dictionary.pad())
         return hidden[keep], target[keep]
 
-    def log_probs(self, features: Tensor, target: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Exact log-probabilities, a few rows at a time. Shape: (N, d), (N,) -> (n, V), (n,) each.
+    def in_source(self, sample: dict[str, Any]) -> Tensor | None:
+        """Whether each target stands in the source sentence. Shape: a batch -> (N,) bool.
+
+        None where there is no source, or where its numbers are other tokens.
+        """
+        source, dictionary = self.task.source_dictionary, self.task.target_dictionary
+        if "translation" not in self.options._name or source.symbols != dictionary.symbols:
+            return None
+        target, tokens = sample["target"], sample["net_input"]["src_tokens"]
+        found = target.unsqueeze(-1).eq(tokens.unsqueeze(1)).any(dim=-1)
+        return found[target.ne(dictionary.pad())]
+
+    def log_probs(self, features: Tensor, target: Tensor, size: int) -> Iterator[tuple[Tensor, slice]]:
+        """Exact log-probabilities, a few rows at a time. Shape: (N, d), (N,) -> (n, V) and which rows, each.
 
         V-wide rows are what heads avoid in training; here the probability of every token is what is asked
         for, once. A few rows at a time take little memory, and more of them would not be faster.
@@ -111,10 +128,11 @@ class LoadedModel:
             size: width of what the caller makes of a row, V or more.
         """
         rows = max(1, _WIDE // size)
-        for part, gold in zip(features.split(rows), target.split(rows), strict=True):
+        for start in range(0, len(target), rows):
+            which = slice(start, start + rows)
             # An adaptive softmax insists on three dimensions.
-            output = self._side.output_layer(part[None]), None
-            yield self.model.get_normalized_probs(output, log_probs=True, sample=None)[0], gold
+            output = self._side.output_layer(features[which][None]), None
+            yield self.model.get_normalized_probs(output, log_probs=True, sample=None)[0], which
 
 
 def _read(path: Path, data: str) -> dict[str, Any]:
@@ -179,7 +197,7 @@ def same_task(one: LoadedModel, other: LoadedModel) -> None:
     """
 
     def kind(model: LoadedModel) -> str:
-        cfg = model.task.cfg or model.task.args
+        cfg = model.options
         name = cfg._name.removeprefix("mhe_")
         return f"{name} {cfg.source_lang}-{cfg.target_lang}" if name == "translation" else str(name)
 

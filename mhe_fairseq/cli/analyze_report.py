@@ -60,7 +60,10 @@ class Report:
             console.print(Text(sentence, style="bold"))
         for line in self._header():
             console.print(Text(line))
-        for table in (self._totals(), self._digits(), self._bands(), self._confused()):
+        tables = [self._totals(), self._digits(), self._bands(), self._confused()]
+        if self.summaries[0].copied:
+            tables.insert(3, self._copied())
+        for table in tables:
             console.print(table)
         console.print(Text(_LEGEND))
 
@@ -146,6 +149,23 @@ class Report:
             rows.append(((first.band, f"{first.tokens:,}", f"{first.share:.1%}"), numbers))
         labels = ("rank", "tokens", "of the text")
         return self._table("Target tokens by their rank in the training text", labels, columns, rows)
+
+    def _copied(self) -> Table:
+        columns = {
+            "nats/token": NATS,
+            "of the loss": SHARE,
+            "recall": SHARE,
+            "others: nats/token": NATS,
+            "recall ": SHARE,
+        }
+        rows: list[Row] = []
+        for each in zip(*(summary.copied for summary in self.summaries), strict=True):
+            numbers = [
+                (row.loss, row.loss_share, row.recall, row.other_loss, row.other_recall) for row in each
+            ]
+            rows.append(((each[0].band, f"{each[0].tokens:,}", f"{each[0].other_tokens:,}"), numbers))
+        labels = ("rank", "in the source", "others")
+        return self._table("Target tokens that stand in the source sentence too", labels, columns, rows)
 
     def _confused(self) -> Table:
         columns = {"count": COUNT, "of the loss": SHARE, "nats/token": NATS}

@@ -75,6 +75,9 @@ def check(model: dict[str, Any]) -> None:
     right = sum((row["recall"] or 0) * row["share"] for row in model["bands"])
     assert right == pytest.approx(total["accuracy"])
     assert sum(each["size"] for each in model["calibration"]) == total["tokens"]
+    bands = {row["band"]: row["tokens"] for row in model["bands"]}
+    for row in model["copied"]:
+        assert row["tokens"] + row["other_tokens"] == bands[row["band"]]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -88,6 +91,9 @@ def test_every_head_and_fairseqs_own_softmax(
     head = "softmax" if name == "stock" else name
     assert found["heads"] == [head] and model["name"] == head and found["left_out"] == 0
     assert [row["band"] for row in model["bands"]] == ["EOS", "1-10", "11-100", "never seen"]
+    # The two languages of the toy have one dictionary and no word in common.
+    assert [row["band"] for row in model["copied"]] == ["1-10", "11-100", "never seen"]
+    assert all(row["tokens"] == 0 for row in model["copied"])
     # A sentence has one end.
     assert model["bands"][0]["tokens"] == 30
     source = "planned lengths, dictionary order" if name == "stock" else f"the codebook of {models[name]}"
