@@ -6,8 +6,8 @@
 
 The folder has ``runs.jsonl`` of ``scripts/study.py`` and ``times.jsonl`` of ``scripts/study_times.py``. What
 stands in the page between ``<!-- NAME: TABLE -->`` and ``<!-- end -->`` is replaced, NAME being the folder's;
-tables are scores, time, commands. ``--plot FILE`` also draws the curves of some variants. ``--check`` writes
-nothing, and fails when the page is not what the records give.
+tables are scores, time, summary, commands. ``--plot FILE`` also draws the curves of some variants. ``--check``
+writes nothing, and fails when the page is not what the records give.
 """
 
 from __future__ import annotations
@@ -176,6 +176,30 @@ def time(records: Records) -> list[str]:
     return table(rows)
 
 
+def summary(records: Records) -> list[str]:
+    """What a reader in a hurry wants of every variant that was timed."""
+    base = records.baseline
+    same = {run["seed"]: run["test"]["bleu"] for run in records.runs[base]}
+    rows = [["variant", "seeds", "BLEU", f"against {base}", "update", "search", "peak memory"]]
+    for name, cost in records.times.items():
+        if name not in records.runs or base not in records.times:
+            continue
+        runs = records.runs[name]
+        differences = [run["test"]["bleu"] - same[run["seed"]] for run in runs if run["seed"] in same]
+        rows.append(
+            [
+                name,
+                ", ".join(str(run["seed"]) for run in runs),
+                spread([run["test"]["bleu"] for run in runs]),
+                "" if name == base or not differences else f"{statistics.fmean(differences):+.2f}",
+                f"{records.update(base) / records.update(name):.2f}x",
+                f"{records.search(base) / records.search(name):.2f}x",
+                f"{cost['peak_bytes'] / 2**20:,.0f} MiB",
+            ]
+        )
+    return table(rows)
+
+
 def commands(records: Records) -> list[str]:
     """Every run with the commands that repeat it."""
     lines = []
@@ -220,7 +244,12 @@ def table(rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (head, rule, *body)]
 
 
-TABLES: dict[str, Callable[[Records], list[str]]] = {"scores": scores, "time": time, "commands": commands}
+TABLES: dict[str, Callable[[Records], list[str]]] = {
+    "scores": scores,
+    "time": time,
+    "summary": summary,
+    "commands": commands,
+}
 
 
 # ---- page

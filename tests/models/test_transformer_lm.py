@@ -203,7 +203,7 @@ def test_what_a_checkpoint_keeps_restores_it_without_the_codebook_file(arch: str
             "--share-decoder-input-output-embed shares a table of one row a token, and --adaptive-input has "
             "none; leave one of them out",
         ),
-        ({"mhe_chunk": 4}, "--mhe-chunk is for --mhe-head softmax; the head is product"),
+        ({"mhe_chunk": 4}, "--mhe-chunk is for --mhe-head softmax; the head is cascade"),
     ],
 )
 def test_refused(options: dict[str, Any], sentence: str) -> None:

@@ -20,6 +20,8 @@ Prose.
 <!-- small: time of cascade -->
 old
 <!-- end -->
+<!-- small: summary -->
+<!-- end -->
 <!-- small: commands -->
 <!-- end -->
 <!-- other: scores -->
@@ -94,11 +96,13 @@ def test_a_page_is_filled_and_checked(folder: Path) -> None:
         "| product | 1 | 8.00 | -2.00 | 0.001 | 16.00 | 0.950 | 5.000 |",
         # 400 updates of 0.25 s are 100 of the softmax's: its BLEU was 2 there, with the seed that tells.
         "| cascade | 250 ms | 4.00x | 1,024 MiB | 1,234 | 12 | 2.0 s | 3.00x | 10.25 | 2.00 |",
+        "| softmax | 1, 2 | 10.50 +-0.50 |  | 1.00x | 1.00x | 1,024 MiB |",
+        "| cascade | 1, 2 | 10.25 +-0.25 | -0.25 | 4.00x | 3.00x | 1,024 MiB |",
         "**cascade, seed 2**, 400 updates: BLEU 10.00, chrF2 20.00. torch 2.13.0; a CPU.",
         "fairseq-train --seed 2",
     ):
         assert line in made.splitlines()
-    assert made.count("| product |") == 1, "the table of times is of the cascade only"
+    assert made.count("| product |") == 2, "the table of times is of the cascade only"
     assert "old" not in made and "Prose." in made and "kept" in made
 
 
@@ -146,7 +150,7 @@ def test_without_times_there_is_no_row_of_them(folder: Path) -> None:
         (lambda folder: (folder.parent / "page.md").unlink(), "there is no page"),
         (
             lambda folder: (folder.parent / "page.md").write_text("<!-- small: score -->\n<!-- end -->\n"),
-            "there is no table score; there are scores, time, commands",
+            "there is no table score; there are scores, time, summary, commands",
         ),
         (
             lambda folder: (folder.parent / "page.md").write_text(PAGE.replace("of cascade", "of none")),
@@ -158,3 +162,10 @@ def test_bad_records_are_one_sentence(folder: Path, spoil: Any, said: str) -> No
     spoil(folder)
     done = report(folder, check=False)
     assert done.returncode == 1 and done.stderr.startswith("study_report.py: error: ") and said in done.stderr
+
+
+@pytest.mark.parametrize("page", ["docs/results.md", "README.md"])
+def test_the_pages_say_what_was_recorded(page: str) -> None:
+    script, records = REPO / "scripts" / "study_report.py", REPO / "docs" / "results" / "translation"
+    done = run_command([sys.executable, str(script), str(records), "--page", str(REPO / page), "--check"])
+    assert done.stderr == "" and "<!-- translation: " in (REPO / page).read_text()
