@@ -6,8 +6,8 @@
 
 The folder has ``runs.jsonl`` of ``scripts/study.py`` and ``times.jsonl`` of ``scripts/study_times.py``. What
 stands in the page between ``<!-- NAME: TABLE -->`` and ``<!-- end -->`` is replaced, NAME being the folder's;
-tables are scores, time, summary, commands. ``--plot FILE`` also draws the curves of some variants. ``--check``
-writes nothing, and fails when the page is not what the records give.
+tables are scores, time, summary, commands. ``--plot FILE`` also draws the curves of some variants.
+``--check`` writes nothing, and fails when the page is not what the records give.
 """
 
 from __future__ import annotations

@@ -127,8 +127,8 @@ def recommend(
     )
     if text_tokens is not None and text_tokens < SMALL_TEXT:
         reason += (
-            f" But the text is small ({text_tokens:,} tokens counted): on 8,401 pairs a cascade learned faster "
-            "and overfitted sooner; compare both."
+            f" But the text is small ({text_tokens:,} tokens counted): on 8,401 pairs a cascade learned "
+            "faster and overfitted sooner; compare both."
         )
     return "cascade", reason
 
