@@ -18,9 +18,9 @@ from mhe_fairseq.analysis.loss_parts import LossParts
 from mhe_fairseq.analysis.summary import Summary, summarise
 from mhe_fairseq.bench.machine import find_device
 from mhe_fairseq.bench.report import make_console
-from mhe_fairseq.cli.analyze_report import Report, replace_file
+from mhe_fairseq.cli.analyze_report import Report
 from mhe_fairseq.cli.bars import Bars
-from mhe_fairseq.cli.output import check_output
+from mhe_fairseq.cli.output import check_output, write_whole
 from mhe_fairseq.coding import Codebook, plan_lengths, symbols_fingerprint
 from mhe_fairseq.errors import MHEError
 
@@ -222,8 +222,10 @@ def _names(models: list[LoadedModel]) -> list[str]:
 def _write(report: Report, args: argparse.Namespace) -> None:
     if args.json is not None:
         text = json.dumps(report.as_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        replace_file(Path(args.json), (text + "\n").encode("utf-8", "backslashreplace"))
+        content = (text + "\n").encode("utf-8", "backslashreplace")
+        write_whole(Path(args.json), lambda path: path.write_bytes(content))
     if args.png is not None:
         from mhe_fairseq.cli.analyze_plot import draw
 
-        replace_file(Path(args.png), draw(report))
+        picture = draw(report)
+        write_whole(Path(args.png), lambda path: path.write_bytes(picture))

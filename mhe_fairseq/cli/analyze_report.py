@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from mhe_fairseq.analysis.summary import Summary
-from mhe_fairseq.errors import MHEError
 from mhe_fairseq.version import __version__
 
 
@@ -240,19 +237,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """All of the file or nothing: what was at ``path`` stays until the new file is whole.
-
-    Raises:
-        MHEError: it cannot be written.
-    """
-    temporary = path.with_name(path.name + f".tmp{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise MHEError(f"the output {path} cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)

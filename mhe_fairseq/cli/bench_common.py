@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from mhe_fairseq.cli.output import check_output
+from mhe_fairseq.cli.output import check_output, write_whole
 from mhe_fairseq.errors import MHEError
 
 
@@ -62,4 +62,4 @@ def write_json(path: str, text: str) -> None:
     if path == "-":
         print(text)
     else:
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_whole(Path(path), lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))

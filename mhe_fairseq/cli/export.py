@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mhe_fairseq.cli.checkpoint import read_checkpoint
-from mhe_fairseq.cli.output import check_output
+from mhe_fairseq.cli.output import check_output, write_whole
 from mhe_fairseq.errors import MHEError
 
 if TYPE_CHECKING:
@@ -53,27 +52,14 @@ def run(args: argparse.Namespace) -> int:
         if not args.force:
             raise MHEError(f"the output {output} exists; give another one, or --force to replace it")
 
+    import torch
+
     from mhe_fairseq.models.export import to_stock
 
     stock = to_stock(read_checkpoint(source), f"checkpoint {source}", args.body)
-    _write(stock.state, output)
+    write_whole(output, lambda path: torch.save(stock.state, path))
     _report(stock, output)
     return 0
-
-
-def _write(state: dict[str, Any], path: Path) -> None:
-    """All of the file or nothing: what was at ``path`` stays until the new file is whole."""
-    import torch
-
-    temporary = path.with_name(path.name + f".tmp{os.getpid()}")
-    try:
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where a disk is full
-        said = str(error).strip().partition("\n")[0]
-        raise MHEError(f"the output {path} cannot be written ({type(error).__name__}: {said})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _report(stock: StockCheckpoint, path: Path) -> None:

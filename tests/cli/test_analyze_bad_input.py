@@ -12,11 +12,10 @@ import pytest
 import torch
 
 import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
-from mhe_fairseq.cli import analyze_report
 from mhe_fairseq.cli.main import main
 from mhe_fairseq.coding import Codebook
-from mhe_fairseq.errors import MHEError
 from tests.commands import train
+from tests.damaged import DAMAGED, write_damaged
 from tests.test_bad_input import Exploit
 
 
@@ -57,12 +56,7 @@ def changed(source: Path, path: Path, change: Callable[[dict[str, Any]], object]
 @pytest.mark.parametrize(
     ("what", "sentence"),
     [
-        ("missing", "there is no checkpoint"),
-        ("cut", "is damaged or cut short"),
-        ("empty", "is damaged or cut short (0 bytes"),
-        ("text", "is not a checkpoint of a fairseq model (11 bytes, "),
-        ("codebook", "is not a checkpoint of a fairseq model"),
-        ("tensor", "is not a checkpoint of a fairseq model"),
+        *DAMAGED.items(),
         ("hostile", "system, which is no part of a fairseq checkpoint"),
         ("task", "is of --task sentence_prediction, whose targets are not tokens"),
         ("arch", "cannot be built for the data"),
@@ -80,16 +74,8 @@ def test_checkpoints(
 ) -> None:
     path, marker = tmp_path / "given.pt", tmp_path / "was_run"
     content = trained.read_bytes()
-    if what == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    elif what == "empty":
-        path.touch()
-    elif what == "text":
-        path.write_text("a sentence\n")
-    elif what == "codebook":
-        Codebook((2, 3), vocab_size=6).save(path)
-    elif what == "tensor":
-        torch.save(torch.zeros(3), path)
+    if what in DAMAGED:
+        write_damaged(what, path, content)
     elif what == "hostile":
         changed(trained, path, lambda state: state.update(x=Exploit(marker)))
     elif what == "task":
@@ -198,21 +184,6 @@ def test_where_it_cannot_be_written(
         )
     assert "written already" in refused([trained, toy_data, "--json", out, "--png", out], capsys)
     assert trained.read_bytes() == content and list(tmp_path.iterdir()) == []
-
-
-def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output = tmp_path / "there.json"
-    output.write_text("mine")
-
-    def broken_off(path: Path, content: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(content[:3])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", broken_off)
-    with pytest.raises(MHEError, match=r"there.json cannot be written \(No space left on device\)"):
-        analyze_report.replace_file(output, b"content")
-    assert output.read_text() == "mine" and list(tmp_path.iterdir()) == [output]
 
 
 def test_without_matplotlib(

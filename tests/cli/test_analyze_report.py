@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from mhe_fairseq.analysis.bands import Bands
 from mhe_fairseq.analysis.loss_parts import LossParts
 from mhe_fairseq.analysis.summary import Summary, summarise
 from mhe_fairseq.cli.analyze_plot import draw
-from mhe_fairseq.cli.analyze_report import Report, replace_file
+from mhe_fairseq.cli.analyze_report import Report
 from mhe_fairseq.coding import Codebook
 
 SYMBOLS = ["<s>", "[b]", "</s>", "x"]
@@ -134,10 +133,3 @@ def test_the_picture(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [text.get_text() for text in figure.texts]
     assert "1.609" in words[0] and "What is largest." in words[1]
     assert ("softmax" in words[0]) == several
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    path.write_text("before")
-    replace_file(path, b"after")
-    assert path.read_bytes() == b"after" and list(tmp_path.iterdir()) == [path]
