@@ -8,17 +8,20 @@ import torch
 from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads.input_rows import rows_of_state
 
-#: Where fairseq's models keep the embedding of the tokens they predict, best first.
-_EMBEDDINGS = (
-    "decoder.embed_tokens.weight",
-    "encoder.sentence_encoder.embed_tokens.weight",
-    "decoder.output_projection.weight",
-)
+#: Where fairseq's models keep the embedding of the tokens they predict, best first, and what a head of ours
+#: beside it has.
+_EMBEDDINGS = {
+    "decoder.embed_tokens.weight": "decoder.head.",
+    "encoder.sentence_encoder.embed_tokens.weight": "encoder.head.",
+    "decoder.output_projection.weight": "",
+}
 
 
 def read_embedding(path: Path, vocab_size: int) -> Tensor:
-    """The embedding of the predicted tokens in a fairseq checkpoint. Shape: (V, d).
+    """The embedding of the predicted tokens in a fairseq checkpoint, with the rows that a head adds to it.
+    Shape: (V, d).
 
     Only tensors, numbers, strings and option namespaces are unpickled.
 
@@ -36,7 +39,7 @@ def read_embedding(path: Path, vocab_size: int) -> Tensor:
     model = state.get("model") if isinstance(state, dict) else None
     if not isinstance(model, dict):
         raise MHEError(f"{path} is not a fairseq checkpoint: it has no part `model`")
-    for name in _EMBEDDINGS:
+    for name, head in _EMBEDDINGS.items():
         embedding = model.get(name)
         if isinstance(embedding, Tensor):
             break
@@ -47,4 +50,5 @@ def read_embedding(path: Path, vocab_size: int) -> Tensor:
             f"the embedding in checkpoint {path} ({name}) is of {embedding.size(0)} tokens, the dictionary "
             f"has {vocab_size}; use the data the model was trained on"
         )
-    return embedding
+    added = rows_of_state(model, head) if head else None
+    return embedding if added is None else embedding + added.to(embedding)
