@@ -39,7 +39,7 @@ def read_embedding(path: Path, vocab_size: int) -> Tensor:
     model = state.get("model") if isinstance(state, dict) else None
     if not isinstance(model, dict):
         raise MHEError(f"{path} is not a fairseq checkpoint: it has no part `model`")
-    for name, head in _EMBEDDINGS.items():
+    for name in _EMBEDDINGS:
         embedding = model.get(name)
         if isinstance(embedding, Tensor):
             break
@@ -50,5 +50,6 @@ def read_embedding(path: Path, vocab_size: int) -> Tensor:
             f"the embedding in checkpoint {path} ({name}) is of {embedding.size(0)} tokens, the dictionary "
             f"has {vocab_size}; use the data the model was trained on"
         )
+    head = _EMBEDDINGS[name]
     added = rows_of_state(model, head) if head else None
     return embedding if added is None else embedding + added.to(embedding)
