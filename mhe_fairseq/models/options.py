@@ -135,7 +135,7 @@ class HeadOptions:
             f"the checkpoint's codebook, {shape}" if self.restored else self.codebook,
             f"{head.output_parameters():,}",
             f"{len(self.codebook) * dim:,}",
-            _tying(head, embedding),
+            _tying(head, embedding) + _rows_in_input(head),
         )
         return head
 
@@ -236,6 +236,11 @@ def _tying(head: OutputHead, embedding: nn.Embedding | None) -> str:
     if isinstance(head, CascadeHead) and not head.is_tied:
         return "input embeddings are shared as asked, --mhe-bottleneck keeps the output layer's own table"
     return "tied to the input embeddings"
+
+
+def _rows_in_input(head: OutputHead) -> str:
+    has_rows = isinstance(head, ProductHead | CascadeHead) and head.has_input_rows
+    return "; rows of groups are part of the input embeddings" if has_rows else ""
 
 
 # ---- one flag

@@ -13,6 +13,7 @@ from torch import nn
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead, SoftmaxHead
+from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import add_head_args
 from mhe_fairseq.models.options import HeadOptions
 
@@ -70,6 +71,32 @@ def test_heads_are_built_and_tied(
     if isinstance(head, ProductHead):
         assert (head.singles is not None) == tied
         assert build(None, **flags).output_parameters() == own, "nothing to tie to"
+
+
+@pytest.mark.parametrize(
+    ("flags", "in_input"),
+    [
+        ({}, True),
+        ({"mhe_bottleneck": 2}, True),
+        ({"mhe_group_rows": "tied"}, False),
+        ({"mhe_group_rows": "own"}, False),
+        ({"mhe_head": "product"}, True),
+        ({"mhe_head": "product", "mhe_mixtures": 2}, False),
+        ({"mhe_head": "sampling"}, False),
+    ],
+)
+def test_rows_of_groups_in_the_input(
+    flags: dict[str, object], in_input: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    embedding = DigitEmbedding.of(nn.Embedding(100, DIM))
+    assert isinstance(embedding, DigitEmbedding)
+    with caplog.at_level("INFO", logger="mhe_fairseq"):
+        build(embedding, **flags)
+    assert ("rows of groups are part of the input embeddings" in caplog.text) == in_input
+    tokens = torch.arange(100)
+    assert torch.equal(embedding(tokens), embedding.weight) != in_input
+    # Not shared: nothing to be part of.
+    assert "rows_in_input" not in build(None, **flags).state_dict()
 
 
 def test_every_flag_reaches_the_cascade() -> None:
