@@ -35,8 +35,9 @@ def _register() -> None:
             "mhe_fairseq runs on ve-fairseq 0.12.3: "
             "pip uninstall -y fairseq && pip install ve-fairseq==0.12.3"
         ) from error
-    from mhe_fairseq import checkpoints, excepthook, numpy_names
+    from mhe_fairseq import broadcast, checkpoints, excepthook, numpy_names
 
+    broadcast.install()
     checkpoints.install()
     excepthook.install()
     numpy_names.install()
