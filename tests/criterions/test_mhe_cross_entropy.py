@@ -126,8 +126,8 @@ def test_flags_mean_what_they_mean_in_fairseq(toy_data: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_digits_are_logged(toy_data: Path, tmp_path: Path) -> None:
     done = train(
-        toy_data, tmp_path, "--criterion", "mhe_cross_entropy", "--label-smoothing", "0.1",
-        "--max-update", "4", "--no-save",
+        toy_data, tmp_path, "--mhe-head", "product", "--criterion", "mhe_cross_entropy", "--label-smoothing",
+        "0.1", "--max-update", "4", "--no-save",
     )  # fmt: skip
     said = done.stdout + done.stderr
     nll, first, second = (logged(said, key) for key in ("nll_loss", "digit_1_nll", "digit_2_nll"))
