@@ -98,7 +98,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def scores(records: Records) -> list[str]:
     """BLEU, chrF2 and loss of every variant."""
-    base = records.runs[records.baseline]
     rows = [
         [
             "variant",
@@ -113,17 +112,14 @@ def scores(records: Records) -> list[str]:
     ]
     for name, runs in records.runs.items():
         bleu = [run["test"]["bleu"] for run in runs]
-        same = {run["seed"]: run["test"]["bleu"] for run in base}
-        differences = [run["test"]["bleu"] - same[run["seed"]] for run in runs if run["seed"] in same]
         # The least favourable seed tells: by one of several everything may look sure.
         chance = [run["against"]["BLEU"] for run in runs if run["against"] is not None]
-        is_base = name == records.baseline
         rows.append(
             [
                 name,
                 ", ".join(str(run["seed"]) for run in runs),
                 spread(bleu),
-                "" if is_base or not differences else f"{statistics.fmean(differences):+.2f}",
+                against(records, name),
                 ", ".join(f"{each:.3f}" for each in chance),
                 spread([run["test"]["chrf"] for run in runs]),
                 f"{statistics.fmean(run['test']['length'] for run in runs):.3f}",
@@ -179,19 +175,17 @@ def time(records: Records) -> list[str]:
 def summary(records: Records) -> list[str]:
     """What a reader in a hurry wants of every variant that was timed."""
     base = records.baseline
-    same = {run["seed"]: run["test"]["bleu"] for run in records.runs[base]}
     rows = [["variant", "seeds", "BLEU", f"against {base}", "update", "search", "peak memory"]]
     for name, cost in records.times.items():
         if name not in records.runs or base not in records.times:
             continue
         runs = records.runs[name]
-        differences = [run["test"]["bleu"] - same[run["seed"]] for run in runs if run["seed"] in same]
         rows.append(
             [
                 name,
                 ", ".join(str(run["seed"]) for run in runs),
                 spread([run["test"]["bleu"] for run in runs]),
-                "" if name == base or not differences else f"{statistics.fmean(differences):+.2f}",
+                against(records, name),
                 f"{records.update(base) / records.update(name):.2f}x",
                 f"{records.search(base) / records.search(name):.2f}x",
                 f"{cost['peak_bytes'] / 2**20:,.0f} MiB",
@@ -217,6 +211,15 @@ def commands(records: Records) -> list[str]:
                 "",
             ]
     return lines[:-1]
+
+
+def against(records: Records, name: str) -> str:
+    """Mean difference in BLEU to the baseline's runs of the same seeds; nothing of the baseline itself."""
+    base = {run["seed"]: run["test"]["bleu"] for run in records.runs[records.baseline]}
+    runs = [run for run in records.runs[name] if run["seed"] in base]
+    if name == records.baseline or not runs:
+        return ""
+    return f"{statistics.fmean(run['test']['bleu'] - base[run['seed']] for run in runs):+.2f}"
 
 
 def after(run: dict[str, Any], update: float) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.input_rows import rows_of_state
+from mhe_fairseq.heads.input_rows import with_rows_of_state
 
 #: Where fairseq's models keep the embedding of the tokens they predict, best first, and what a head of ours
 #: beside it has.
@@ -51,5 +51,4 @@ def read_embedding(path: Path, vocab_size: int) -> Tensor:
             f"has {vocab_size}; use the data the model was trained on"
         )
     head = _EMBEDDINGS[name]
-    added = rows_of_state(model, head) if head else None
-    return embedding if added is None else embedding + added.to(embedding)
+    return with_rows_of_state(embedding, model, head) if head else embedding

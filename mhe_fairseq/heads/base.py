@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads.input_rows import MARK
 
 
 class HeadLoss(NamedTuple):
@@ -65,6 +66,9 @@ class OutputHead(nn.Module, ABC):
 
     #: ``topk`` does less than V-wide work.
     finds_best: bool = False
+
+    #: ``input_rows`` gives rows.
+    has_input_rows: bool = False
 
     codebook_slots: Tensor
     codebook_lengths: Tensor
@@ -132,6 +136,11 @@ class OutputHead(nn.Module, ABC):
     def input_rows(self, tokens: Tensor) -> Tensor | None:
         """What this head adds to the input embeddings of tokens, None: nothing. Shape: (...) -> (..., d)."""
         return None
+
+    def _give_input_rows(self) -> None:
+        """Have ``input_rows`` give rows, and the state dict say so."""
+        self.has_input_rows = True
+        self.register_buffer(MARK, torch.tensor(True))
 
     def output_parameters(self) -> int:
         """Number of parameters this head adds to a model (tied ones are not counted)."""

@@ -15,7 +15,7 @@ from mhe_fairseq.heads import cascade_multilabel as multilabel
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.cascade_level import Level, LevelLoss
 from mhe_fairseq.heads.cascade_search import best_first
-from mhe_fairseq.heads.input_rows import MARK, prefix_rows
+from mhe_fairseq.heads.input_rows import prefix_rows
 from mhe_fairseq.heads.single_rows import GroupLinear
 from mhe_fairseq.heads.tied import check_embedding
 
@@ -98,9 +98,8 @@ class CascadeHead(OutputHead):
             nn.init.normal_(self.project.weight, mean=0.0, std=dim**-0.5)
         self.local = Level(math.prod(lengths[:-1]), lengths[-1], bottleneck or dim, tied)
         self.register_buffer("group_counts", torch.zeros(lengths[0], dtype=torch.long), persistent=False)
-        self.has_input_rows = rows_in_input
         if rows_in_input:
-            self.register_buffer(MARK, torch.tensor(True))
+            self._give_input_rows()
         self._codebook_changed()
 
     @property

@@ -79,6 +79,17 @@ def rows_of_state(state: dict[str, Tensor], prefix: str) -> Tensor | None:
     return prefix_rows(digits, lengths, [group.cpu(), *below], counts[0])
 
 
+def with_rows_of_state(embedding: Tensor, state: dict[str, Tensor], prefix: str) -> Tensor:
+    """An embedding as the model reads it, with what its saved head adds. Shape: (V, d) -> (V, d).
+
+    Args:
+        embedding: from ``state``; itself returned where nothing is added.
+        state, prefix: as for ``rows_of_state``.
+    """
+    added = rows_of_state(state, prefix)
+    return embedding if added is None else embedding + added.to(embedding)
+
+
 def _shared(values: Tensor, table: Tensor, count: Tensor) -> Tensor:
     """Rows of these values, zero for values of one token. Shape: (...), (L, d), (L,) -> (..., d)."""
     rows = F.embedding(values, table)

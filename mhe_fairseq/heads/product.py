@@ -10,7 +10,7 @@ from mhe_fairseq.coding.codebook import Codebook, unravel
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.column_sums import column_sums, digit_views
-from mhe_fairseq.heads.input_rows import MARK, digit_rows
+from mhe_fairseq.heads.input_rows import digit_rows
 from mhe_fairseq.heads.lattice import Lattice
 from mhe_fairseq.heads.mixture import MixtureScores
 from mhe_fairseq.heads.single_rows import SingleRows
@@ -68,9 +68,8 @@ class ProductHead(OutputHead):
         if tied is not None:
             self.singles = SingleRows(tied, codebook, dim, copies=mixtures)
             self.singles.clear(self.weight)
-        self.has_input_rows = rows_in_input
         if rows_in_input:
-            self.register_buffer(MARK, torch.tensor(True))
+            self._give_input_rows()
         self.gate: nn.Linear | None = None
         if mixtures > 1:
             self.gate = nn.Linear(dim, mixtures)

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.input_rows import rows_of_state
+from mhe_fairseq.heads.input_rows import with_rows_of_state
 from mhe_fairseq.models.roberta import MHERobertaModel
 from mhe_fairseq.models.transformer import MHETransformerModel
 
@@ -224,9 +224,8 @@ def _stock_weights(
         seen = ", ".join(unknown) if unknown else f"neither {family.table} nor {family.embedding}"
         raise MHEError(f"{name} has {seen}, so its output layer is not a table of V x d")
     stock = {key: value for key, value in weights.items() if key not in own and key != _DICTIONARY}
-    added = rows_of_state(dict(weights), family.head)
-    if added is not None:
-        stock[family.embedding] = table = table + added.to(table)
+    if not trained:
+        stock[family.embedding] = table = with_rows_of_state(table, dict(weights), family.head)
     stock[family.projection] = table
     if family is _ROBERTA:
         stock |= {**_untrained_transform(table), **stock, "encoder.lm_head.bias": table.new_zeros(len(table))}

@@ -239,8 +239,7 @@ def _tying(head: OutputHead, embedding: nn.Embedding | None) -> str:
 
 
 def _rows_in_input(head: OutputHead) -> str:
-    has_rows = isinstance(head, ProductHead | CascadeHead) and head.has_input_rows
-    return "; rows of groups are part of the input embeddings" if has_rows else ""
+    return "; rows of groups are part of the input embeddings" if head.has_input_rows else ""
 
 
 # ---- one flag

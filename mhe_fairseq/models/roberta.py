@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding import symbols_fingerprint
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.input_rows import rows_of_state
+from mhe_fairseq.heads.input_rows import with_rows_of_state
 from mhe_fairseq.models.base import HeadModelMixin, resolved
 from mhe_fairseq.models.decoder import HeadDecoderMixin
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
@@ -218,10 +218,8 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
         self._check_loaded({key.removeprefix(prefix): value for key, value in state_dict.items()})
         if self.encoder.lm_head is None:
             # What the head adds to the embeddings becomes theirs.
-            added = rows_of_state(state_dict, prefix + "encoder.head.")
-            if added is not None:
-                own = state_dict[prefix + _EMBEDDING]
-                state_dict[prefix + _EMBEDDING] = own + added.to(own)
+            own = state_dict[prefix + _EMBEDDING]
+            state_dict[prefix + _EMBEDDING] = with_rows_of_state(own, state_dict, prefix + "encoder.head.")
             dropped = [key for key in state_dict if key.removeprefix(prefix).startswith(OUTPUT_SIDE)]
             if dropped:
                 count = sum(state_dict.pop(key).numel() for key in dropped)

@@ -25,21 +25,12 @@ def resolve(**flags: object) -> HeadOptions:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (
-            {"mhe_head": "product", "mhe_mixtures": 0},
-            "--mhe-mixtures must be a whole number of at least 1, got 0",
-        ),
-        (
-            {"mhe_head": "product", "mhe_mixtures": "x"},
-            "--mhe-mixtures must be a whole number of at least 1, got 'x'",
-        ),
-        (
-            {"mhe_head": "product", "mhe_mixtures": 1.5},
-            "--mhe-mixtures must be a whole number of at least 1, got 1.5",
-        ),
-        (
-            {"mhe_head": "product", "mhe_mixtures": True},
-            "--mhe-mixtures must be a whole number of at least 1, got True",
+        *(
+            (
+                {"mhe_head": "product", "mhe_mixtures": value},
+                f"--mhe-mixtures must be a whole number of at least 1, got {shown}",
+            )
+            for value, shown in ((0, "0"), ("x", "'x'"), (1.5, "1.5"), (True, "True"))
         ),
         (
             {"mhe_head": "cascade", "mhe_bottleneck": "0"},
