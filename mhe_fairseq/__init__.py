@@ -35,12 +35,10 @@ def _register() -> None:
             "mhe_fairseq runs on ve-fairseq 0.12.3: "
             "pip uninstall -y fairseq && pip install ve-fairseq==0.12.3"
         ) from error
-    from mhe_fairseq import broadcast, checkpoints, excepthook, numpy_names
+    from mhe_fairseq import broadcast, checkpoints, cpu_ranks, excepthook, numpy_names, saving
 
-    broadcast.install()
-    checkpoints.install()
-    excepthook.install()
-    numpy_names.install()
+    for mend in (broadcast, checkpoints, cpu_ranks, excepthook, numpy_names, saving):
+        mend.install()
     importlib.import_module("mhe_fairseq.models")
     importlib.import_module("mhe_fairseq.criterions")
     importlib.import_module("mhe_fairseq.tasks")

@@ -9,6 +9,8 @@ import threading
 from types import TracebackType
 from typing import NoReturn
 
+from torch.multiprocessing.spawn import ProcessRaisedException
+
 from mhe_fairseq.errors import MHEError
 
 
@@ -42,9 +44,13 @@ def _leave() -> NoReturn:
 
 
 def _ours(value: BaseException | None) -> MHEError | None:
-    """fairseq's trainer raises an opaque exception of its own over ours: look below it."""
+    """fairseq's trainer raises an opaque exception of its own over ours: look below it. And of what a spawned
+    rank raised (one for every GPU) only the traceback's text arrives here."""
     while value is not None:
         if isinstance(value, MHEError):
             return value
+        if isinstance(value, ProcessRaisedException):
+            _, ours, said = str(value).partition(f"{MHEError.__module__}.{MHEError.__qualname__}: ")
+            return MHEError(said.partition("\n")[0]) if ours else None
         value = value.__cause__ or value.__context__
     return None

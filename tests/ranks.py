@@ -9,8 +9,7 @@ from pathlib import Path
 
 from tests.helpers import REPO, command_env, resolve_command
 
-#: fairseq gives torch's own DDP a device number, which it refuses for a model on the CPU.
-BACKEND = ["--distributed-backend", "gloo", "--distributed-no-spawn", "--ddp-backend", "legacy_ddp"]
+BACKEND = ["--distributed-backend", "gloo", "--distributed-no-spawn"]
 
 
 def free_port() -> int:

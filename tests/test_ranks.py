@@ -48,11 +48,14 @@ def same_weights(one: Path, other: Path) -> None:
         torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_two_ranks_train_what_one_does(name: str, toy_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "backend"), [*((name, "pytorch_ddp") for name in HEADS), ("cascade", "legacy_ddp")]
+)
+def test_two_ranks_train_what_one_does(name: str, backend: str, toy_data: Path, tmp_path: Path) -> None:
     flags = [*COMMON, *HEADS[name], *updates(UPDATES)]
     alone = train(toy_data, tmp_path / "one", *flags, "--update-freq", "2")
-    said = run_ranks(train_line(toy_data, tmp_path / "two", *flags), tmp_path / "logs")
+    two = train_line(toy_data, tmp_path / "two", *flags, "--ddp-backend", backend)
+    said = run_ranks(two, tmp_path / "logs")
     for key in ("loss", "nll_loss", "gnorm"):
         expected = logged(alone.stdout + alone.stderr, key)
         assert len(expected) == UPDATES

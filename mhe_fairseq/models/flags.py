@@ -82,5 +82,6 @@ class HeadConfig(FairseqDataclass):
     mhe_groups: Any = _option("mhe_groups")
     mhe_sampling: Any = _option("mhe_sampling")
     mhe_chunk: Any = _option("mhe_chunk")
-    # fairseq drops what a checkpoint has and the dataclass has not. No flag for users: not in --help.
+    # fairseq drops what a checkpoint has and the dataclass has not. No flags for users: not in --help.
     mhe_fingerprint: Any = field(default=None, metadata={"help": argparse.SUPPRESS})
+    mhe_signature: Any = field(default=None, metadata={"help": argparse.SUPPRESS})

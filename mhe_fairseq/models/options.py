@@ -124,7 +124,7 @@ class HeadOptions:
             head = self._build(dim, embedding)
         except MHEError as error:
             # The head speaks of its arguments; say which flags these are.
-            raise MHEError(f"{self._flags()}: {error}") from None
+            raise MHEError(f"{self.flags()}: {error}") from None
         head.adopt_codebook = self.restored
         if isinstance(embedding, DigitEmbedding):
             embedding.follow(head)
@@ -170,7 +170,7 @@ class HeadOptions:
             )
         return SoftmaxHead(dim, book, tied=embedding, chunk=self.chunk or 0)
 
-    def _flags(self) -> str:
+    def flags(self) -> str:
         """The head and what was given for it, as on the command line; not group_rows, which is planned where
         it is not given, and fits every head."""
         names = [name for name in _ONLY_FOR if name != "mhe_group_rows"]
