@@ -1,8 +1,8 @@
 """Several ranks on machines without a GPU: to try a cluster's commands out, and to test them.
 
 fairseq takes it that a rank has a GPU. Without one, its default ``--ddp-backend`` names a device to torch's
-DistributedDataParallel, which refuses it for a model on the CPU; and under ``torchrun`` every process trains a
-model by itself, all of them into one folder.
+DistributedDataParallel, which refuses it for a model on the CPU; and under ``torchrun`` every process trains
+a model by itself, all of them into one folder.
 """
 
 from __future__ import annotations

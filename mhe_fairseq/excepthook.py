@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 from types import TracebackType
 from typing import NoReturn
 
+import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from mhe_fairseq.errors import MHEError
+
+#: What gloo and NCCL say where the other end of a connection is gone.
+_LOST = re.compile(
+    r"connection (reset|closed) by (remote )?peer|broken pipe|remote process exited", re.IGNORECASE
+)
 
 
 def install() -> None:
@@ -26,7 +33,9 @@ def install() -> None:
         if error is None or os.environ.get("MHE_TRACEBACK"):
             before(kind, value, trace)
         else:
-            print(f"mhe_fairseq: error: {error}", file=sys.stderr)
+            # Not sys.stderr: of a rank, torch collects what its hook's predecessor says, to print it after,
+            # and there may be no after.
+            print(f"mhe_fairseq: error: {error}", file=sys.__stderr__, flush=True)
             if threading.active_count() > 1:
                 _leave()
 
@@ -49,6 +58,12 @@ def _ours(value: BaseException | None) -> MHEError | None:
     while value is not None:
         if isinstance(value, MHEError):
             return value
+        lost = _LOST.search(str(value))
+        if lost and isinstance(value, RuntimeError) and dist.is_initialized():
+            return MHEError(
+                f"the connection to another rank was lost ({lost.group()}), which has ended or was killed: "
+                "see what it said last. The same commands again continue from the last checkpoint"
+            )
         if isinstance(value, ProcessRaisedException):
             _, ours, said = str(value).partition(f"{MHEError.__module__}.{MHEError.__qualname__}: ")
             return MHEError(said.partition("\n")[0]) if ours else None

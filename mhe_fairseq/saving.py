@@ -1,8 +1,8 @@
-"""Checkpoints are written whole or not at all, all of their names, on a full disk and under ``kill -9`` too.
+"""Checkpoints are written whole or not at all, under all of their names, on a full disk too.
 
-fairseq writes one file of a save under another name and renames it, but copies it over ``checkpoint_last.pt`` and
-``checkpoint_best.pt`` in place: what cuts the copy short takes the last good checkpoint with it. And where writing
-fails it writes again behind what is there already, which makes a file that does not load.
+fairseq writes one file of a save under another name and renames it, but copies it over ``checkpoint_last.pt``
+and ``checkpoint_best.pt`` in place: what cuts the copy short takes the last good checkpoint with it. And where
+writing fails it writes again behind what is there already, which makes a file that does not load.
 """
 
 from __future__ import annotations
@@ -97,4 +97,5 @@ def _told(path: str, error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+    said = getattr(error, "strerror", None) or str(error)
+    return said.partition("\n")[0] or type(error).__name__

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.helpers import REPO, command_env, resolve_command
+import torch
+from torch import Tensor
+
+import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
+from tests.helpers import REPO, command_env, resolve_command, run_command
 
 BACKEND = ["--distributed-backend", "gloo", "--distributed-no-spawn"]
+
+#: Runs the ranks in processes that have fairseq imported already, which takes seconds. Reads [[log, *arguments
+#: of fairseq-train], ...], prints the exit statuses.
+RUNNER = """
+import json, os, sys
+import fairseq_cli.train
+import mhe_fairseq
+ranks = []
+for log, *arguments in json.load(open(sys.argv[1])):
+    ranks.append(os.fork())
+    if not ranks[-1]:
+        for stream in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        sys.argv = ["fairseq-train", *arguments]
+        fairseq_cli.train.cli_main()
+        sys.exit()
+print(*(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks))
+"""
 
 
 def free_port() -> int:
@@ -20,14 +43,19 @@ def free_port() -> int:
         return port
 
 
-def start_ranks(line: Sequence[str], logs: Path, ranks: int = 2) -> list[subprocess.Popen[str]]:
-    """Start a command once a rank; what rank R says goes to ``logs``/rankR.log."""
-    logs.mkdir(parents=True, exist_ok=True)
+def _placed(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The commands of ranks, each told which it is and where they meet."""
     place = ["--distributed-init-method", f"tcp://127.0.0.1:{free_port()}", *BACKEND]
-    size = ["--distributed-world-size", str(ranks)]
+    size = ["--distributed-world-size", str(len(lines))]
+    return [[*line, *place, *size, "--distributed-rank", str(rank)] for rank, line in enumerate(lines)]
+
+
+def start_ranks(line: Sequence[str], logs: Path, ranks: int = 2) -> list[subprocess.Popen[str]]:
+    """Start a command once a rank, as processes of their own; what rank R says goes to ``logs``/rankR.log."""
+    logs.mkdir(parents=True, exist_ok=True)
     return [
         subprocess.Popen(
-            resolve_command([*line, *place, *size, "--distributed-rank", str(rank)]),
+            resolve_command(ranked),
             cwd=REPO,
             env=command_env(),
             stdin=subprocess.DEVNULL,
@@ -35,25 +63,30 @@ def start_ranks(line: Sequence[str], logs: Path, ranks: int = 2) -> list[subproc
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(ranks)
+        for rank, ranked in enumerate(_placed([line] * ranks))
     ]
 
 
-def run_ranks(line: Sequence[str], logs: Path, ranks: int = 2, check: bool = True) -> list[str]:
-    """Run them to their end; what each said.
+def run_lines(lines: Sequence[Sequence[str]], logs: Path) -> list[tuple[int, str]]:
+    """Run a command for each rank to its end; exit status and what it said, of each."""
+    logs.mkdir(parents=True, exist_ok=True)
+    said = [logs / f"rank{rank}.log" for rank in range(len(lines))]
+    arguments = [[str(log), *ranked[1:]] for log, ranked in zip(said, _placed(lines), strict=True)]
+    (logs / "ranks.json").write_text(json.dumps(arguments))
+    done = run_command(["python", "-c", RUNNER, str(logs / "ranks.json")])
+    statuses = map(int, done.stdout.splitlines()[-1].split())
+    texts = (log.read_text(errors="replace") for log in said)
+    return list(zip(statuses, texts, strict=True))
 
-    Args:
-        line: the command.
-        logs: folder for what they say.
-        ranks: how many.
-        check: fail where one fails.
-    """
-    running = start_ranks(line, logs, ranks)
-    try:
-        codes = [each.wait(timeout=300) for each in running]
-    finally:
-        for each in running:
-            each.kill()
-    said = [(logs / f"rank{rank}.log").read_text(errors="replace") for rank in range(ranks)]
-    assert not check or not any(codes), "\n".join(text[-4000:] for text in said)
-    return said
+
+def run_ranks(line: Sequence[str], logs: Path, ranks: int = 2) -> list[str]:
+    """Run a command once a rank, to its good end; what each said."""
+    ended = run_lines([line] * ranks, logs)
+    assert not any(code for code, _ in ended), "\n".join(text[-4000:] for _, text in ended)
+    return [text for _, text in ended]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Of the last checkpoint in a folder."""
+    model: dict[str, Tensor] = torch.load(folder / "checkpoint_last.pt", weights_only=True)["model"]
+    return model

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
 from tests.commands import CRITERION, logged, train, train_line
-from tests.ranks import run_ranks
+from tests.helpers import resolve_command, run_command
+from tests.ranks import run_ranks, weights
 
 pytestmark = pytest.mark.slow
 
@@ -34,11 +33,6 @@ HEADS = {
 
 def updates(count: int) -> list[str]:
     return ["--max-update", str(count)]
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    model: dict[str, Tensor] = torch.load(folder / "checkpoint_last.pt", weights_only=True)["model"]
-    return model
 
 
 def same_weights(one: Path, other: Path) -> None:
@@ -80,3 +74,15 @@ def test_a_checkpoint_of_two_ranks_is_one_ranks_and_the_reverse(toy_data: Path, 
     assert logged(two[0], "loss") == pytest.approx(expected[cut:], abs=2e-3)
     for folder in ("a", "b"):
         same_weights(tmp_path / "whole", tmp_path / folder)
+
+
+def test_torchrun_starts_ranks_of_one_training(toy_data: Path, tmp_path: Path) -> None:
+    """On CPUs fairseq would leave each of its processes to train by itself."""
+    flags = [*COMMON, *HEADS["cascade"], *updates(UPDATES)]
+    alone = train(toy_data, tmp_path / "one", *flags, "--update-freq", "2")
+    command, *rest = resolve_command(train_line(toy_data, tmp_path / "two", *flags))
+    launcher = ["torchrun", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    said = run_command([*launcher, command, *rest])
+    expected = logged(alone.stdout + alone.stderr, "loss")
+    assert logged(said.stdout + said.stderr, "loss") == pytest.approx(expected, abs=2e-3)
+    same_weights(tmp_path / "one", tmp_path / "two")

@@ -1,7 +1,7 @@
 """The ranks of a training must have the same head, of the same codebook: found out before it begins.
 
-A codebook file is read on every machine by itself. With another one on one machine the losses of ranks would be
-about other digits, and nothing would tell.
+A codebook file is read on every machine by itself. With another one on one machine the losses of ranks would
+be about other digits, and nothing would tell.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def agreed(resolve: Callable[[], HeadOptions]) -> HeadOptions:
         for name, value in everyone[0].items():
             if theirs[name] != value:
                 raise MHEError(
-                    f"the ranks have different {name}: {value} on rank 0, {theirs[name]} on rank {rank}; give "
-                    "every machine the same files and flags"
+                    f"the ranks have different {name}: {value} on rank 0, {theirs[name]} on rank {rank}; "
+                    "give every machine the same files and flags"
                 )
     return options
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +13,7 @@ from torch import Tensor
 from mhe_fairseq.models.agreement import agreed
 from mhe_fairseq.models.decoder import TokenLoss
 from mhe_fairseq.models.options import PLANNED, HeadOptions
-from mhe_fairseq.models.signature import signature
-
-logger = logging.getLogger(__name__)
+from mhe_fairseq.models.signature import sign
 
 
 class HeadModelMixin:
@@ -87,12 +84,12 @@ def resolved(args: Any, dictionary: Any) -> Iterator[Any]:
         configs, args = _kept(args), argparse.Namespace(**OmegaConf.to_container(args, resolve=True))
         options = agreed(lambda: HeadOptions.resolve(args, symbols))
         _keep_in(configs, args, PLANNED)
-        # What is not known to the model's config alone, its parent knows.
-        _sign(args, options, configs[0])
+        # What the model's config alone does not know, its parent knows.
+        sign(args, options, configs[0])
         _keep_in(configs, args, ("mhe_signature",))
     else:
         options = agreed(lambda: HeadOptions.resolve(args, symbols))
-        _sign(args, options, args)
+        sign(args, options, args)
     args.mhe_options = options
     try:
         yield args
@@ -105,15 +102,6 @@ def _keep_in(configs: list[DictConfig], args: argparse.Namespace, names: tuple[s
         with open_dict(config):
             for name in names:
                 config[name] = getattr(args, name)
-
-
-def _sign(args: Any, options: HeadOptions, settings: Any) -> None:
-    """Give ``args`` the signature of this training, unless it has that of the one that its model comes from."""
-    # Checkpoints from before there were signatures have none.
-    kept = getattr(args, "mhe_signature", None)
-    args.mhe_signature = kept if options.restored else signature(settings, options)
-    if args.mhe_signature:
-        logger.info("mhe: signature %s", args.mhe_signature)
 
 
 def _kept(config: DictConfig) -> list[DictConfig]:

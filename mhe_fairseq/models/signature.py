@@ -1,8 +1,9 @@
-"""One line that says what a model was trained with, printed by its training and by everything that loads it.
+"""One line that says what a model was trained with, printed by its training and by all that loads it.
 
-As sacrebleu's signatures do for a score. A checkpoint keeps it, so that a translation can be traced to a training:
-``mhe:0.1.0|fairseq:0.12.3|torch:2.13.0|task:mhe_translation|arch:mhe_transformer|head:cascade|lengths:117x136|
-codebook:8cf5e70a0ba60758|criterion:mhe_cross_entropy|smoothing:0.1|ranks:1|precision:fp32|seed:1|settings:5d0f63be``.
+As sacrebleu's signatures do for a score. A checkpoint keeps it, so that a translation can be traced to a
+training: ``mhe:0.1.0|fairseq:0.12.3|torch:2.13.0|task:mhe_translation|arch:mhe_transformer|head:cascade|
+lengths:117x136|codebook:8cf5e70a0ba60758|criterion:mhe_cross_entropy|smoothing:0.1|ranks:1|precision:fp32|
+seed:1|settings:5d0f63be``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,11 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from mhe_fairseq.models.options import HeadOptions
 from mhe_fairseq.version import __version__
 
+logger = logging.getLogger(__name__)
+
 #: Distributions of fairseq's code.
 _FAIRSEQ = ("ve-fairseq", "fairseq-fixed", "fairseq")
 
-#: Sections of fairseq's config that do not say what is learned, but where, on how many machines, how it is logged,
-#: saved and, later, searched.
+#: Sections of fairseq's config that do not say what is learned, but where, on how many machines, how it is
+#: logged, saved and, later, searched.
 _ASIDE = {
     "common": configs.CommonConfig,
     "common_eval": configs.CommonEvalConfig,
@@ -37,8 +41,8 @@ _ASIDE = {
     "ema": configs.EMAConfig,
 }
 
-#: The same of single settings. The codebook's fingerprint is there in place of its file; a training that goes on
-#: for longer is the same one.
+#: The same of single settings. The codebook's fingerprint is there in place of its file; a training that goes
+#: on for longer is the same one.
 _ASIDE_SETTINGS = {
     "data",
     "user_dir",
@@ -57,12 +61,27 @@ _SETTINGS_OF_ASIDE = {
 } | _ASIDE_SETTINGS
 
 
+def sign(args: Any, options: HeadOptions, settings: Any) -> None:
+    """Give ``args`` the signature of this training, or leave it that of the one its model comes from; log it.
+
+    Args:
+        args: flat.
+        options: the head's.
+        settings: as ``signature`` wants them.
+    """
+    # Checkpoints from before there were signatures have none.
+    kept = getattr(args, "mhe_signature", None)
+    args.mhe_signature = kept if options.restored else signature(settings, options)
+    if args.mhe_signature:
+        logger.info("mhe: signature %s", args.mhe_signature)
+
+
 def signature(args: Any, options: HeadOptions) -> str:
     """The line, of a model that is about to be trained.
 
     Args:
-        args: as fairseq gives them to ``build_model``: a namespace of all settings, or the model's config, whose
-            parent has the others. What is not known is left out.
+        args: as fairseq gives them to ``build_model``: a namespace of all settings, or the model's config,
+            whose parent has the others. What is not known is left out.
         options: the head's.
     """
     given = _settings(args)

@@ -1,0 +1,35 @@
+"""What ``fairseq-generate`` writes names the training of its model.
+
+fairseq means its log to go where the translations go. It does not, since another module sets up logging first;
+so the line that tells the signature is written there by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+
+def install() -> None:
+    """Where this process is ``fairseq-generate``, have it do so."""
+    generate = sys.modules.get("fairseq_cli.generate")
+    if generate is not None and not hasattr(generate._main, "mhe_wrapped"):
+        generate._main = _traced(generate._main)
+
+
+def _traced(main: Callable[[Any, TextIO], Any]) -> Callable[[Any, TextIO], Any]:
+    @functools.wraps(main)
+    def _main(cfg: Any, output_file: TextIO) -> Any:
+        handler = logging.StreamHandler(output_file)
+        signatures = logging.getLogger("mhe_fairseq.models.signature")
+        signatures.addHandler(handler)
+        try:
+            return main(cfg, output_file)
+        finally:
+            signatures.removeHandler(handler)
+
+    _main.mhe_wrapped = True  # type: ignore[attr-defined]
+    return _main
