@@ -1,8 +1,9 @@
 """Checkpoints are written whole or not at all, under all of their names, on a full disk too.
 
-fairseq writes one file of a save under another name and renames it, but copies it over ``checkpoint_last.pt``
-and ``checkpoint_best.pt`` in place: what cuts the copy short takes the last good checkpoint with it. And where
-writing fails it writes again behind what is there already, which makes a file that does not load.
+fairseq writes one file of a save under another name and renames it, but copies it over
+``checkpoint_last.pt`` and ``checkpoint_best.pt`` in place: what cuts the copy short takes the last good
+checkpoint with it. And where writing fails it writes again behind what is there already, which makes a file
+that does not load.
 """
 
 from __future__ import annotations

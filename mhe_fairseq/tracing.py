@@ -1,7 +1,7 @@
 """What ``fairseq-generate`` writes names the training of its model.
 
-fairseq means its log to go where the translations go. It does not, since another module sets up logging first;
-so the line that tells the signature is written there by itself.
+fairseq means its log to go where the translations go. It does not, since another module sets up logging
+first; so the line that tells the signature is written there by itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 def install() -> None:
     """Where this process is ``fairseq-generate``, have it do so."""
-    generate = sys.modules.get("fairseq_cli.generate")
+    generate: Any = sys.modules.get("fairseq_cli.generate")
     if generate is not None and not hasattr(generate._main, "mhe_wrapped"):
         generate._main = _traced(generate._main)
 

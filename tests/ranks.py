@@ -16,8 +16,8 @@ from tests.helpers import REPO, command_env, resolve_command, run_command
 
 BACKEND = ["--distributed-backend", "gloo", "--distributed-no-spawn"]
 
-#: Runs the ranks in processes that have fairseq imported already, which takes seconds. Reads [[log, *arguments
-#: of fairseq-train], ...], prints the exit statuses.
+#: Runs the ranks in processes that have fairseq imported already, which takes seconds. Reads [[log,
+#: *arguments of fairseq-train], ...], prints the exit statuses.
 RUNNER = """
 import json, os, sys
 import fairseq_cli.train
