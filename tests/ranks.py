@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -67,13 +67,15 @@ def start_ranks(line: Sequence[str], logs: Path, ranks: int = 2) -> list[subproc
     ]
 
 
-def run_lines(lines: Sequence[Sequence[str]], logs: Path) -> list[tuple[int, str]]:
+def run_lines(
+    lines: Sequence[Sequence[str]], logs: Path, env: Mapping[str, str] | None = None
+) -> list[tuple[int, str]]:
     """Run a command for each rank to its end; exit status and what it said, of each."""
     logs.mkdir(parents=True, exist_ok=True)
     said = [logs / f"rank{rank}.log" for rank in range(len(lines))]
     arguments = [[str(log), *ranked[1:]] for log, ranked in zip(said, _placed(lines), strict=True)]
     (logs / "ranks.json").write_text(json.dumps(arguments))
-    done = run_command(["python", "-c", RUNNER, str(logs / "ranks.json")])
+    done = run_command(["python", "-c", RUNNER, str(logs / "ranks.json")], env=env)
     statuses = map(int, done.stdout.splitlines()[-1].split())
     texts = (log.read_text(errors="replace") for log in said)
     return list(zip(statuses, texts, strict=True))

@@ -35,11 +35,12 @@ def updates(count: int) -> list[str]:
     return ["--max-update", str(count)]
 
 
-def same_weights(one: Path, other: Path) -> None:
+def same_weights(one: Path, other: Path, atol: float = 2e-5) -> None:
+    """Weights that moved by up to 0.03 are alike but for rounding, which Adam enlarges."""
     mine, theirs = weights(one), weights(other)
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
-        torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=2e-5, msg=name)
+        torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize(
