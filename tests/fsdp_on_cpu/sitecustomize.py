@@ -1,7 +1,8 @@
 """fairscale, which `--ddp-backend fully_sharded` of fairseq is, between gloo ranks.
 
-It is written for GPUs: streams, copies to the device, collectives that gloo lacks. On the PYTHONPATH of a
-command these become what they mean on a CPU; what is gathered, computed, reduced and saved is fairscale's own.
+It is written for GPUs: streams, copies to the device, collectives that gloo lacks. On the PYTHONPATH of
+a command these become what they mean on a CPU; what is gathered, computed, reduced and saved is
+fairscale's own.
 """
 
 import contextlib
