@@ -67,6 +67,9 @@ class OutputHead(nn.Module, ABC):
     #: ``topk`` does less than V-wide work.
     finds_best: bool = False
 
+    #: ``beam_candidates`` does less work than ``topk`` of every row.
+    searches_beams: bool = False
+
     #: ``input_rows`` gives rows.
     has_input_rows: bool = False
 
@@ -132,6 +135,26 @@ class OutputHead(nn.Module, ABC):
     def candidates(self, features: Tensor, k: int, tokens: Tensor) -> Candidates:
         """``topk`` and ``log_prob_of`` of the same features. Shape: (N, d), (C,)."""
         return Candidates(*self.topk(features, k), self.log_prob_of(features, tokens))
+
+    def beam_candidates(
+        self, features: Tensor, k: int, scores: Tensor, beam: int, without: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The k best continuations of all hypotheses of a sentence.
+
+        Args:
+            features: (N, d), those of a sentence's hypotheses together.
+            k: continuations of a sentence.
+            scores: (N,) of the hypotheses; -inf: not to be continued.
+            beam: hypotheses of a sentence; N is a multiple of it.
+            without: (W,) tokens that are not looked for.
+
+        Returns:
+            (N, k) log-probabilities and (N, k) tokens. The k best of ``scores + log-probability`` of a
+            sentence are among them; what is not may be missing, and is -inf then.
+        """
+        found, tokens = self.topk(features, min(self.vocab_size, k + len(without)))
+        found, place = found.masked_fill(torch.isin(tokens, without), -torch.inf).topk(k, dim=1)
+        return found, tokens.gather(1, place)
 
     def input_rows(self, tokens: Tensor) -> Tensor | None:
         """What this head adds to the input embeddings of tokens, None: nothing. Shape: (...) -> (..., d)."""

@@ -14,7 +14,7 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import cascade_multilabel as multilabel
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.cascade_level import Level, LevelLoss
-from mhe_fairseq.heads.cascade_search import best_first
+from mhe_fairseq.heads.cascade_search import Beams, best_first
 from mhe_fairseq.heads.input_rows import prefix_rows
 from mhe_fairseq.heads.single_rows import GroupLinear
 from mhe_fairseq.heads.tied import check_embedding
@@ -70,6 +70,7 @@ class CascadeHead(OutputHead):
     """
 
     finds_best = True
+    searches_beams = True
     group_counts: Tensor
 
     def __init__(
@@ -165,8 +166,18 @@ class CascadeHead(OutputHead):
         groups, inputs = self.group_log_probs(features), self.inputs(features)
         return Candidates(*self._best(groups, inputs, k), self._given(groups, inputs, tokens))
 
-    def _best(self, groups: Tensor, inputs: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
-        best, slots = best_first(groups, self.levels, inputs, k)
+    @torch.no_grad()
+    def beam_candidates(
+        self, features: Tensor, k: int, scores: Tensor, beam: int, without: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        self._check_k(k + len(without))
+        beams = Beams(scores, beam, self.codebook_slots[without])
+        return self._best(self.group_log_probs(features), self.inputs(features), k, beams)
+
+    def _best(
+        self, groups: Tensor, inputs: list[Tensor], k: int, beams: Beams | None = None
+    ) -> tuple[Tensor, Tensor]:
+        best, slots = best_first(groups, self.levels, inputs, k, beams)
         # A row of NaN may have holes among its best; let them be some token.
         return best, self.token_of_slot(slots).clamp(min=0)
 

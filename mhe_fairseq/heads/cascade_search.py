@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,35 @@ from mhe_fairseq.heads.cascade_level import Level
 #: Groups of a row opened in the first round; twice as many in every round after it.
 _FIRST = 8
 
+#: The same, of a hypothesis of a beam.
+_FIRST_OF_BEAM = 3
+
 #: At most about this many numbers are held for the groups opened in one round.
 _HELD = 2**24
+
+
+@dataclass
+class Beams:
+    """Rows that are hypotheses of sentences, of whose continuations the best of a sentence are wanted.
+
+    Attributes:
+        scores: (N,) of the hypotheses, to be added to their tokens' log-probabilities; -inf: not one to go on
+            with.
+        size: hypotheses of a sentence; its rows stand together.
+        without: (W,) slots of tokens that are not looked for.
+    """
+
+    scores: Tensor
+    size: int
+    without: Tensor
+
+    def floor(self, best: Tensor) -> Tensor:
+        """What a token must exceed to be among the k best of its sentence. Shape: (N, k) -> (N, 1)."""
+        k = best.size(1)
+        total = (best + self.scores.unsqueeze(1)).view(-1, self.size * k)
+        worst = total.topk(k, dim=1).values[:, -1:].repeat_interleave(self.size, dim=0)
+        # -inf - -inf: nothing exceeds it, as nothing of a hypothesis with such a score is wanted.
+        return (worst - self.scores.unsqueeze(1)).nan_to_num(torch.inf, torch.inf, -torch.inf)
 
 
 class _State:
@@ -50,20 +79,25 @@ class _State:
         self.nodes = torch.cat([self.nodes, nodes], dim=1)
 
 
-def best_first(first: Tensor, levels: list[Level], inputs: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """The k best slots of every row.
+def best_first(
+    first: Tensor, levels: list[Level], inputs: list[Tensor], k: int, beams: Beams | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k best slots of every row, or those of them that are among the k best of every sentence.
 
     A token is never more probable than any of its prefixes, so a row is done when its k-th best token is
-    at least as probable as its best unopened prefix.
+    at least as probable as its best unopened prefix. With ``beams``, when the k-th best of the sentence
+    is: most hypotheses are done when their first groups are opened.
 
     Args:
         first: (N, L_1) log-probabilities of the first digit, -inf for those without tokens.
         levels: of the other digits.
         inputs: (N, .) the features each of these levels reads.
-        k: not more than there are tokens.
+        k: not more than there are tokens, without those that ``beams`` leaves out.
+        beams: rows are hypotheses of sentences.
 
     Returns:
-        (N, k) log-probabilities, descending, and (N, k) slots.
+        (N, k) log-probabilities, descending, and (N, k) slots. With ``beams`` a row may have fewer: the
+        others are -inf, of no slot in particular.
     """
     state = _State(first.clone(), k)
     best, slots = state.best.clone(), state.slots.clone()
@@ -72,12 +106,17 @@ def best_first(first: Tensor, levels: list[Level], inputs: list[Tensor], k: int)
     for level in levels:
         first_node.append(first_node[-1] + level.prefixes)
     longest = max(level.length for level in levels)
-    wanted = _FIRST
+    wanted = _FIRST if beams is None else _FIRST_OF_BEAM
     while len(state.rows):
+        if beams is None:
+            floor = state.best[:, -1:]
+        else:
+            best[state.rows], slots[state.rows] = state.best, state.slots
+            floor = beams.floor(best)[state.rows]
         room = max(1, _HELD // (len(state.rows) * longest))
         values, place = state.scores.topk(min(wanted, room, state.scores.size(1)), dim=1)
         # Not "values > k-th best": a NaN is opened too, and reaches the result.
-        is_open = (values != -torch.inf) & ~(values <= state.best[:, -1:])
+        is_open = (values != -torch.inf) & ~(values <= floor)
         going = is_open.any(dim=1)
         if not bool(going.all()):
             best[state.rows[~going]], slots[state.rows[~going]] = state.best[~going], state.slots[~going]
@@ -96,7 +135,8 @@ def best_first(first: Tensor, levels: list[Level], inputs: list[Tensor], k: int)
             child = values[at].unsqueeze(-1) + level.log_softmax(x, prefix, state.rows[row])
             is_last = depth == len(levels) - 1
             if is_last:
-                child, digit = child.topk(min(k, level.length), dim=1)
+                unwanted = 0 if beams is None else len(beams.without)
+                child, digit = child.topk(min(k + unwanted, level.length), dim=1)
             else:
                 digit = torch.arange(level.length, device=prefix.device).expand_as(child)
             scores = first.new_full((*at.shape, child.size(1)), -torch.inf)
@@ -104,6 +144,8 @@ def best_first(first: Tensor, levels: list[Level], inputs: list[Tensor], k: int)
             names = prefix.new_zeros(scores.shape)
             names[at] = prefix.unsqueeze(-1) * level.length + digit
             if is_last:
+                if beams is not None:
+                    scores = scores.masked_fill(torch.isin(names, beams.without), -torch.inf)
                 state.add_tokens(scores.flatten(1), names.flatten(1))
             else:
                 state.add_nodes(scores.flatten(1), names.flatten(1) + first_node[depth + 1])

@@ -89,8 +89,46 @@ class CompactEnsemble(EnsembleModel):
         log_probs[:, SPECIALS] = torch.where(other, value, log_probs[:, SPECIALS])
         return tokens.where(~other, torch.full_like(tokens, SPECIALS))
 
+    def complete(self, lprobs: Tensor, scores: Tensor | None) -> Tensor:
+        """Fill in the candidates of a table that were left for when scores are known, if they were.
+
+        Args:
+            lprobs: (B, beam, 4 + C), the last table given out, as fairseq has changed it.
+            scores: (B, beam) of the hypotheses; None: all are the same, as in the first step.
+
+        Returns:
+            (B, beam, 4 + C).
+        """
+        head = self.heads[0]
+        if self.models_size > 1 or not head.searches_beams:
+            return lprobs
+        beam = lprobs.size(1)
+        # fairseq writes -inf where it forbids a token, and may have asked for one by itself.
+        is_left = lprobs[..., SPECIALS:] == torch.inf
+        going = is_left.any(dim=-1)
+        if not bool(going.any()):
+            return lprobs
+        if scores is None:
+            scores = lprobs.new_zeros(going.shape)
+            # The hypotheses are copies of each other, of which search reads the first.
+            going = going & (torch.arange(beam, device=going.device) == 0)
+        scores = scores.masked_fill(~going, -torch.inf).to(lprobs.dtype).flatten()
+        found, tokens = head.beam_candidates(
+            self._features[0], self.wanted, scores, beam, _specials(lprobs.device)
+        )
+        rows = going.flatten()
+        self.table[rows, SPECIALS:] = tokens[rows]
+        filled = torch.where(going.unsqueeze(-1), found.view(is_left.shape), lprobs[..., SPECIALS:])
+        filled = filled.masked_fill(filled.isnan() | (filled == torch.inf), -torch.inf)
+        return torch.cat([lprobs[..., :SPECIALS], filled], dim=-1)
+
     def _of_one(self, features: Tensor) -> Tensor:
         head = self.heads[0]
+        if head.searches_beams:
+            # Left for ``complete``: which candidates matter depends on what the hypotheses score.
+            given = head.log_prob_of(features, _specials(features.device))
+            left = given.new_full((len(given), self.wanted), torch.inf)
+            return self._table(given, left, torch.full_like(left, SPECIALS, dtype=torch.long))
         found = head.candidates(features, self.wanted + SPECIALS, _specials(features.device))
         scores, tokens = _best_others(found.scores, found.tokens, self.wanted)
         return self._table(found.given, scores, tokens)
@@ -142,6 +180,8 @@ class CompactBeamSearch(BeamSearch):
         candidate_multiple: int = 2,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As fairseq's; lprobs (B, beam, 4 + C). The tokens returned are the dictionary's."""
+        known = None if step == 0 or scores is None else scores[:, :, step - 1]
+        lprobs = self._ensemble[0].complete(lprobs, known)
         best, columns, beams = super().step(
             step, lprobs, scores, prev_output_tokens, original_batch_idxs, candidate_multiple
         )

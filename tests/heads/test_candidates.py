@@ -66,6 +66,40 @@ def test_candidates_are_topk_and_log_prob_of(
     assert all(len(set(row)) == k for row in found.tokens.tolist())
 
 
+@every_head
+@half_as_many
+@given(data=st.data(), dtype=dtypes, sentences=st.integers(0, 3), beam=st.integers(1, 4), seed=seeds)
+def test_beam_candidates_have_the_best_of_every_sentence(
+    name: str, data: st.DataObject, dtype: torch.dtype, sentences: int, beam: int, seed: int
+) -> None:
+    """Some tokens are not looked for, some hypotheses are not to be continued."""
+    book = data.draw(CASES[name].codebooks().filter(lambda book: len(book) > 2))
+    without = torch.arange(data.draw(st.integers(0, min(4, len(book) - 2))))
+    k = data.draw(st.integers(1, min(10, len(book) - len(without))))
+    count = sentences * beam
+    head, features = build(name, book, dtype, seed), features_for(count, DIM, dtype, seed)
+    spread = data.draw(st.sampled_from([0.0, 1.0, 8.0]))
+    draw = torch.Generator().manual_seed(seed)
+    scores = -spread * torch.rand(count, generator=draw, dtype=torch.float64)
+    scores[torch.rand(count, generator=draw) < 0.2] = -torch.inf
+    with torch.no_grad():
+        log_probs = head.log_probs(features)
+        scores = scores.to(log_probs.dtype)
+        found, tokens = head.beam_candidates(features, k, scores, beam, without)
+    assert found.shape == tokens.shape == (count, k)
+    there = found != -torch.inf
+    assert not torch.isin(tokens, without)[there].any()
+    torch.testing.assert_close(found[there], log_probs.gather(1, tokens)[there], **tolerance(dtype))
+    for row, kept in zip(tokens.tolist(), there.tolist(), strict=True):
+        real = [token for token, is_there in zip(row, kept, strict=True) if is_there]
+        assert len(set(real)) == len(real)
+    log_probs[:, without] = -torch.inf
+    everything = (log_probs + scores.unsqueeze(1)).view(sentences, -1)
+    if sentences:
+        best = (found + scores.unsqueeze(1)).view(sentences, -1).topk(k).values
+        torch.testing.assert_close(best, everything.topk(k).values, **tolerance(dtype))
+
+
 @every_head_and_lengths
 def test_candidates_refuse_a_bad_k(name: str, lengths: tuple[int, ...]) -> None:
     head = build(name, Codebook(lengths, vocab_size=9))
