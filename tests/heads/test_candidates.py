@@ -93,9 +93,9 @@ def test_beam_candidates_have_the_best_of_every_sentence(
     for row, kept in zip(tokens.tolist(), there.tolist(), strict=True):
         real = [token for token, is_there in zip(row, kept, strict=True) if is_there]
         assert len(set(real)) == len(real)
-    log_probs[:, without] = -torch.inf
-    everything = (log_probs + scores.unsqueeze(1)).view(sentences, -1)
     if sentences:
+        log_probs[:, without] = -torch.inf
+        everything = (log_probs + scores.unsqueeze(1)).view(sentences, -1)
         best = (found + scores.unsqueeze(1)).view(sentences, -1).topk(k).values
         torch.testing.assert_close(best, everything.topk(k).values, **tolerance(dtype))
 
