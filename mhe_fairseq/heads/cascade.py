@@ -96,11 +96,14 @@ class CascadeHead(OutputHead):
         if bottleneck is not None:
             self.project = nn.Linear(dim, bottleneck, bias=False)
             nn.init.normal_(self.project.weight, mean=0.0, std=dim**-0.5)
-        self.local = Level(math.prod(lengths[:-1]), lengths[-1], bottleneck or dim, tied)
+        self.local = self._last_level(math.prod(lengths[:-1]), lengths[-1], bottleneck or dim, tied)
         self.register_buffer("group_counts", torch.zeros(lengths[0], dtype=torch.long), persistent=False)
         if rows_in_input:
             self._give_input_rows()
         self._codebook_changed()
+
+    def _last_level(self, prefixes: int, length: int, width: int, tied: nn.Embedding | None) -> Level:
+        return Level(prefixes, length, width, tied)
 
     @property
     def levels(self) -> list[Level]:
