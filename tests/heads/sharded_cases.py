@@ -17,6 +17,7 @@ from mhe_fairseq.heads import CascadeHead, OutputHead, SamplingHead, exchange
 from mhe_fairseq.heads.sharded_cascade import ShardedCascadeHead
 from mhe_fairseq.heads.sharded_sampling import ShardedSamplingHead
 from mhe_fairseq.heads.shards import Shard
+from scripts.scale_costs import exchanged, message_bytes
 from tests.heads.oracle import TOLERANCE, cascade_oracle, features_for, softmax_oracle, targets_for
 from tests.heads.sampling_cases import dense_estimate, samples_of
 
@@ -330,6 +331,49 @@ def message_by_message() -> None:
     assert torch.equal(even, other)
 
 
+def counted(name: str) -> None:
+    """The bytes that leave ranks are those of the formulas in scripts/scale_costs.py."""
+    rank, size, dim, tokens, value = dist.get_rank(), dist.get_world_size(), 16, 400, 4
+    book = Codebook((6 * size, 8))
+    head: Any
+    if name == "cascade":
+        asked, columns = 3, 3
+        head = ShardedCascadeHead(dim, book, Shard.of())
+    else:
+        asked, columns = 4, 2
+        head = ShardedSamplingHead(dim, book, Shard.of(), groups=3)
+    bytes_sent, rows_sent, pairs_sent, real = 0, 0, 0, exchange._all_to_all
+
+    def counting(
+        out: Tensor, rows: Tensor, received: list[int] | None, sent: list[int] | None, group: Any
+    ) -> None:
+        nonlocal bytes_sent, rows_sent, pairs_sent
+        if sent is not None:  # not the small message that tells how many there will be
+            away = sum(count for other, count in enumerate(sent) if other != rank)
+            bytes_sent += away * rows[:1].numel() * rows.element_size()
+            rows_sent += away if rows.size(1) == dim else 0
+            pairs_sent += away if rows.dtype == torch.long else 0
+        real(out, rows, received, sent, group)
+
+    updates = 30
+    exchange._all_to_all = counting
+    try:
+        for update in range(updates):
+            head.set_num_updates(update)
+            x = features_for(tokens, dim, torch.float32, update).requires_grad_()
+            combined(head(x, targets_for(book, tokens, 1000 * rank + update))).backward()
+    finally:
+        exchange._all_to_all = real
+    total = torch.tensor([bytes_sent, rows_sent, pairs_sent], dtype=torch.float64)
+    dist.all_reduce(total)
+    # To the byte, from the rows (there, and their gradients back) and pairs that left ranks.
+    assert total[0] == message_bytes(float(total[1]) / 2, float(total[2]), dim, value, columns)
+    # And of so many as are expected where groups lie anywhere.
+    expected = exchanged(tokens, asked, size, dim, value, columns) * size * updates
+    print(f"{name}, {size} ranks: {int(total[0])} bytes sent, {expected:.0f} expected")
+    assert abs(float(total[0]) / expected - 1) < 0.05
+
+
 def a_part_of_the_ranks() -> None:
     """A process group of its own, whose ranks are not numbered as all processes are."""
     size = dist.get_world_size()
@@ -425,6 +469,8 @@ def all_cases() -> dict[str, Callable[[], None]]:
         cases[f"{name}: autocast"] = functools.partial(autocast, name)
     cases["cascade: a rank without tokens"] = functools.partial(empty_rank, "cascade")
     cases["sampling: a rank without tokens"] = functools.partial(empty_rank, "sampling")
+    cases["cascade: bytes sent"] = functools.partial(counted, "cascade")
+    cases["sampling: bytes sent"] = functools.partial(counted, "sampling")
     for case in (message_by_message, a_part_of_the_ranks, too_many_ranks, different_codebooks):
         cases[case.__name__] = case
     cases["different_widths"], cases["not_split"] = different_widths, not_split
