@@ -42,6 +42,7 @@ def _register() -> None:
     excepthook.install()
     numpy_names.install()
     importlib.import_module("mhe_fairseq.models")
+    importlib.import_module("mhe_fairseq.models.sharding").install()
     importlib.import_module("mhe_fairseq.criterions")
     importlib.import_module("mhe_fairseq.tasks")
 

@@ -37,6 +37,8 @@ class ShardedCascadeHead(ShardedHead, CascadeHead):
     """
 
     local: ShardedLevel
+    # The best tokens, yes; but a search asks in some ranks more often than in others.
+    finds_best = False
     whole_name = sharded_name = "local.table"
 
     def __init__(

@@ -8,8 +8,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.heads.sharded_level import ShardedLevel
 from mhe_fairseq.heads.shards import Shard
+
+
+def names_of_parts(model: nn.Module) -> list[str]:
+    """Parameters and buffers of a model that differ between ranks: torch's ``DistributedDataParallel`` leaves
+    them alone where they are listed in the model's ``_ddp_params_and_buffers_to_ignore``."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, ShardedLevel):
+            inside = [*module.named_parameters(name), *module.named_buffers(name)]
+            found += [each for each, _ in inside]
+    return found
 
 
 class ShardedHead(nn.Module):
@@ -25,6 +37,7 @@ class ShardedHead(nn.Module):
 
     sharded_name: str
     whole_name: str
+    codebook: Codebook
     shard: Shard
 
     @property

@@ -42,6 +42,10 @@ class Shard:
             )
         return cls(dist.get_rank(group), dist.get_world_size(group), group)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shard:
+        # A process group is no thing to copy.
+        return self
+
     def bounds(self, groups: int) -> list[int]:
         """Where each rank's groups begin, and G: W + 1 numbers.
 
