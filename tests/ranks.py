@@ -21,14 +21,25 @@ def free_port() -> int:
         return port
 
 
-def start_ranks(line: Sequence[str], logs: Path, ranks: int = 2) -> list[subprocess.Popen[str]]:
-    """Start a command once a rank; what rank R says goes to ``logs``/rankR.log."""
+def start_ranks(
+    line: Sequence[str], logs: Path, ranks: int = 2, own: Sequence[Sequence[str]] = ()
+) -> list[subprocess.Popen[str]]:
+    """Start a command once a rank; what rank R says goes to ``logs``/rankR.log.
+
+    Args:
+        line: the command.
+        logs: folder for what they say.
+        ranks: how many.
+        own: flags of each rank, where they differ.
+    """
     logs.mkdir(parents=True, exist_ok=True)
     place = ["--distributed-init-method", f"tcp://127.0.0.1:{free_port()}", *BACKEND]
     size = ["--distributed-world-size", str(ranks)]
     return [
         subprocess.Popen(
-            resolve_command([*line, *place, *size, "--distributed-rank", str(rank)]),
+            resolve_command(
+                [*line, *place, *size, "--distributed-rank", str(rank), *(own[rank] if own else ())]
+            ),
             cwd=REPO,
             env=command_env(),
             stdin=subprocess.DEVNULL,
@@ -40,21 +51,28 @@ def start_ranks(line: Sequence[str], logs: Path, ranks: int = 2) -> list[subproc
     ]
 
 
-def run_ranks(line: Sequence[str], logs: Path, ranks: int = 2, check: bool = True) -> list[str]:
+def run_ranks(
+    line: Sequence[str],
+    logs: Path,
+    ranks: int = 2,
+    check: bool = True,
+    own: Sequence[Sequence[str]] = (),
+) -> list[str]:
     """Run them to their end; what each said.
 
     Args:
         line: the command.
         logs: folder for what they say.
         ranks: how many.
-        check: fail where one fails.
+        check: fail where one fails; otherwise all have to.
+        own: flags of each rank, where they differ.
     """
-    running = start_ranks(line, logs, ranks)
+    running = start_ranks(line, logs, ranks, own)
     try:
         codes = [each.wait(timeout=300) for each in running]
     finally:
         for each in running:
             each.kill()
     said = [(logs / f"rank{rank}.log").read_text(errors="replace") for rank in range(ranks)]
-    assert not check or not any(codes), "\n".join(text[-4000:] for text in said)
+    assert any(codes) != check and (check or all(codes)), "\n".join(text[-4000:] for text in said)
     return said

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
+from mhe_fairseq.coding import Codebook
 from tests.commands import CRITERION, generate, hypotheses, logged, train, train_line
 from tests.ranks import run_ranks
 
@@ -71,8 +72,32 @@ def test_ranks_train_what_one_does(name: str, toy_data: Path, tmp_path: Path) ->
         assert sum(found[0][key][1] == found[1][key][1] for key in found[0]) >= 29
 
 
+def test_ranks_with_different_codebooks_end_with_a_sentence(toy_data: Path, tmp_path: Path) -> None:
+    books = [Codebook((8, 11)), Codebook((8, 11), torch.arange(88).flip(0))]
+    for rank, book in enumerate(books):
+        book.save(tmp_path / f"codes{rank}")
+    line = train_line(toy_data, tmp_path / "out", *COMMON, "--mhe-head", "cascade", "--mhe-shard")
+    own = [["--mhe-codebook", str(tmp_path / f"codes{rank}")] for rank in range(2)]
+    said = run_ranks(line, tmp_path / "logs", check=False, own=own)
+    prints = [f"rank {rank} has {book.fingerprint}" for rank, book in enumerate(books)]
+    for text in said:
+        assert "mhe_fairseq: error: the ranks that share a table have different codebooks" in text
+        assert f"by their fingerprints: {', '.join(prints)}; give all of them the same one" in text
+        assert "Traceback" not in text
+    assert not list((tmp_path / "out").glob("*.pt"))
+
+
+def test_a_search_in_validation_ends_with_a_sentence(toy_data: Path, tmp_path: Path) -> None:
+    flags = [*CRITERION, "--mhe-head", "cascade", "--mhe-shard", *updates(1)]
+    bleu = ["--eval-bleu", "--eval-bleu-args", '{"beam": 2, "max_len_b": 5}']
+    said = run_ranks(train_line(toy_data, tmp_path / "out", *flags, *bleu), tmp_path / "logs", check=False)
+    for text in said:
+        assert "mhe_fairseq: error: a head that --mhe-shard splits over ranks trains with our" in text
+    assert not list((tmp_path / "out").glob("*.pt"))
+
+
 def test_a_checkpoint_is_whole_whatever_wrote_it(toy_data: Path, tmp_path: Path) -> None:
-    """Two ranks, then one with the whole table; one, then three."""
+    """Two ranks, then one with the whole table; and the reverse."""
     flags = [*COMMON, "--mhe-head", "cascade"]
     whole = train(toy_data, tmp_path / "whole", *flags, *updates(UPDATES), "--update-freq", "2")
     expected = logged(whole.stdout + whole.stderr, "loss")

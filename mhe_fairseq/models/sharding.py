@@ -185,6 +185,7 @@ def _joined(method: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, An
         whole = getattr(self, "_mhe_whole", None)
         if whole is None:
             return state
+        self._mhe_whole = None  # it may be most of the memory
         tables, states = whole
         heads = split_heads(self._model)
         model = dict(state["model"])

@@ -16,6 +16,7 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, OutputHead, SamplingHead, exchange
 from mhe_fairseq.heads.sharded_cascade import ShardedCascadeHead
 from mhe_fairseq.heads.sharded_sampling import ShardedSamplingHead
+from mhe_fairseq.heads.sharded_state import names_of_parts
 from mhe_fairseq.heads.shards import Shard
 from scripts.scale_costs import exchanged, message_bytes
 from tests.heads.oracle import TOLERANCE, cascade_oracle, features_for, softmax_oracle, targets_for
@@ -374,6 +375,38 @@ def counted(name: str) -> None:
     assert abs(float(total[0]) / expected - 1) < 0.05
 
 
+def under_torchs_ddp() -> None:
+    """Gradients of all else are averaged, the table's are let alone."""
+    book, rank, size = some_book(2, 9), dist.get_rank(), dist.get_world_size()
+
+    class Model(nn.Module):
+        def __init__(self, sharded: bool) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.below = nn.Linear(DIM, DIM)
+            self.head: Any = ShardedCascadeHead(DIM, book, Shard.of()) if sharded else CascadeHead(DIM, book)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return combined(self.head(self.below(x), y))
+
+    whole, model = Model(False), Model(True)
+    model._ddp_params_and_buffers_to_ignore = names_of_parts(model)  # type: ignore[assignment]
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    everyones = batches(book, counts_for("none on one rank", 1), torch.float32, 1)
+    for each in (whole, model):
+        each.head.set_num_updates(1)
+    for x, y in everyones:
+        whole(x, y).backward()
+    wrapped(*everyones[rank]).backward()
+    wanted = dict(whole.named_parameters())
+    for name, parameter in model.named_parameters():
+        grad = wanted[name].grad
+        assert grad is not None
+        is_part = name == "head.local.table"
+        expected = model.head.own_rows(grad) if is_part else grad / size
+        torch.testing.assert_close(parameter.grad, expected, msg=name, rtol=1e-4, atol=1e-4)
+
+
 def a_part_of_the_ranks() -> None:
     """A process group of its own, whose ranks are not numbered as all processes are."""
     size = dist.get_world_size()
@@ -471,7 +504,13 @@ def all_cases() -> dict[str, Callable[[], None]]:
     cases["sampling: a rank without tokens"] = functools.partial(empty_rank, "sampling")
     cases["cascade: bytes sent"] = functools.partial(counted, "cascade")
     cases["sampling: bytes sent"] = functools.partial(counted, "sampling")
-    for case in (message_by_message, a_part_of_the_ranks, too_many_ranks, different_codebooks):
+    for case in (
+        under_torchs_ddp,
+        message_by_message,
+        a_part_of_the_ranks,
+        too_many_ranks,
+        different_codebooks,
+    ):
         cases[case.__name__] = case
     cases["different_widths"], cases["not_split"] = different_widths, not_split
     return cases
