@@ -104,8 +104,8 @@ def check_same(mine: Tensor, everyones: Tensor) -> None:
     if len(set(books)) > 1:
         told = ", ".join(f"rank {rank} has {book}" for rank, book in enumerate(books))
         raise MHEError(
-            f"the ranks that share a table have different codebooks, by their fingerprints: {told}; give all "
-            "of them the same one"
+            f"the ranks have different codebooks, by their fingerprints: {told}; give all of them the same "
+            "one"
         )
     told = ", ".join(f"rank {rank} has {width}" for rank, width in enumerate(widths))
     raise MHEError(f"the ranks that share a table have rows of different widths: {told}; they must be equal")

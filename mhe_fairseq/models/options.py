@@ -137,6 +137,8 @@ class HeadOptions:
         Raises:
             MHEError: numbers that do not fit ``dim`` or the codebook.
         """
+        if not self.restored:
+            sharding.agree(self.codebook, dim)
         try:
             head = self._build(dim, embedding)
         except MHEError as error:

@@ -19,6 +19,7 @@ from fairseq.distributed.legacy_distributed_data_parallel import LegacyDistribut
 from fairseq.trainer import Trainer
 from torch import Tensor, nn
 
+from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.sharded_state import ShardedHead, names_of_parts
 from mhe_fairseq.heads.shards import Shard, check_same, fingerprint_number
@@ -26,27 +27,36 @@ from mhe_fairseq.heads.shards import Shard, check_same, fingerprint_number
 
 def shard() -> Shard | None:
     """This rank's place, None where there is one rank only."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return None
     # A group of its own: what a head sends never meets what the rest of the training sends.
-    return Shard.of(dist.new_group())
+    return Shard.of(dist.new_group()) if _several_ranks() else None
+
+
+def agree(codebook: Codebook, width: int) -> None:
+    """Have the ranks of a training compare their codebooks and the width of their features; collective.
+
+    Also where nothing is split: the mean of gradients of other groups of tokens trains nothing.
+
+    Raises:
+        MHEError: on every rank, where these differ.
+    """
+    if not _several_ranks():
+        return
+    mine = [fingerprint_number(codebook.fingerprint), width]
+    everyones: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    check_same(torch.tensor(mine), torch.tensor(everyones))
 
 
 def prepare(head: ShardedHead) -> None:
-    """Mark a head's part for fairseq.
-
-    Raises:
-        MHEError: on every rank, where ranks have different codebooks or widths.
-    """
-    level, place = head.sharded, head.shard
-    mine = [fingerprint_number(head.codebook.fingerprint), level.weight.size(-1)]
-    everyones: list[Any] = [None] * place.size
-    dist.all_gather_object(everyones, mine, group=place.group)
-    check_same(torch.tensor(mine), torch.tensor(everyones))
-    part = level.table
+    """Mark a head's part for fairseq."""
+    part, ranks = head.sharded.table, head.shard.size
     part.expert = True  # type: ignore[attr-defined]
     # Other gradients are averaged over ranks; this one is a sum.
-    part.register_hook(lambda grad: grad / place.size)
+    part.register_hook(lambda grad: grad / ranks)
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def install() -> None:
