@@ -40,6 +40,7 @@ def _register() -> None:
     for mend in (broadcast, checkpoints, cpu_ranks, excepthook, numpy_names, saving, tracing):
         mend.install()
     importlib.import_module("mhe_fairseq.models")
+    importlib.import_module("mhe_fairseq.models.sharding").install()
     importlib.import_module("mhe_fairseq.criterions")
     importlib.import_module("mhe_fairseq.tasks")
 

@@ -97,11 +97,14 @@ class CascadeHead(OutputHead):
         if bottleneck is not None:
             self.project = nn.Linear(dim, bottleneck, bias=False)
             nn.init.normal_(self.project.weight, mean=0.0, std=dim**-0.5)
-        self.local = Level(math.prod(lengths[:-1]), lengths[-1], bottleneck or dim, tied)
+        self.local = self._last_level(math.prod(lengths[:-1]), lengths[-1], bottleneck or dim, tied)
         self.register_buffer("group_counts", torch.zeros(lengths[0], dtype=torch.long), persistent=False)
         if rows_in_input:
             self._give_input_rows()
         self._codebook_changed()
+
+    def _last_level(self, prefixes: int, length: int, width: int, tied: nn.Embedding | None) -> Level:
+        return Level(prefixes, length, width, tied)
 
     @property
     def levels(self) -> list[Level]:
@@ -172,12 +175,12 @@ class CascadeHead(OutputHead):
     ) -> tuple[Tensor, Tensor]:
         self._check_k(k + len(without))
         beams = Beams(scores, beam, self.codebook_slots[without])
-        return self._best(self.group_log_probs(features), self.inputs(features), k, beams)
-
-    def _best(
-        self, groups: Tensor, inputs: list[Tensor], k: int, beams: Beams | None = None
-    ) -> tuple[Tensor, Tensor]:
+        groups, inputs = self.group_log_probs(features), self.inputs(features)
         best, slots = best_first(groups, self.levels, inputs, k, beams)
+        return best, self.token_of_slot(slots).clamp(min=0)
+
+    def _best(self, groups: Tensor, inputs: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
+        best, slots = best_first(groups, self.levels, inputs, k)
         # A row of NaN may have holes among its best; let them be some token.
         return best, self.token_of_slot(slots).clamp(min=0)
 

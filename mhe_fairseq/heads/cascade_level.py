@@ -27,6 +27,24 @@ class LevelLoss(NamedTuple):
     correct: Tensor | None
 
 
+class PairScores(NamedTuple):
+    """What pairs of a row and a prefix come to, each (R,).
+
+    Attributes:
+        log_sum: log-sum-exp of the logits of the digits that have tokens.
+        picked: the logit of one digit, -inf where it has none.
+        mean: mean logit over the prefix's tokens, or None.
+        largest: the largest logit, no gradient, or None.
+        right: whether it is that of the digit picked, or None.
+    """
+
+    log_sum: Tensor
+    picked: Tensor
+    mean: Tensor | None
+    largest: Tensor | None
+    right: Tensor | None
+
+
 class Level(MaybeTied):
     """P prefixes, each followed by one of L digits; digits without a token below them have no probability.
 
@@ -65,7 +83,7 @@ class Level(MaybeTied):
         self.possible.copy_(possible)
         self.is_full = bool(possible.all())
         self.is_even = bool((counts == counts[:, :1]).all())
-        self.layout = Layout(self.prefixes, self.length, token_of_slot if self.is_tied else None)
+        self.layout = Layout(len(counts), self.length, token_of_slot if self.is_tied else None)
 
     def share(self, prefix: Tensor, dtype: torch.dtype) -> Tensor:
         """Share of a prefix's tokens below each of its digits. Shape: (...) -> (..., L)."""
@@ -92,28 +110,49 @@ class Level(MaybeTied):
             accuracy: also tell which gold digits are the best.
         """
         n = len(prefix)
-        if sampled is None:
-            pairs = Pairs.of(prefix)
-        else:
+        rows = None
+        if sampled is not None:
             # Gold and sampled prefixes in one call: the gradient of a prefix is written once.
-            rows = torch.arange(n, device=x.device)
-            pairs = Pairs.of(
-                torch.cat([prefix, sampled.flatten()]),
-                torch.cat([rows, rows.repeat_interleave(sampled.size(1))]),
-            )
-        logits = wide(grouped_linear(x, self.weight, self.layout, pairs))
-        masked = self._mask(logits, pairs.groups)
-        log_z = masked.logsumexp(dim=-1)
-        # Pairs that were given after the gold ones read some digit, and it is not used.
-        column = gold[pairs.order % n] if n else gold
-        nll = pairs.restore(log_z - masked.gather(-1, column.unsqueeze(-1)).squeeze(-1))[:n]
-        correct = smooth = None
-        if accuracy:
-            correct = pairs.restore(masked.detach().argmax(dim=-1).eq(column).to(nll.dtype))[:n]
-        if per_level or sampled is not None:
-            smooth = pairs.restore(log_z - self._mean(logits, pairs.groups))
+            own = torch.arange(n, device=x.device)
+            rows = torch.cat([own, own.repeat_interleave(sampled.size(1))])
+            prefix = torch.cat([prefix, sampled.flatten()])
+            # The sampled ones read some digit, and it is not used.
+            gold = gold[torch.arange(len(prefix), device=x.device) % n] if n else gold
+        scores = self.pair_scores(x, prefix, rows, gold, mean=per_level or rows is not None, best=accuracy)
+        nll = (scores.log_sum - scores.picked)[:n]
+        correct = None if scores.right is None else scores.right[:n]
+        smooth = None
+        if scores.mean is not None:
+            smooth = scores.log_sum - scores.mean
             smooth = smooth if sampled is None else smooth[n:].view(sampled.shape).mean(dim=-1)
         return LevelLoss(nll, smooth, correct)
+
+    def pair_scores(
+        self,
+        x: Tensor,
+        prefix: Tensor,
+        rows: Tensor | None,
+        digit: Tensor,
+        mean: bool = False,
+        best: bool = False,
+    ) -> PairScores:
+        """Pairs (row of x, prefix), with the digit to pick after it.
+
+        Shape: (N, dim), (R,), (R,) or None where pair i is of row i, (R,) -> (R,) each.
+        """
+        pairs = Pairs.of(prefix, rows)
+        logits = wide(grouped_linear(x, self.weight, self.layout, pairs))
+        masked = self._mask(logits, pairs.groups)
+        log_sum = masked.logsumexp(dim=-1)
+        column = digit.index_select(0, pairs.order)
+        picked = masked.gather(-1, column.unsqueeze(-1)).squeeze(-1)
+        largest = right = None
+        if best:
+            largest, place = masked.detach().max(dim=-1)
+            right = pairs.restore(place.eq(column).to(log_sum.dtype))
+            largest = pairs.restore(largest)
+        means = pairs.restore(self._mean(logits, pairs.groups)) if mean else None
+        return PairScores(pairs.restore(log_sum), pairs.restore(picked), means, largest, right)
 
     def _mean(self, logits: Tensor, prefix: Tensor) -> Tensor:
         """Mean logit over the tokens of a prefix. Shape: (R, L), (R,) -> (R,)."""

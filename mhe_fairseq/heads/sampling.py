@@ -145,11 +145,15 @@ class SamplingHead(SoftmaxHead):
     def _plan(self, target: Tensor) -> Plan:
         """Which groups are scored for which rows of the batch."""
         gold = self.group_of_token[target]
+        return Plan.of(self._meets(gold), gold, self.place_in_group[target], self._sizes)
+
+    def _meets(self, gold: Tensor) -> Tensor:
+        """Which groups rows with these gold groups are scored on. Shape: (N,) -> (groups, N) bool."""
         meets = torch.zeros(len(self._sizes), len(gold), dtype=torch.bool, device=gold.device)
         for begin, end, sample in self._samples(gold):
             meets[sample.to(gold.device), begin:end] = True
         meets[gold, torch.arange(len(gold), device=gold.device)] = True
-        return Plan.of(meets, gold, self.place_in_group[target], self._sizes)
+        return meets
 
     def _log_weights(self, plan: Plan, dtype: torch.dtype) -> Tensor:
         """Of every pair of a row and a group. Shape: (R,) of ``dtype``."""

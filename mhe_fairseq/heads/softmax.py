@@ -34,7 +34,10 @@ class SoftmaxHead(OutputHead):
         if chunk < 0:
             raise MHEError(f"chunk is a number of rows, 0 for all at once; got {chunk}")
         self.chunk = chunk
-        self.table = OutputTable(len(codebook), dim, tied)
+        self._make_table(tied)
+
+    def _make_table(self, tied: nn.Embedding | None) -> None:
+        self.table = OutputTable(self.vocab_size, self.dim, tied)
 
     def forward(
         self, features: Tensor, target: Tensor, smoothing: bool = True, accuracy: bool = False

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import OutputHead
+from mhe_fairseq.heads.sharded_state import ShardedHead
 from mhe_fairseq.models.options import HeadOptions
 
 
@@ -75,6 +76,12 @@ class HeadDecoderMixin:
         With a ``sample`` in eval mode the caller is fairseq's scorer, which reads the target's column only:
         then all V columns are views of that one number, and nothing V-wide is computed.
         """
+        if isinstance(self.head, ShardedHead):
+            raise MHEError(
+                "a head that --mhe-shard splits over ranks trains with our criterions only, and a search "
+                "while it trains (--eval-bleu) would leave ranks waiting for each other; leave out one of "
+                "the two"
+            )
         features = net_output[0]
         shape = features.shape[:-1]
         flat = features.reshape(-1, features.size(-1))

@@ -48,6 +48,13 @@ FLAGS = {
     "mhe_chunk": ("N", "softmax head: rows of logits held at once, 0 for all (default: 0)"),
 }
 
+#: name -> help, of flags without a value.
+SWITCHES = {
+    "mhe_shard": "cascade or sampling head with rows of its own: split these by groups over the ranks of the "
+    "training, each of which has the gradients and the optimiser's state of its part only; checkpoints have "
+    "the whole",
+}
+
 
 def flag(name: str) -> str:
     """A flag's name on the command line."""
@@ -60,6 +67,8 @@ def add_head_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("multi-head encoding")
     for name, (metavar, text) in FLAGS.items():
         group.add_argument(flag(name), metavar=metavar, help=text)
+    for name, text in SWITCHES.items():
+        group.add_argument(flag(name), action="store_true", help=text)
 
 
 def _option(name: str) -> Any:
@@ -82,6 +91,7 @@ class HeadConfig(FairseqDataclass):
     mhe_groups: Any = _option("mhe_groups")
     mhe_sampling: Any = _option("mhe_sampling")
     mhe_chunk: Any = _option("mhe_chunk")
+    mhe_shard: bool = field(default=False, metadata={"help": SWITCHES["mhe_shard"]})
     # fairseq drops what a checkpoint has and the dataclass has not. No flags for users: not in --help.
     mhe_fingerprint: Any = field(default=None, metadata={"help": argparse.SUPPRESS})
     mhe_signature: Any = field(default=None, metadata={"help": argparse.SUPPRESS})

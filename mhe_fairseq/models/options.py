@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,19 @@ from torch import nn
 
 from mhe_fairseq.coding import Codebook, parse_lengths, plan_lengths, symbols_fingerprint
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead, SoftmaxHead
+from mhe_fairseq.heads import (
+    CascadeHead,
+    OutputHead,
+    ProductHead,
+    SamplingHead,
+    ShardedCascadeHead,
+    ShardedSamplingHead,
+    SoftmaxHead,
+)
 from mhe_fairseq.heads.cascade import SMOOTHING_FORMS
 from mhe_fairseq.heads.sampling import VARIANTS, default_groups
+from mhe_fairseq.heads.sharded_state import ShardedHead
+from mhe_fairseq.models import sharding
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import DEFAULT_HEAD, HEADS, flag
 
@@ -37,6 +48,7 @@ _ONLY_FOR = {
     "mhe_sampling": ("sampling",),
     "mhe_groups": ("cascade", "sampling"),
     "mhe_chunk": ("softmax",),
+    "mhe_shard": ("cascade", "sampling"),
 }
 
 
@@ -50,6 +62,7 @@ class HeadOptions:
         restored: the options come from a checkpoint, whose state dict brings the codebook's slots.
         mixtures, group_rows, bottleneck, smoothing, dropout, groups, sampling, chunk: as the flags; None
             where not given (what was planned, for ``groups`` of the sampling head and ``group_rows``).
+        shard: split the table over ranks, where there are several.
     """
 
     head: str
@@ -63,6 +76,7 @@ class HeadOptions:
     groups: int | None
     sampling: str | None
     chunk: int | None
+    shard: bool
 
     @classmethod
     def resolve(cls, args: Any, symbols: list[str]) -> HeadOptions:
@@ -76,7 +90,8 @@ class HeadOptions:
         if head not in HEADS:
             raise MHEError(f"--mhe-head must be one of {', '.join(HEADS)}; got {head!r}")
         for name, heads in _ONLY_FOR.items():
-            if getattr(args, name, None) is not None and head not in heads:
+            value = getattr(args, name, None)
+            if value is not None and value is not False and head not in heads:
                 raise MHEError(f"{flag(name)} is for --mhe-head {' or '.join(heads)}; the head is {head}")
         mixtures = _whole(args, "mhe_mixtures", 1)
         group_rows = _word(args, "mhe_group_rows", GROUP_ROWS)
@@ -86,6 +101,7 @@ class HeadOptions:
         groups = _whole(args, "mhe_groups", 1)
         sampling = _word(args, "mhe_sampling", VARIANTS)
         chunk = _whole(args, "mhe_chunk", 0)
+        shard = _switch(args, "mhe_shard")
         _check_groups_are_drawn(groups, "--mhe-sampling", sampling, "shared")
         _check_groups_are_drawn(groups, "--mhe-smoothing", smoothing, "sampled")
         restored = getattr(args, "mhe_fingerprint", None) is not None
@@ -112,6 +128,7 @@ class HeadOptions:
             groups=groups,
             sampling=sampling,
             chunk=chunk,
+            shard=shard,
         )
 
     def build(self, dim: int, embedding: nn.Embedding | None) -> OutputHead:
@@ -128,6 +145,8 @@ class HeadOptions:
         head.adopt_codebook = self.restored
         if isinstance(embedding, DigitEmbedding):
             embedding.follow(head)
+        if isinstance(head, ShardedHead):
+            sharding.prepare(head)
         shape = "x".join(map(str, self.codebook.lengths))
         logger.info(
             "mhe: %s, %s; output layer of %s parameters (softmax: %s); %s",
@@ -135,7 +154,7 @@ class HeadOptions:
             f"the checkpoint's codebook, {shape}" if self.restored else self.codebook,
             f"{head.output_parameters():,}",
             f"{len(self.codebook) * dim:,}",
-            _tying(head, embedding) + _rows_in_input(head),
+            _tying(head, embedding) + _rows_in_input(head) + _split(head),
         )
         return head
 
@@ -147,8 +166,11 @@ class HeadOptions:
             return ProductHead(
                 dim, book, mixtures=self.mixtures or 1, tied=tied_groups, rows_in_input=rows_in_input
             )
+        # What comes from a checkpoint is to be read, by one process or by several that are out of step.
+        shard = sharding.shard() if self.shard and not self.restored else None
         if self.head == "cascade":
-            return CascadeHead(
+            cascade = CascadeHead if shard is None else partial(ShardedCascadeHead, shard=shard)
+            return cascade(
                 dim,
                 book,
                 bottleneck=self.bottleneck,
@@ -161,7 +183,8 @@ class HeadOptions:
                 dropout=self.dropout or 0.0,
             )
         if self.head == "sampling":
-            return SamplingHead(
+            sampling = SamplingHead if shard is None else partial(ShardedSamplingHead, shard=shard)
+            return sampling(
                 dim,
                 book,
                 groups=self.groups,
@@ -175,7 +198,10 @@ class HeadOptions:
         it is not given, and fits every head."""
         names = [name for name in _ONLY_FOR if name != "mhe_group_rows"]
         values = ((name, getattr(self, name.removeprefix("mhe_"))) for name in names)
-        given = [f"{flag(name)} {value}" for name, value in values if value is not None]
+        given = [
+            f"{flag(name)} {value}" for name, value in values if value is not None and value is not False
+        ]
+        given = [text.removesuffix(" True") for text in given]
         return " ".join([f"--mhe-head {self.head}", *given])
 
 
@@ -238,6 +264,12 @@ def _tying(head: OutputHead, embedding: nn.Embedding | None) -> str:
     return "tied to the input embeddings"
 
 
+def _split(head: OutputHead) -> str:
+    if not isinstance(head, ShardedHead):
+        return ""
+    return f"; split over {head.shard.size} ranks, {head.sharded.own} of {head.sharded.prefixes} groups here"
+
+
 def _rows_in_input(head: OutputHead) -> str:
     return "; rows of groups are part of the input embeddings" if head.has_input_rows else ""
 
@@ -256,6 +288,13 @@ def _whole(args: Any, name: str, lowest: int) -> int | None:
     if number < lowest:
         raise MHEError(f"{flag(name)} must be a whole number of at least {lowest}, got {value!r}")
     return number
+
+
+def _switch(args: Any, name: str) -> bool:
+    value = getattr(args, name, None)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise MHEError(f"{flag(name)} is true or false, got {value!r}")
 
 
 def _share(args: Any, name: str) -> float | None:

@@ -157,13 +157,16 @@ def test_numbers_of_digits_that_a_head_takes(head: str, lengths: object) -> None
 def test_the_command_line_reads_text_and_leaves_out_what_is_not_given() -> None:
     parser = argparse.ArgumentParser()
     add_head_args(parser)
-    assert set(vars(parser.parse_args([])).values()) == {None}
+    assert {key: value for key, value in vars(parser.parse_args([])).items() if value is not None} == {
+        "mhe_shard": False
+    }
     line = "--mhe-head cascade --mhe-smoothing per-level --mhe-dropout 0.1 --mhe-bottleneck 2"
     head = HeadOptions.resolve(parser.parse_args(line.split()), SYMBOLS).build(DIM, None)
     assert isinstance(head, CascadeHead) and (head.smoothing_form, head.dropout) == ("per-level", 0.1)
     line = "--mhe-head sampling --mhe-sampling batch"
     head = HeadOptions.resolve(parser.parse_args(line.split()), SYMBOLS).build(DIM, None)
     assert isinstance(head, SamplingHead) and head.variant == "batch"
+    assert resolve(**vars(parser.parse_args(["--mhe-head", "sampling", "--mhe-shard"]))).shard
 
 
 def test_a_codebook_file_is_used_and_must_agree_with_lengths(tmp_path: Path) -> None:

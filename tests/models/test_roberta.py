@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mhe_fairseq.criterions import MHEMaskedLMCriterion
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.models.flags import FLAGS
+from mhe_fairseq.models.flags import FLAGS, SWITCHES
 from mhe_fairseq.models.roberta import MHERobertaModel
 
 STOCK = ARCH_MODEL_INV_REGISTRY["roberta"]
@@ -109,7 +109,8 @@ def test_flags_are_fairseqs_and_the_heads() -> None:
     mine, theirs = argparse.ArgumentParser(), argparse.ArgumentParser()
     MHERobertaModel.add_args(mine)
     RobertaModel.add_args(theirs)
-    assert vars(mine.parse_args([])) == {**vars(theirs.parse_args([])), **dict.fromkeys(FLAGS)}
+    heads = {**dict.fromkeys(FLAGS), **dict.fromkeys(SWITCHES, False)}
+    assert vars(mine.parse_args([])) == {**vars(theirs.parse_args([])), **heads}
 
 
 @pytest.mark.parametrize("config", [False, True])

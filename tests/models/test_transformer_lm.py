@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.models.flags import FLAGS
+from mhe_fairseq.models.flags import FLAGS, SWITCHES
 from mhe_fairseq.models.transformer_lm import MHETransformerLanguageModel, MHETransformerLanguageModelConfig
 
 STOCK = [name for name in ARCH_MODEL_INV_REGISTRY["transformer_lm"] if name != "transformer_lm"]
@@ -95,12 +95,13 @@ def test_what_a_user_chose_is_kept_by_an_architecture() -> None:
 def test_flags_are_fairseqs_and_the_heads() -> None:
     mine, theirs = MHETransformerLanguageModelConfig(), TransformerLanguageModelConfig()
     heads = {name: None for name in (*FLAGS, "mhe_fingerprint")}
-    assert vars(mine) == {**vars(theirs), **heads}
+    assert vars(mine) == {**vars(theirs), **heads, **dict.fromkeys(SWITCHES, False)}
     parser = argparse.ArgumentParser()
     MHETransformerLanguageModel.add_args(parser)
     text = " ".join(parser.format_help().split())
     assert "--mhe-fingerprint" not in text
-    assert all("--" + name.replace("_", "-") in text for name in FLAGS)
+    assert all("--" + name.replace("_", "-") in text for name in (*FLAGS, *SWITCHES))
+    assert parser.parse_args(["--mhe-shard"]).mhe_shard is True
     # Text, as in translation: checked later, and told in the same words.
     assert parser.parse_args(["--mhe-mixtures", "many"]).mhe_mixtures == "many"
 
