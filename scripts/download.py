@@ -50,6 +50,7 @@ def download(
     sha256: str | None = None,
     md5: str | None = None,
     offline: Path | None = None,
+    offline_name: str | None = None,
 ) -> None:
     """Fetch ``url`` to ``path``.
 
@@ -59,6 +60,7 @@ def download(
         sha256: what the file must have, hexadecimal.
         md5: the same by MD5, where no better checksum was ever published.
         offline: take the file of the URL's name from this folder, and nothing from the network.
+        offline_name: its name there, if it is another.
 
     Raises:
         DownloadError: it could not be had, or is not the right file.
@@ -75,7 +77,7 @@ def download(
         _fetch(url, part)
         source = url
     else:
-        name = Path(urllib.parse.urlsplit(url).path).name
+        name = offline_name or Path(urllib.parse.urlsplit(url).path).name
         if not (offline / name).is_file():
             raise DownloadError(f"{offline} has no {name}; put there what {url} has")
         shutil.copyfile(offline / name, part)
