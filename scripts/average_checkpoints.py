@@ -4,8 +4,8 @@
     python scripts/average_checkpoints.py CHECKPOINTS --last 5 -o averaged.pt
 
 takes the ``checkpoint_EPOCH_UPDATES.pt`` with most updates: at most so many, and all there are of fewer
-(fairseq writes none where a save falls on the end of an epoch). Weights are averaged in fp32 and rounded once;
-code tables must be the same in all. The optimizer is left out: this is no checkpoint to train on from.
+(fairseq writes none where a save falls on the end of an epoch). Weights are averaged in fp32 and rounded
+once; code tables must be the same in all. The optimizer is left out: this is no checkpoint to train on from.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def average(paths: list[Path]) -> dict[str, Any]:
         state = read_checkpoint(path)
         model = state["model"]
         if not sums:
-            sums = {name: value.float() if value.is_floating_point() else value for name, value in model.items()}
+            sums = {
+                name: value.float() if value.is_floating_point() else value for name, value in model.items()
+            }
             continue
         for name, value in model.items():
             if name not in sums or sums[name].shape != value.shape or len(model) != len(sums):
@@ -68,7 +70,9 @@ def average(paths: list[Path]) -> dict[str, Any]:
             if value.is_floating_point():
                 sums[name] = sums[name] + value.float()
             elif not torch.equal(sums[name], value):
-                raise AverageError(f"{path} and {paths[0]} are not of one model: they have other codes in {name}")
+                raise AverageError(
+                    f"{path} and {paths[0]} are not of one model: they have other codes in {name}"
+                )
     for name, value in state["model"].items():
         if value.is_floating_point():
             state["model"][name] = (sums[name] / len(paths)).to(value.dtype)
@@ -84,7 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="CHECKPOINTS", help="what fairseq-train saved to")
     parser.add_argument("--last", type=int, required=True, metavar="N", help="how many to average")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="checkpoint to write")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="checkpoint to write"
+    )
     args = parser.parse_args(argv)
     try:
         if args.last < 1:

@@ -127,7 +127,9 @@ def load(path: Path, languages: str | None = None, checksums: Path | None = None
         else:
             corpus = _pair(found, path)
     except (KeyError, TypeError, ValueError) as error:
-        raise PrepareError(f"{path} is no description of a corpus ({type(error).__name__}: {error})") from None
+        raise PrepareError(
+            f"{path} is no description of a corpus ({type(error).__name__}: {error})"
+        ) from None
     for split in SPLITS if corpus.many else ("train", "test"):
         if not any(part.split == split for part in corpus.parts):
             raise PrepareError(f"{path} names no text for the {split} set")
@@ -148,7 +150,9 @@ def _pair(found: Mapping[str, Any], path: Path) -> Corpus:
         for entry in found.get(split, []):
             archive = entry["archive"]
             if archive not in archives:
-                raise PrepareError(f"{path} has a text in the archive '{archive}', which it does not describe")
+                raise PrepareError(
+                    f"{path} has a text in the archive '{archive}', which it does not describe"
+                )
             left, right = entry.get("files") or known[archive]
             kind = entry.get("format", "segments" if archive in known else "plain")
             if kind not in FORMATS:

@@ -41,7 +41,9 @@ def extract(corpus: Corpus, archives: Path, out: Path, temperature: float = 1.0)
     """
     if temperature < 1:
         raise PrepareError(f"--temperature must be at least 1, got {temperature}")
-    known = {name: (archive.sha256 or archive.md5 or archive.url) for name, archive in corpus.archives.items()}
+    known = {
+        name: (archive.sha256 or archive.md5 or archive.url) for name, archive in corpus.archives.items()
+    }
     parts: list[object] = [[part.split, part.archive, *part.files, part.format] for part in corpus.parts]
     keep_settings(out / "extracted.json", {"archives": known, "parts": parts, "temperature": temperature})
     raw = out / "raw"
@@ -108,7 +110,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--languages", metavar="L,L", help="of a corpus of many, only these")
     parser.add_argument("--checksums", type=Path, metavar="FILE", help="as for fetch_corpus.py")
     parser.add_argument(
-        "--temperature", type=float, default=1.0, metavar="T", help="repeat small languages (default: %(default)s)"
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="repeat small languages (default: %(default)s)",
     )
     args = parser.parse_args(argv)
 

@@ -53,9 +53,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the archives")
     parser.add_argument("--languages", metavar="L,L", help="of a corpus of many, only these")
     parser.add_argument("--mirror", metavar="URL", help="take every file from URL/NAME")
-    parser.add_argument("--offline", type=Path, metavar="DIR", help="take every file from DIR, none from the network")
     parser.add_argument(
-        "--checksums", type=Path, metavar="FILE", help="checksums by sha256sum that count in place of the known ones"
+        "--offline", type=Path, metavar="DIR", help="take every file from DIR, none from the network"
+    )
+    parser.add_argument(
+        "--checksums",
+        type=Path,
+        metavar="FILE",
+        help="checksums by sha256sum that count in place of the known ones",
     )
     args = parser.parse_args(argv)
     try:

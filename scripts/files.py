@@ -123,7 +123,11 @@ def run_script(name: str, out: Path, work: Callable[[], None]) -> int:
             shutil.rmtree(out, ignore_errors=True)
         if empty:
             out.mkdir(exist_ok=True)
-        print(f"{name}: error: {error}", file=sys.stderr)
+        said = str(error)
+        # The system does not name the file of a failed write.
+        if isinstance(error, OSError) and error.filename is None:
+            said = f"{error.strerror or error}, writing to {out}"
+        print(f"{name}: error: {said}", file=sys.stderr)
         return 1
     return 0
 

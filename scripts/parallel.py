@@ -56,7 +56,9 @@ def unpack(archive: Path, wanted: Mapping[str, Path]) -> None:
         raise PrepareError(
             f"{archive} is damaged ({type(error).__name__}: {error}); remove it and download it again"
         ) from None
-    what = f"has {', '.join(sorted(seen)[:5])}{' and others' if len(seen) > 5 else ''}" if seen else "is empty"
+    what = (
+        f"has {', '.join(sorted(seen)[:5])}{' and others' if len(seen) > 5 else ''}" if seen else "is empty"
+    )
     raise PrepareError(f"{archive} has no {min(missing)}; it {what}")
 
 
@@ -107,7 +109,11 @@ def tags(path: Path) -> Iterator[Line]:
             yield line if line is None else _TAGS.sub("", line).strip()
 
 
-READERS: dict[str, Callable[[Path], Iterator[Line]]] = {"plain": _raw_lines, "segments": segments, "tags": tags}
+READERS: dict[str, Callable[[Path], Iterator[Line]]] = {
+    "plain": _raw_lines,
+    "segments": segments,
+    "tags": tags,
+}
 
 
 def pairs(files: tuple[Path, Path], format: str, strict: bool) -> Iterator[tuple[str, str]]:

@@ -145,7 +145,11 @@ def prepare(source: Path, out: Path, settings: Settings, workers: int) -> None:
     text = clean(text, out, settings)
 
     # sentencepiece counts three symbols of its own, of which the dictionary takes none over.
-    symbols = sorted({line for split in splits for line in read_lines(text[split, "tags"])}) if settings.tags else []
+    symbols = (
+        sorted({line for split in splits for line in read_lines(text[split, "tags"])})
+        if settings.tags
+        else []
+    )
     size = settings.pieces - len(FAIRSEQ) - len(symbols) + 3
     train = [text["train", side] for side in (settings.src, settings.tgt)]
     step(out / "spm.model", lambda: [train_pieces(train, size, settings.sample, workers)])
@@ -219,7 +223,9 @@ def report(split: str, out: Path, count: int) -> None:
         PrepareError: none was.
     """
     if not count:
-        raise PrepareError(f"no pair of the {split} set is left after cleaning; look at --ratio and the lengths")
+        raise PrepareError(
+            f"no pair of the {split} set is left after cleaning; look at --ratio and the lengths"
+        )
     print(f"{out}: {split} set of {count:,} pairs")
 
 
@@ -248,15 +254,34 @@ def main(argv: list[str] | None = None) -> int:
     add("--pieces", type=int, required=True, metavar="V", help="size of the dictionary")
     add("--tokenize", choices=("moses", "none"), default="none", help="sacremoses, or the text as it is")
     add("--lowercase", action="store_true", help="lowercase the text")
-    add("--normalize", action="append", default=[], choices=sorted(tokens.NORMALIZERS), help="may be repeated")
+    add(
+        "--normalize", action="append", default=[], choices=sorted(tokens.NORMALIZERS), help="may be repeated"
+    )
     add("--max-words", type=int, default=0, metavar="N", help="longest sentence, in words (default: any)")
-    add("--max-pieces", type=int, default=250, metavar="N", help="and in pieces, 0: any (default: %(default)s)")
+    add(
+        "--max-pieces",
+        type=int,
+        default=250,
+        metavar="N",
+        help="and in pieces, 0: any (default: %(default)s)",
+    )
     add("--ratio", type=float, default=1.5, help="of the sides' lengths, 0: any (default: %(default)s)")
     add("--unique", action="store_true", help="train on each pair once")
-    add("--valid-every", type=int, default=0, metavar="N", help="take the validation set from the training set")
+    add(
+        "--valid-every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="take the validation set from the training set",
+    )
     add("--sample", type=int, default=0, metavar="N", help="make pieces of N sentences (default: of all)")
     add("--tags", action="store_true", help="SPLIT.tags has what is put before each source sentence")
-    add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: %(default)s here)")
+    add(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes (default: %(default)s here)",
+    )
     args = vars(parser.parse_args(argv))
     source, out, workers = args.pop("source"), args.pop("out"), args.pop("workers")
     settings = Settings(**{**args, "normalize": tuple(args["normalize"])})

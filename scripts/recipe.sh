@@ -136,13 +136,18 @@ choose_machine() {
     fi
 }
 
-# batch TOKENS PER_GPU: flags for an update of TOKENS tokens, or the next multiple of what the GPUs take at
-# once. PER_GPU tokens are what one holds (MAX_TOKENS changes it). Processes on CPUs count as GPUs do.
+# batch TOKENS PER_GPU [LONGEST]: flags for an update of TOKENS tokens, whatever number of GPUs share it. PER_GPU
+# tokens are what one holds (MAX_TOKENS changes it). Where samples have at most LONGEST tokens, a GPU takes less
+# at once to keep to TOKENS; otherwise an update has the next multiple. Processes on CPUs count as GPUs do.
 batch() {
-    local per_gpu=${MAX_TOKENS:-$2}
+    local per_gpu=${MAX_TOKENS:-$2} longest=${3:-}
     local ranks=$((GPUS ? GPUS : ${WORLD:-1}))
-    local at_once=$((per_gpu * ranks))
-    BATCH=(--max-tokens "$per_gpu" --update-freq $((($1 + at_once - 1) / at_once)))
+    local frequency=$((($1 + per_gpu * ranks - 1) / (per_gpu * ranks)))
+    if [[ -n $longest ]]; then
+        per_gpu=$((($1 + frequency * ranks - 1) / (frequency * ranks)))
+        if ((per_gpu < longest)); then per_gpu=$longest; fi
+    fi
+    BATCH=(--max-tokens "$per_gpu" --update-freq "$frequency")
 }
 
 # begin_recipe LINE...: the lines are settings that cannot change, besides those known here.

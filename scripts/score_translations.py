@@ -55,10 +55,15 @@ def directions(name: str, translations: list[str], references: list[str], tags: 
         mine = [[column[n] for n in numbers] for column in (translations, references)]
         scores = score(mine[0], mine[1], tokenize=tokenize)
         print(told(f"{name}, {languages[0]} to {languages[1]}", len(numbers), scores))
-        signatures.update({f"BLEU ({tokenize})": scores.signatures["BLEU"], "chrF2": scores.signatures["chrF2"]})
+        signatures.update(
+            {f"BLEU ({tokenize})": scores.signatures["BLEU"], "chrF2": scores.signatures["chrF2"]}
+        )
         sums = [total + value for total, value in zip(sums, (scores.bleu, scores.chrf), strict=True)]
     bleu, chrf = (total / len(groups) for total in sums)
-    print(f"{name}: mean of {len(groups)} directions, {len(tags):,} sentences: BLEU {bleu:.2f}, chrF2 {chrf:.2f}")
+    print(
+        f"{name}: mean of {len(groups)} directions, {len(tags):,} sentences: "
+        f"BLEU {bleu:.2f}, chrF2 {chrf:.2f}"
+    )
     for metric, signature in sorted(signatures.items()):
         print(f"  {metric}: {signature}")
 
@@ -68,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("results", type=Path, metavar="GENERATED", help="generate-test.txt of fairseq-generate --results-path")
+    add(
+        "results", type=Path, metavar="GENERATED", help="generate-test.txt of fairseq-generate --results-path"
+    )
     add("--reference", type=Path, required=True, help="the test set's target side, as it was")
     add("--name", required=True, help="what to call it")
     add("--out", type=Path, required=True, help="file for the translations")

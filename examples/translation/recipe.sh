@@ -7,6 +7,8 @@ source scripts/recipe.sh
 CORPUS=examples/translation/$RECIPE/corpus.toml
 MANY=${MANY:-}
 CHECKSUMS=${CHECKSUMS:-}
+# Tokens of the longest sentence that a batch must hold, with room for more.
+LONGEST=512
 
 usage() {
     cat <<END
@@ -74,7 +76,7 @@ read_arguments() {
 tiny_settings() {
     VOCAB=${VOCAB:-2000} UPDATES=${UPDATES:-200} VALIDATE_EVERY=${VALIDATE_EVERY:-50} LOG_EVERY=25
     AVERAGE=${AVERAGE:-2} WORKERS=0
-    batch "${BATCH_TOKENS:-2048}" 2048
+    batch "${BATCH_TOKENS:-2048}" 2048 "$LONGEST"
     ARCH=mhe_transformer
     MODEL=(--share-all-embeddings --encoder-layers 2 --decoder-layers 2 --encoder-embed-dim 64
         --decoder-embed-dim 64 --encoder-ffn-embed-dim 128 --decoder-ffn-embed-dim 128

@@ -21,7 +21,7 @@ if [[ $SCALE == tiny ]]; then
 else
     VOCAB=${VOCAB:-10000} UPDATES=${UPDATES:-50000} VALIDATE_EVERY=${VALIDATE_EVERY:-1000} LOG_EVERY=100
     AVERAGE=${AVERAGE:-0} WORKERS=2
-    batch "${BATCH_TOKENS:-4096}" 4096
+    batch "${BATCH_TOKENS:-4096}" 4096 "$LONGEST"
     ARCH=mhe_transformer_iwslt_de_en
     MODEL=(--share-all-embeddings --dropout 0.3)
     OPTIMIZER=(--optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 --weight-decay 0.0001

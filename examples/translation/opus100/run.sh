@@ -23,7 +23,7 @@ if [[ $SCALE == tiny ]]; then
 else
     VOCAB=${VOCAB:-262144} UPDATES=${UPDATES:-200000} VALIDATE_EVERY=${VALIDATE_EVERY:-2000} LOG_EVERY=100
     AVERAGE=${AVERAGE:-5} WORKERS=2
-    batch "${BATCH_TOKENS:-131072}" 8192
+    batch "${BATCH_TOKENS:-131072}" 8192 "$LONGEST"
     transformer_base 0.1
 fi
 settle_model

@@ -22,11 +22,11 @@ else
     VOCAB=${VOCAB:-32768} LOG_EVERY=100 WORKERS=2
     if [[ $SIZE == base ]]; then
         UPDATES=${UPDATES:-100000} VALIDATE_EVERY=${VALIDATE_EVERY:-1500} AVERAGE=${AVERAGE:-5}
-        batch "${BATCH_TOKENS:-25000}" 3584
+        batch "${BATCH_TOKENS:-25000}" 3584 "$LONGEST"
         transformer_base 0.1
     else
         UPDATES=${UPDATES:-300000} VALIDATE_EVERY=${VALIDATE_EVERY:-1000} AVERAGE=${AVERAGE:-20}
-        batch "${BATCH_TOKENS:-$((8 * 3584))}" 3584
+        batch "${BATCH_TOKENS:-$((8 * 3584))}" 3584 "$LONGEST"
         transformer_big 0.3
     fi
 fi

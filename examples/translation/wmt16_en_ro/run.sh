@@ -21,7 +21,7 @@ if [[ $SCALE == tiny ]]; then
 else
     VOCAB=${VOCAB:-32768} UPDATES=${UPDATES:-50000} VALIDATE_EVERY=${VALIDATE_EVERY:-1000} LOG_EVERY=100
     AVERAGE=${AVERAGE:-5} WORKERS=2
-    batch "${BATCH_TOKENS:-32768}" 4096
+    batch "${BATCH_TOKENS:-32768}" 4096 "$LONGEST"
     if [[ $SIZE == base ]]; then transformer_base 0.3; else transformer_big 0.3; fi
 fi
 settle_model
