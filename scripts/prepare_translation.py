@@ -60,7 +60,8 @@ class Settings:
         lowercase: before pieces are made.
         normalize: names of ``tokens.NORMALIZERS``.
         max_words, max_pieces: length of the longest sentence to train on, 0 for any.
-        ratio: of the longer side to the shorter, at most; 0 for any.
+        ratio: of the longer side to the shorter, at most, in words with max_words and in pieces without; 0
+            for any.
         unique: leave out repeated pairs of the training set.
         valid_every: without a validation set, every so many'th pair of the training set is for it.
         sample: sentences, at most, that the pieces are made of, 0 for all.
@@ -206,7 +207,9 @@ def encode(
         for side, path in whole.items():
             step(path, partial(tokens.encoded, text[split, side], make, workers))
         columns = [*whole.values(), *([text[split, "tags"]] if settings.tags else [])]
-        limits = Limits(settings.max_pieces, settings.ratio) if split != "test" else Limits()
+        # What was cleaned by words is not cleaned by the ratio of pieces, too.
+        ratio = 0 if settings.max_words else settings.ratio
+        limits = Limits(settings.max_pieces, ratio) if split != "test" else Limits()
         rows: Iterator[tuple[str, ...]] = select(read_sides(columns), limits, split != "test")
         if settings.tags:
             rows = ((f"{mark} {left}", right) for left, right, mark in rows)

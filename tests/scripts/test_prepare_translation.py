@@ -84,13 +84,19 @@ def test_words_of_moses_lowercased_and_split(text: Path, tmp_path: Path) -> None
         (text / f"valid.{side}").unlink()
     out = tmp_path / "out"
     flags = ["--tokenize", "moses", "--normalize", "apostrophe", "--lowercase", "--max-words", "59"]
-    assert prepare(text, out, *flags, "--ratio", "9", "--max-pieces", "0", "--valid-every", "10") == 0
-    kept = [line.lower() for line in lines(out / "words" / "train.en") if line != "One"]
-    assert kept[99] == "it 's here , isn 't it ?" and kept[-1] == "two"
+    assert prepare(text, out, *flags, "--ratio", "1.5", "--max-pieces", "0", "--valid-every", "10") == 0
+    words = [[line.split() for line in lines(out / "words" / f"train.{side}")] for side in ("en", "de")]
+    lengths = [sorted((len(left), len(right))) for left, right in zip(*words, strict=True)]
+    fits = [long <= min(59, 1.5 * short) for short, long in lengths]
+    kept = [" ".join(left).lower() for left, fit in zip(words[0], fits, strict=True) if fit]
+    assert len(kept) < len(fits) - 1
+    assert "it 's here , isn 't it ?" in kept and "one" not in kept and kept[-1] == "two"
     clean = [lines(out / "clean" / f"{split}.en") for split in ("valid", "train")]
-    assert clean[0] == kept[9::10] and len(clean[0]) == 10
+    assert clean[0] == kept[9::10]
     assert clean[1] == [line for number, line in enumerate(kept, start=1) if number % 10]
-    assert back(out / "pieces" / "valid.en", out / "spm.model") == clean[0]
+    # Nothing is left out for the number of its pieces.
+    for split, wanted in zip(("valid", "train"), clean, strict=True):
+        assert back(out / "pieces" / f"{split}.en", out / "spm.model") == wanted
 
 
 def test_tags(text: Path, tmp_path: Path) -> None:
