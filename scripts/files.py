@@ -148,13 +148,13 @@ def evenly(text: Iterable[Path], sample: int) -> Iterator[str]:
 
 
 def train_pieces(text: Iterable[Path], vocab_size: int, sample: int = 0, threads: int = 1) -> bytes:
-    """A joint byte-pair model of ``text``, the same bytes on every run.
+    """A joint byte-pair model of ``text``, the same bytes on every run with as many threads.
 
     Args:
         text: files.
         vocab_size: pieces, with sentencepiece's own three.
         sample: sentences that it is made of, 0 for all.
-        threads: to count with; it makes no difference to the result.
+        threads: to read with; the pieces are the same with any number.
 
     Byte pairs rather than sentencepiece's default, a unigram model: on a corpus of some thousand lines the
     latter splits the commonest words (``fü r``) and needs 7% more pieces for the bundled test set.

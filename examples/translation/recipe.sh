@@ -28,7 +28,7 @@ run.sh [--out DIR] [--scale full|tiny] [--head HEAD] [--vocab V] [--updates N] [
 --checksums FILE  as sha256sum writes them: they count in place of the ones in corpus.toml
 --precision P fp16 (default), bf16 or fp32, on a GPU
 --only STAGE  prepare, train or evaluate; what comes before must be done
---out DIR     default: runs/$RECIPE-HEAD, or runs/$RECIPE-SIZE-HEAD
+--out DIR     default: runs/$RECIPE-${SIZES:+SIZE-}HEAD
 $OWN_HELP
 END
 }
