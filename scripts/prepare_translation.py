@@ -48,6 +48,9 @@ from scripts.parallel import write_together  # noqa: E402
 from scripts.prepare_data import find_source  # noqa: E402
 from scripts.progress import watched  # noqa: E402
 
+#: Of --normalize.
+KINDS = sorted((*tokens.NORMALIZERS, tokens.PUNCTUATION))
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -58,7 +61,7 @@ class Settings:
         pieces: symbols of the dictionary.
         tokenize: "moses" or "none".
         lowercase: before pieces are made.
-        normalize: names of ``tokens.NORMALIZERS``.
+        normalize: some of ``KINDS``.
         max_words, max_pieces: length of the longest sentence to train on, 0 for any.
         ratio: of the longer side to the shorter, at most, in words with max_words and in pieces without; 0
             for any.
@@ -257,9 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--pieces", type=int, required=True, metavar="V", help="size of the dictionary")
     add("--tokenize", choices=("moses", "none"), default="none", help="sacremoses, or the text as it is")
     add("--lowercase", action="store_true", help="lowercase the text")
-    add(
-        "--normalize", action="append", default=[], choices=sorted(tokens.NORMALIZERS), help="may be repeated"
-    )
+    add("--normalize", action="append", default=[], choices=KINDS, help="may be repeated")
     add("--max-words", type=int, default=0, metavar="N", help="longest sentence, in words (default: any)")
     add(
         "--max-pieces",

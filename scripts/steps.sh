@@ -97,10 +97,12 @@ run_line() {
     bash -c "$*"
 }
 
+ONLY="" STAGE=""
+
 # stage NAME: steps from here on belong to it. With ONLY=NAME no other stage's are done: those before must have
 # been done, and those after are left.
 stage() {
-    if [[ -n ${ONLY:-} && $ONLY == "${STAGE:-}" ]]; then
+    if [[ -n $ONLY && $ONLY == "$STAGE" ]]; then
         echo "$ONLY: done, the rest is left"
         exit 0
     fi
@@ -115,7 +117,7 @@ begin() {
         skip=1
         echo "$step: done before, skipped"
     else
-        [[ -z ${ONLY:-} || $ONLY == "${STAGE:-}" ]] ||
+        [[ -z $ONLY || $ONLY == "$STAGE" ]] ||
             fail "$step has to be done first; run the same with --only $STAGE, in one process"
         redo=1
     fi

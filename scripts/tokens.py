@@ -50,11 +50,22 @@ NORMALIZERS: dict[str, dict[str, str]] = {
 }
 
 
+#: Moses' own, of quotation marks, dashes, spaces before punctuation and the like; without control characters.
+PUNCTUATION = "punctuation"
+
+
 def words(language: str, tokenize: str, normalize: Sequence[str]) -> Encoder:
-    """Text with letters normalised, and its words told apart by Moses or ("none") left as they are."""
-    table = str.maketrans({old: new for name in normalize for old, new in NORMALIZERS[name].items()})
+    """Text with letters and punctuation normalised, and its words told apart by Moses or ("none") left as
+    they are."""
+    letters = [name for name in normalize if name != PUNCTUATION]
+    table = str.maketrans({old: new for name in letters for old, new in NORMALIZERS[name].items()})
+    normalized: Encoder = str.strip
+    if PUNCTUATION in normalize:
+        from sacremoses import MosesPunctNormalizer
+
+        normalized = MosesPunctNormalizer(language, post_remove_control_chars=True).normalize
     tokenized = moses(language) if tokenize == "moses" else str.strip
-    return lambda line: tokenized(line.translate(table))
+    return lambda line: tokenized(normalized(line.translate(table)))
 
 
 def pieces(model: str) -> Encoder:

@@ -35,7 +35,7 @@ END
 
 read_arguments() {
     shared_defaults
-    SIZE="" SOURCE="" MIRROR="" BATCH_TOKENS="" AVERAGE="" LANGUAGES=""
+    SIZE="" TOKENIZE="" SOURCE="" MIRROR="" BATCH_TOKENS="" AVERAGE="" LANGUAGES=""
     while (($#)); do
         shared_argument "$@"
         if ((TAKEN)); then
@@ -44,7 +44,7 @@ read_arguments() {
         fi
         case $1 in
             --source | --mirror | --checksums | --batch | --average) ;;
-            --size) [[ -n ${SIZES:-} ]] || fail "$1 is for wmt14_en_de and wmt16_en_ro" ;;
+            --size | --tokenize) [[ -n ${SIZES:-} ]] || fail "$1 is for wmt14_en_de and wmt16_en_ro" ;;
             --languages) [[ -n $MANY ]] || fail "$1 is for the recipe opus100" ;;
             *) no_argument "$1" ;;
         esac
@@ -56,6 +56,7 @@ read_arguments() {
             --batch) BATCH_TOKENS=$2 ;;
             --average) AVERAGE=$2 ;;
             --size) SIZE=$2 ;;
+            --tokenize) TOKENIZE=$2 ;;
             --languages) LANGUAGES=$2 ;;
         esac
         shift 2
@@ -64,6 +65,8 @@ read_arguments() {
         SIZE=${SIZE:-${SIZES%% *}}
         [[ " $SIZES " == *" $SIZE "* ]] || fail "--size is one of $SIZES, not '$SIZE'"
     fi
+    [[ -z $TOKENIZE || $TOKENIZE == moses || $TOKENIZE == none ]] ||
+        fail "--tokenize is moses or none, not '$TOKENIZE'"
     WORK=${WORK:-runs/$RECIPE${SIZE:+-$SIZE}-${HEAD:-${HEADS%% *}}}
     check_shared
     whole_numbers "--batch and --average" "$BATCH_TOKENS" "$AVERAGE"
@@ -121,7 +124,8 @@ settle_model() {
 # begin_translation FLAG...: of prepare_translation.py.
 begin_translation() {
     PREPARE=("$@")
-    begin_recipe "text ${SOURCE:-corpus.toml}${LANGUAGES:+ of $LANGUAGES}" "prepare $*" "head ${HEAD_WORDS[*]}" \
+    if [[ $TOKENIZE == moses ]]; then PREPARE+=(--tokenize moses --normalize punctuation); fi
+    begin_recipe "text ${SOURCE:-corpus.toml}${LANGUAGES:+ of $LANGUAGES}" "prepare ${PREPARE[*]}" "head ${HEAD_WORDS[*]}" \
         "model ${MODEL[*]}" "optimizer ${OPTIMIZER[*]}" "tokens of an update ${BATCH_TOKENS:-published}" \
         "seed $SEED"
     BIN=$WORK/data-bin
@@ -183,7 +187,9 @@ translate() {
 evaluate() {
     local reference=$TEXT/test.$TGT
     [[ -f $reference ]] || reference=$reference.xz
+    local name="$RECIPE${SIZE:+ $SIZE}, ${HEAD_FLAGS:-$HEAD}"
+    if [[ $TOKENIZE == moses ]]; then set -- "$@" --detokenize "$TGT"; fi
     skip=0
     run python scripts/score_translations.py "$WORK/translations/generate-test.txt" --reference "$reference" \
-        --name "$RECIPE${SIZE:+ $SIZE}, $HEAD" --out "$WORK/hypotheses.$TGT" "$@"
+        --name "$name" --out "$WORK/hypotheses.$TGT" "$@"
 }

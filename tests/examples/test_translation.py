@@ -275,6 +275,8 @@ def test_slurm_starts_the_training_of_a_recipe(tmp_path: Path) -> None:
     [
         ("wmt14_en_de", ["--size", "huge"], "--size is one of base big, not 'huge'"),
         ("iwslt14_de_en", ["--size", "big"], "--size is for wmt14_en_de and wmt16_en_ro"),
+        ("opus100", ["--tokenize", "moses"], "--tokenize is for wmt14_en_de and wmt16_en_ro"),
+        ("wmt14_en_de", ["--tokenize", "spaces"], "--tokenize is moses or none, not 'spaces'"),
         ("wmt16_en_ro", ["--languages", "ro"], "--languages is for the recipe opus100"),
         (
             "wmt16_en_ro",

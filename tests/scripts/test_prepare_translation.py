@@ -121,6 +121,15 @@ def test_a_normalised_letter(text: Path, tmp_path: Path) -> None:
     )
 
 
+def test_punctuation_and_words_of_moses(text: Path, tmp_path: Path) -> None:
+    odd = "\u201eEin\u00a0Wort\u201c \u2013 und\x07 noch eins \u2026"
+    write(text, "test", [("\u2018One\u2019 , two", odd)] * 2)
+    assert prepare(text, tmp_path / "out", "--tokenize", "moses", "--normalize", "punctuation") == 0
+    assert lines(tmp_path / "out" / "words" / "test.de")[0] == '" Ein Wort " - und noch eins ...'
+    assert lines(tmp_path / "out" / "words" / "test.en")[0] == "'One ' , two"
+    assert len(lines(tmp_path / "out" / "pieces" / "test.de")) == 2
+
+
 def test_what_is_there_is_kept_and_a_stop_leaves_no_damage(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,9 @@ set -euo pipefail
 CALLED_FROM=$PWD
 cd "$(dirname "$0")/../../.."
 ROOT=$PWD RECIPE=wmt16_en_ro SRC=en TGT=ro HEADS="cascade product sampling softmax" SIZES="base big"
-OWN_USAGE="[--size base|big]" OWN_HELP="--size SIZE   of the transformer (default: base)"
+OWN_USAGE="[--size base|big] [--tokenize none|moses]"
+OWN_HELP="--size SIZE   of the transformer (default: base)
+--tokenize T  moses: words and punctuation as Moses has them, before there are pieces (default: none)"
 source examples/translation/recipe.sh
 read_arguments "$@"
 choose_machine
