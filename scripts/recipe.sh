@@ -77,7 +77,6 @@ find_world() {
             MASTER_ADDR=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1) && [[ -n $MASTER_ADDR ]] ||
                 fail "scontrol does not tell the hosts of '$SLURM_STEP_NODELIST'; set MASTER_ADDR to the first"
         fi
-        # For a file system that all nodes see, too: not what torchrun would set.
         export WORLD_SIZE RANK LOCAL_RANK MASTER_ADDR MASTER_PORT
     fi
     WORLD=${WORLD_SIZE:-1}
@@ -109,8 +108,10 @@ choose_machine() {
     if ((!CPU)); then GPUS=$(python -c 'import torch; print(torch.cuda.device_count())'); fi
     DISTRIBUTED=()
     if ((WORLD > 1)); then
-        # In so many words: left alone, fairseq takes WORLD_SIZE over only where it sees several GPUs itself.
-        DISTRIBUTED=(--distributed-world-size "$WORLD" --distributed-rank "$RANK" --device-id "$LOCAL_RANK"
+        # In so many words: left alone, fairseq takes WORLD_SIZE over only where it sees several GPUs itself. A
+        # process may see all GPUs of its node, or its own alone.
+        DISTRIBUTED=(--distributed-world-size "$WORLD" --distributed-rank "$RANK"
+            --device-id $((LOCAL_RANK % (GPUS ? GPUS : WORLD)))
             --distributed-init-method "tcp://$MASTER_ADDR:$MASTER_PORT" --distributed-no-spawn)
     fi
     if ((GPUS)); then

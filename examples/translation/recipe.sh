@@ -1,12 +1,10 @@
-# What the recipes of this folder share: sourced by their run.sh, which sets RECIPE, SRC, TGT and HEADS and
-# calls, in order, read_arguments, choose_machine, its own settings, settle_model, begin_translation, and the
-# steps.
+# What the recipes of this folder share: sourced by their run.sh, which sets RECIPE, SRC, TGT, HEADS, SIZES (of
+# the model, or none) and MANY (of languages, or empty) and calls, in order, read_arguments, choose_machine, its
+# own settings, settle_model, begin_translation, and the steps.
 FAMILY=translation
 source scripts/recipe.sh
 
 CORPUS=examples/translation/$RECIPE/corpus.toml
-MANY=${MANY:-}
-CHECKSUMS=${CHECKSUMS:-}
 # Tokens of the longest sentence that a batch must hold, with room for more.
 LONGEST=512
 
@@ -35,7 +33,7 @@ END
 
 read_arguments() {
     shared_defaults
-    SIZE="" TOKENIZE="" SOURCE="" MIRROR="" BATCH_TOKENS="" AVERAGE="" LANGUAGES=""
+    CHECKSUMS="" SIZE="" TOKENIZE="" SOURCE="" MIRROR="" BATCH_TOKENS="" AVERAGE="" LANGUAGES=""
     while (($#)); do
         shared_argument "$@"
         if ((TAKEN)); then
@@ -44,7 +42,7 @@ read_arguments() {
         fi
         case $1 in
             --source | --mirror | --checksums | --batch | --average) ;;
-            --size | --tokenize) [[ -n ${SIZES:-} ]] || fail "$1 is for wmt14_en_de and wmt16_en_ro" ;;
+            --size | --tokenize) [[ -n $SIZES ]] || fail "$1 is for wmt14_en_de and wmt16_en_ro" ;;
             --languages) [[ -n $MANY ]] || fail "$1 is for the recipe opus100" ;;
             *) no_argument "$1" ;;
         esac
@@ -61,7 +59,7 @@ read_arguments() {
         esac
         shift 2
     done
-    if [[ -n ${SIZES:-} ]]; then
+    if [[ -n $SIZES ]]; then
         SIZE=${SIZE:-${SIZES%% *}}
         [[ " $SIZES " == *" $SIZE "* ]] || fail "--size is one of $SIZES, not '$SIZE'"
     fi
@@ -143,7 +141,7 @@ prepare() {
         run python scripts/fetch_corpus.py "$CORPUS" --out "$WORK/download" ${which[@]+"${which[@]}"} \
             ${OFFLINE:+--offline "$OFFLINE"} ${MIRROR:+--mirror "$MIRROR"}
         end
-        begin extract "$TEXT/test.$TGT"
+        begin extract "$TEXT/test.$TGT" "$*"
         run python scripts/extract_corpus.py "$CORPUS" --archives "$WORK/download" --out "$TEXT" \
             ${which[@]+"${which[@]}"} "$@"
         end

@@ -180,12 +180,13 @@ def test_opus100_is_prepared(tmp_path: Path) -> None:
 
 
 def settings(
-    script: str, env: Mapping[str, str] | None = None, check: bool = True
+    script: str, env: Mapping[str, str] | None = None, check: bool = True, gpus: int = 8
 ) -> subprocess.CompletedProcess[str]:
-    """What scripts/recipe.sh makes of an environment on a machine with 8 GPUs."""
+    """What scripts/recipe.sh makes of an environment where a process sees so many GPUs."""
     said = 'echo "$ONLY|${BATCH[*]}|${DEVICE[*]}|${DISTRIBUTED[*]}" >&2'
     before = (
-        "ROOT=$PWD RECIPE=x HEADS=cascade; source scripts/recipe.sh; python() { echo 8; }; shared_defaults; "
+        f"ROOT=$PWD RECIPE=x HEADS=cascade; source scripts/recipe.sh; python() {{ echo {gpus}; }}; "
+        "shared_defaults; "
     )
     fake = 'scontrol() { [[ $* == "show hostnames node[3-4]" ]] && printf "node3\\nnode4\\n"; }; '
     return run_command(["bash", "-euc", f"{before}{fake}{script}; {said}"], env=env, check=check)
@@ -215,6 +216,10 @@ PLACE = "--distributed-world-size {} --distributed-rank {} --device-id {} --dist
 def test_what_a_launcher_says(env: dict[str, str], expected: str) -> None:
     done = settings("check_shared; choose_machine; batch 25000 3584 512", env)
     assert done.stderr == (expected + (" --distributed-no-spawn" if "tcp" in expected else "")) + "\n"
+    # Where it sees only one GPU, that is its own.
+    alone = settings("check_shared; choose_machine; batch 25000 3584 512", env, gpus=1).stderr
+    if "tcp" in expected:
+        assert alone == re.sub(r"--device-id \d", "--device-id 0", done.stderr)
     # One process speaks.
     assert bool(done.stdout) == (not env.get("SLURM_PROCID") and env.get("RANK", "0") == "0")
 

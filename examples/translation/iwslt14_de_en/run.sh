@@ -7,7 +7,7 @@
 set -euo pipefail
 CALLED_FROM=$PWD
 cd "$(dirname "$0")/../../.."
-ROOT=$PWD RECIPE=iwslt14_de_en SRC=de TGT=en HEADS="cascade product sampling softmax"
+ROOT=$PWD RECIPE=iwslt14_de_en SRC=de TGT=en HEADS="cascade product sampling softmax" SIZES="" MANY=""
 OWN_USAGE="" OWN_HELP=""
 source examples/translation/recipe.sh
 read_arguments "$@"

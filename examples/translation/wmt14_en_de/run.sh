@@ -7,7 +7,7 @@
 set -euo pipefail
 CALLED_FROM=$PWD
 cd "$(dirname "$0")/../../.."
-ROOT=$PWD RECIPE=wmt14_en_de SRC=en TGT=de HEADS="cascade product sampling softmax" SIZES="base big"
+ROOT=$PWD RECIPE=wmt14_en_de SRC=en TGT=de HEADS="cascade product sampling softmax" SIZES="base big" MANY=""
 OWN_USAGE="[--size base|big] [--tokenize none|moses]"
 OWN_HELP="--size SIZE   of the transformer (default: base)
 --tokenize T  moses: words and punctuation as Moses has them, before there are pieces (default: none)"
