@@ -20,7 +20,7 @@ run.sh [--out DIR] [--scale full|tiny] [--head HEAD] [--vocab V] [--updates N] [
 --updates N   of the training; more than before train on
 --batch N     tokens of an update, however many GPUs share it
 --average N   translate with the mean of the last N checkpoints; 0: with the best one
---source DIR  text of your own, {train,valid,test}.{$SRC,$TGT}${MANY:+ and .tags}, plain or .xz, in place of a download
+--source DIR  text of your own in place of a download: {train,valid,test}.{$SRC,$TGT${MANY:+,tags}}, plain or .xz
 --offline DIR take the archives from DIR; nothing is downloaded
 --mirror URL  take each archive from URL/NAME
 --checksums FILE  as sha256sum writes them: they count in place of the ones in corpus.toml
@@ -123,8 +123,8 @@ settle_model() {
 begin_translation() {
     PREPARE=("$@")
     if [[ $TOKENIZE == moses ]]; then PREPARE+=(--tokenize moses --normalize punctuation); fi
-    begin_recipe "text ${SOURCE:-corpus.toml}${LANGUAGES:+ of $LANGUAGES}" "prepare ${PREPARE[*]}" "head ${HEAD_WORDS[*]}" \
-        "model ${MODEL[*]}" "optimizer ${OPTIMIZER[*]}" "tokens of an update ${BATCH_TOKENS:-published}" \
+    begin_recipe "text ${SOURCE:-corpus.toml}${LANGUAGES:+ of $LANGUAGES}" "prepare ${PREPARE[*]}" \
+        "head ${HEAD_WORDS[*]}" "model ${MODEL[*]}" "optimizer ${OPTIMIZER[*]}" "tokens of an update ${BATCH_TOKENS:-published}" \
         "seed $SEED"
     BIN=$WORK/data-bin
     PAIR=(-s "$SRC" -t "$TGT")
