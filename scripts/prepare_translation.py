@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -219,6 +220,8 @@ def encode(
         report(split, out, write_together(targets, watched(rows, f"{split}: writing", None)))
         for path in whole.values():
             path.unlink()
+    # A kill may have left some.
+    shutil.rmtree(out / "encoded", ignore_errors=True)
     return out / "pieces" / f"train.{settings.src}", out / "pieces" / f"train.{settings.tgt}"
 
 

@@ -123,6 +123,11 @@ settle_model() {
 begin_translation() {
     PREPARE=("$@")
     if [[ $TOKENIZE == moses ]]; then PREPARE+=(--tokenize moses --normalize punctuation); fi
+    if [[ -n ${PREPARE_FLAGS:-} ]]; then
+        local more
+        read -ra more <<<"$PREPARE_FLAGS"
+        PREPARE+=("${more[@]}")
+    fi
     begin_recipe "text ${SOURCE:-corpus.toml}${LANGUAGES:+ of $LANGUAGES}" "prepare ${PREPARE[*]}" \
         "head ${HEAD_WORDS[*]}" "model ${MODEL[*]}" "optimizer ${OPTIMIZER[*]}" "tokens of an update ${BATCH_TOKENS:-published}" \
         "seed $SEED"

@@ -69,7 +69,7 @@ def test_pieces_and_dictionary(text: Path, tmp_path: Path) -> None:
         for piece in line.split()
     ]
     assert sum(map(int, listed.values())) == len(used) and set(used) <= set(listed)
-    assert not list(out.rglob("*.tmp")) and not list((out / "encoded").iterdir())
+    assert not list(out.rglob("*.tmp")) and not (out / "encoded").exists()
 
 
 def test_words_of_moses_lowercased_and_split(text: Path, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 # OPUS-100: English to and from 99 languages in one transformer with 262,144 pieces and a multi-head encoding head.
 #
 # May be stopped at any time, even by kill -9, and run again. Variables: MODEL_FLAGS, HEAD_FLAGS,
-# OPTIMIZER_FLAGS in place of the ones below, TRAIN_FLAGS beside them, LR, TEMPERATURE, MAX_TOKENS of one GPU
-# at once, VALIDATE_EVERY updates, LOG_INTERVAL, SEED.
+# OPTIMIZER_FLAGS in place of the ones below, PREPARE_FLAGS and TRAIN_FLAGS beside them, LR, TEMPERATURE,
+# MAX_TOKENS of one GPU at once, VALIDATE_EVERY updates, LOG_INTERVAL, SEED.
 set -euo pipefail
 CALLED_FROM=$PWD
 cd "$(dirname "$0")/../../.."

@@ -2,8 +2,8 @@
 # WMT14 English-German with a base or big transformer and a multi-head encoding head.
 #
 # May be stopped at any time, even by kill -9, and run again. Variables: MODEL_FLAGS, HEAD_FLAGS,
-# OPTIMIZER_FLAGS in place of the ones below, TRAIN_FLAGS beside them, LR, MAX_TOKENS of one GPU at once,
-# VALIDATE_EVERY updates, LOG_INTERVAL, SEED.
+# OPTIMIZER_FLAGS in place of the ones below, PREPARE_FLAGS and TRAIN_FLAGS beside them, LR, MAX_TOKENS of one GPU
+# at once, VALIDATE_EVERY updates, LOG_INTERVAL, SEED.
 set -euo pipefail
 CALLED_FROM=$PWD
 cd "$(dirname "$0")/../../.."
