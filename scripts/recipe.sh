@@ -156,6 +156,8 @@ begin_recipe() {
     if ((RANK)); then
         COMMANDS=/dev/null redo=0 skip=0
         end() { :; }
+        # The first process says what is to be done.
+        [[ -e $WORK/settings.txt ]] || exit 1
     else
         open_work "a run of a recipe" "give --out"
     fi

@@ -243,7 +243,7 @@ def test_precision(precision: str) -> None:
     assert done.stderr.split("|")[2] == ("" if precision == "fp32" else f"--{precision}")
 
 
-def test_a_launcher_that_says_half() -> None:
+def test_a_launcher_that_says_half_or_comes_too_early(tmp_path: Path) -> None:
     refused(
         settings("check_shared; choose_machine", {"WORLD_SIZE": "4"}, check=False),
         "WORLD_SIZE is 4 and RANK is not set",
@@ -256,6 +256,10 @@ def test_a_launcher_that_says_half() -> None:
     # The others end with it, and say nothing.
     done = settings("check_shared; choose_machine; fail 'not good'", {**env, "RANK": "5"}, check=False)
     assert done.returncode == 1 and done.stdout + done.stderr == ""
+    for rank, said in (("1", ""), ("0", "download has to be done first; run the same with --only prepare")):
+        place = {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+        done = run_recipe("opus100", tmp_path / f"out{rank}", check=False, env=place)
+        assert done.returncode == 1 and said in done.stderr and bool(said) == bool(done.stderr)
     env = {**SRUN, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "elsewhere"}
     refused(
         settings("check_shared; choose_machine", env, check=False),
