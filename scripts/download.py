@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from io import FileIO
 from pathlib import Path
 
 from rich.console import Console
@@ -50,6 +51,7 @@ def download(
     sha256: str | None = None,
     md5: str | None = None,
     offline: Path | None = None,
+    offline_name: str | None = None,
 ) -> None:
     """Fetch ``url`` to ``path``.
 
@@ -59,6 +61,7 @@ def download(
         sha256: what the file must have, hexadecimal.
         md5: the same by MD5, where no better checksum was ever published.
         offline: take the file of the URL's name from this folder, and nothing from the network.
+        offline_name: its name there, if it is another.
 
     Raises:
         DownloadError: it could not be had, or is not the right file.
@@ -75,7 +78,7 @@ def download(
         _fetch(url, part)
         source = url
     else:
-        name = Path(urllib.parse.urlsplit(url).path).name
+        name = offline_name or Path(urllib.parse.urlsplit(url).path).name
         if not (offline / name).is_file():
             raise DownloadError(f"{offline} has no {name}; put there what {url} has")
         shutil.copyfile(offline / name, part)
@@ -159,11 +162,24 @@ def _connect(url: str, part: Path, have: int, bar: Progress) -> bool:
             bar.update(bar.tasks[0].id, completed=begin, total=total)
         else:
             bar.add_task(part.stem, completed=begin, total=total)
-        with open(part, "ab" if resumed else "wb") as file:
+        # Without a buffer, whose rest a failed write would have written again.
+        with open(part, "ab" if resumed else "wb", buffering=0) as file:
             while chunk := response.read(_CHUNK):
-                file.write(chunk)
+                _append(file, chunk, part)
                 bar.advance(bar.tasks[0].id, len(chunk))
             return total is None or file.tell() == total
+
+
+def _append(file: FileIO, chunk: bytes, part: Path) -> None:
+    """Write all of ``chunk``; a full disk is no dropped connection."""
+    left = memoryview(chunk)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        raise DownloadError(
+            f"{part} cannot be written ({error.strerror}); what it has is kept for another run"
+        ) from None
 
 
 def main(argv: list[str] | None = None) -> int:

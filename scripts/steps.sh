@@ -97,6 +97,18 @@ run_line() {
     bash -c "$*"
 }
 
+ONLY="" STAGE=""
+
+# stage NAME: steps from here on belong to it. With ONLY=NAME no other stage's are done: those before must have
+# been done, and those after are left.
+stage() {
+    if [[ -n $ONLY && $ONLY == "$STAGE" ]]; then
+        echo "$ONLY: done, the rest is left"
+        exit 0
+    fi
+    STAGE=$1
+}
+
 # begin STEP OUTPUT [KEY]: skip it if it was done with the same KEY, its OUTPUT is there and so were all steps
 # before it.    end: note that it is done, and its seconds.
 begin() {
@@ -105,6 +117,8 @@ begin() {
         skip=1
         echo "$step: done before, skipped"
     else
+        [[ -z $ONLY || $ONLY == "$STAGE" ]] ||
+            fail "$step has to be done first; run the same with --only $STAGE, in one process"
         redo=1
     fi
 }

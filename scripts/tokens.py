@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -40,6 +40,32 @@ def moses(language: str) -> Encoder:
 
     tokenizer = MosesTokenizer(language)
     return lambda line: str(tokenizer.tokenize(line, escape=False, return_str=True))
+
+
+#: Letters written in two ways, by the name of what is done about it.
+NORMALIZERS: dict[str, dict[str, str]] = {
+    # Romanian s and t with a comma below, often typed with the cedilla of Turkish.
+    "romanian": {"\u015e": "\u0218", "\u015f": "\u0219", "\u0162": "\u021a", "\u0163": "\u021b"},
+    "apostrophe": {"\u2019": "'"},
+}
+
+
+#: Moses' own, of quotation marks, dashes, spaces before punctuation and the like; without control characters.
+PUNCTUATION = "punctuation"
+
+
+def words(language: str, tokenize: str, normalize: Sequence[str]) -> Encoder:
+    """Text with letters and punctuation normalised, and its words told apart by Moses or ("none") left as
+    they are."""
+    letters = [name for name in normalize if name != PUNCTUATION]
+    table = str.maketrans({old: new for name in letters for old, new in NORMALIZERS[name].items()})
+    normalized: Encoder = str.strip
+    if PUNCTUATION in normalize:
+        from sacremoses import MosesPunctNormalizer
+
+        normalized = MosesPunctNormalizer(language, post_remove_control_chars=True).normalize
+    tokenized = moses(language) if tokenize == "moses" else str.strip
+    return lambda line: tokenized(normalized(line.translate(table)))
 
 
 def pieces(model: str) -> Encoder:

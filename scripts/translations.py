@@ -53,9 +53,18 @@ def read_translations(path: Path, count: int) -> list[str]:
     return [found[number] for number in range(count)]
 
 
-def score(translations: list[str], references: list[str]) -> Scores:
-    """BLEU and chrF2 of detokenised text."""
-    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
+def score(
+    translations: list[str], references: list[str], lowercase: bool = False, tokenize: str = "13a"
+) -> Scores:
+    """BLEU and chrF2 of detokenised text.
+
+    Args:
+        translations, references: sentence by sentence.
+        lowercase: for BLEU and chrF2 to be blind to case.
+        tokenize: how BLEU tells words apart, a name of sacrebleu's.
+    """
+    bleu = sacrebleu.BLEU(lowercase=lowercase, tokenize=tokenize)
+    chrf = sacrebleu.CHRF(lowercase=lowercase)
     result = bleu.corpus_score(translations, [references])
     return Scores(
         bleu=result.score,

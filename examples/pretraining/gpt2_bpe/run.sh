@@ -13,7 +13,7 @@ source examples/pretraining/recipe.sh
 usage() {
     cat <<END
 run.sh [--text FILE | --train FILE --valid FILE --test FILE] [--out DIR] [--scale full|tiny] [--head HEAD]
-       [--vocab V] [--updates N] [--offline DIR] [--cpu]
+       [--vocab V] [--updates N] [--offline DIR] [--precision P] [--only STAGE] [--cpu]
 
 --text FILE   plain text, a paragraph a line, a blank line between documents; it is split into three.
               Without it WikiText-103 is downloaded, in its raw form
@@ -22,6 +22,8 @@ run.sh [--text FILE | --train FILE --valid FILE --test FILE] [--out DIR] [--scal
 --vocab V     V sentencepiece byte pairs made from the text; without it GPT-2's 50,264 are downloaded
               (--scale tiny: 2,000 made from the text)
 --offline DIR take what would be downloaded from DIR
+--precision P fp16 (default), bf16 or fp32, on a GPU
+--only STAGE  prepare, train or evaluate; what comes before must be done
 --out DIR     default: runs/$RECIPE-HEAD
 END
 }
@@ -61,7 +63,7 @@ if [[ -n ${MODEL_FLAGS:-} ]]; then read -ra MODEL <<<"$MODEL_FLAGS"; fi
 if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"$HEAD_FLAGS"; fi
 if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"$OPTIMIZER_FLAGS"; fi
 
-begin_recipe "vocabulary ${VOCAB:-GPT-2}" "model ${MODEL[*]:-}" "head ${HEAD_WORDS[*]}" \
+begin_pretraining "vocabulary ${VOCAB:-GPT-2}" "model ${MODEL[*]:-}" "head ${HEAD_WORDS[*]}" \
     "optimizer ${OPTIMIZER[*]}"
 
 wikitext_raw
@@ -72,8 +74,10 @@ else
     prepare --gpt2-bpe "$WORK/gpt2_bpe"
 fi
 if [[ " ${HEAD_WORDS[*]} " == *" --mhe-codebook $CODES "* ]]; then assign; fi
+stage train
 train --task language_modeling --tokens-per-sample $TOKENS --sample-break-mode none \
     "${HEAD_WORDS[@]}" ${MODEL[@]+"${MODEL[@]}"} "${OPTIMIZER[@]}" --num-workers $WORKERS
+stage evaluate
 # With a context window every token but the first ones of the set sees at least that many before it.
 scored evaluate "$WORK/evaluate.log" \
     fairseq-eval-lm "$BIN" --user-dir "$USER_DIR" --path "$WORK/checkpoints/checkpoint_best.pt" \

@@ -14,7 +14,7 @@ source examples/pretraining/recipe.sh
 usage() {
     cat <<END
 run.sh [--text FILE | --train FILE --valid FILE --test FILE] [--labelled DIR] [--out DIR] [--scale full|tiny]
-       [--head HEAD] [--vocab V] [--updates N] [--offline DIR] [--cpu]
+       [--head HEAD] [--vocab V] [--updates N] [--offline DIR] [--precision P] [--only STAGE] [--cpu]
 
 --text FILE   plain text, a paragraph a line, a blank line between documents; it is split into three.
               Without it WikiText-103 is downloaded, in its raw form
@@ -23,6 +23,8 @@ run.sh [--text FILE | --train FILE --valid FILE --test FILE] [--labelled DIR] [-
 --scale tiny  a model that trains in a minute or so on two CPU cores
 --vocab V     sentencepiece byte pairs made from the text, <mask> among them (default: 50,264; tiny: 2,000)
 --offline DIR take what would be downloaded from DIR
+--precision P fp16 (default), bf16 or fp32, on a GPU
+--only STAGE  prepare, train or evaluate; what comes before must be done
 --out DIR     default: runs/$RECIPE-HEAD
 END
 }
@@ -61,15 +63,17 @@ if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"$HEAD_FLAGS"; fi
 if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"$OPTIMIZER_FLAGS"; fi
 if [[ -n ${FINETUNE_FLAGS:-} ]]; then read -ra FINETUNE <<<"$FINETUNE_FLAGS"; fi
 
-begin_recipe "vocabulary $VOCAB" "model ${MODEL[*]:-}" "head ${HEAD_WORDS[*]}" "optimizer ${OPTIMIZER[*]}"
+begin_pretraining "vocabulary $VOCAB" "model ${MODEL[*]:-}" "head ${HEAD_WORDS[*]}" "optimizer ${OPTIMIZER[*]}"
 
 wikitext_raw
 # The task would add <mask> to the dictionary by itself, behind the words that make its size a multiple of 8.
 prepare --pieces "$VOCAB" --add-symbol '<mask>'
 if [[ " ${HEAD_WORDS[*]} " == *" --mhe-codebook $CODES "* ]]; then assign --add-symbol '<mask>'; fi
+stage train
 train --task masked_lm --tokens-per-sample $TOKENS --max-positions $TOKENS --sample-break-mode none \
     "${HEAD_WORDS[@]}" ${MODEL[@]+"${MODEL[@]}"} "${OPTIMIZER[@]}" --total-num-update "$UPDATES" \
     --num-workers $WORKERS
+stage evaluate
 scored evaluate "$WORK/evaluate.log" \
     fairseq-validate "$BIN" --user-dir "$USER_DIR" --task masked_lm \
     --path "$WORK/checkpoints/checkpoint_best.pt" --valid-subset test --max-tokens $((16 * TOKENS)) \

@@ -14,13 +14,15 @@ source examples/pretraining/recipe.sh
 usage() {
     cat <<END
 run.sh [--text FILE | --train FILE --valid FILE --test FILE] [--out DIR] [--scale full|tiny] [--head HEAD]
-       [--vocab V] [--updates N] [--offline DIR] [--cpu]
+       [--vocab V] [--updates N] [--offline DIR] [--precision P] [--only STAGE] [--cpu]
 
 --text FILE   words with spaces between, split into three; without it WikiText-103 is downloaded
 --head HEAD   one of $HEADS; adaptive: fairseq's own model and adaptive softmax
 --scale tiny  a model that trains in a minute or so on two CPU cores
 --vocab V     words of the dictionary
 --offline DIR take what would be downloaded from DIR
+--precision P fp16 (default), bf16 or fp32, on a GPU
+--only STAGE  prepare, train or evaluate; what comes before must be done
 --out DIR     default: runs/$RECIPE-HEAD
 END
 }
@@ -64,7 +66,7 @@ if [[ -n ${MODEL_FLAGS:-} ]]; then read -ra MODEL <<<"$MODEL_FLAGS"; fi
 if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"$HEAD_FLAGS"; fi
 if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"$OPTIMIZER_FLAGS"; fi
 
-begin_recipe "vocabulary $VOCAB" "model ${MODEL[*]:-}" "head ${HEAD_WORDS[*]}" "optimizer ${OPTIMIZER[*]}"
+begin_pretraining "vocabulary $VOCAB" "model ${MODEL[*]:-}" "head ${HEAD_WORDS[*]}" "optimizer ${OPTIMIZER[*]}"
 
 if ((!${#SOURCE[@]})); then
     # The author's own mirror; the address in the paper is gone. The checksum is torchtext's
@@ -80,9 +82,11 @@ if ((!${#SOURCE[@]})); then
 fi
 prepare --words "$VOCAB"
 if [[ " ${HEAD_WORDS[*]} " == *" --mhe-codebook $CODES "* ]]; then assign; fi
+stage train
 train --task language_modeling --tokens-per-sample $TOKENS --sample-break-mode none \
     --skip-invalid-size-inputs-valid-test "${HEAD_WORDS[@]}" ${MODEL[@]+"${MODEL[@]}"} "${OPTIMIZER[@]}" \
     --ddp-backend legacy_ddp --num-workers $WORKERS
+stage evaluate
 # With a context window every token but the first ones of the set sees that many before it, as is usual for
 # WikiText-103; a softmax is made for 1,024 tokens at a time.
 scored evaluate "$WORK/evaluate.log" \

@@ -1,0 +1,198 @@
+# What the recipes of this folder share: sourced by their run.sh, which sets RECIPE, SRC, TGT, HEADS, SIZES (of
+# the model, or none) and MANY (of languages, or empty) and calls, in order, read_arguments, choose_machine, its
+# own settings, settle_model, begin_translation, and the steps.
+FAMILY=translation
+source scripts/recipe.sh
+
+CORPUS=examples/translation/$RECIPE/corpus.toml
+# Tokens of the longest sentence that a batch must hold, with room for more.
+LONGEST=512
+
+usage() {
+    cat <<END
+run.sh [--out DIR] [--scale full|tiny] [--head HEAD] [--vocab V] [--updates N] [--batch N] [--average N]
+       [--source DIR] [--offline DIR | --mirror URL] [--checksums FILE] [--precision P] [--only STAGE] [--cpu]
+       $OWN_USAGE
+
+--head HEAD   one of $HEADS
+--scale tiny  a model that trains in a minute or so on two CPU cores
+--vocab V     symbols of the joint dictionary
+--updates N   of the training; more than before train on
+--batch N     tokens of an update, however many GPUs share it
+--average N   translate with the mean of the last N checkpoints; 0: with the best one
+--source DIR  text of your own in place of a download: {train,valid,test}.{$SRC,$TGT${MANY:+,tags}}, plain or .xz
+--offline DIR take the archives from DIR; nothing is downloaded
+--mirror URL  take each archive from URL/NAME
+--checksums FILE  as sha256sum writes them: they count in place of the ones in corpus.toml
+--precision P fp16 (default), bf16 or fp32, on a GPU
+--only STAGE  prepare, train or evaluate; what comes before must be done
+--out DIR     default: runs/$RECIPE-${SIZES:+SIZE-}HEAD
+$OWN_HELP
+END
+}
+
+read_arguments() {
+    shared_defaults
+    CHECKSUMS="" SIZE="" TOKENIZE="" SOURCE="" MIRROR="" BATCH_TOKENS="" AVERAGE="" LANGUAGES=""
+    while (($#)); do
+        shared_argument "$@"
+        if ((TAKEN)); then
+            shift "$TAKEN"
+            continue
+        fi
+        case $1 in
+            --source | --mirror | --checksums | --batch | --average) ;;
+            --size | --tokenize) [[ -n $SIZES ]] || fail "$1 is for wmt14_en_de and wmt16_en_ro" ;;
+            --languages) [[ -n $MANY ]] || fail "$1 is for the recipe opus100" ;;
+            *) no_argument "$1" ;;
+        esac
+        needs_value "$@"
+        case $1 in
+            --source) SOURCE=$(from_here "$2") ;;
+            --mirror) MIRROR=$2 ;;
+            --checksums) CHECKSUMS=$(from_here "$2") ;;
+            --batch) BATCH_TOKENS=$2 ;;
+            --average) AVERAGE=$2 ;;
+            --size) SIZE=$2 ;;
+            --tokenize) TOKENIZE=$2 ;;
+            --languages) LANGUAGES=$2 ;;
+        esac
+        shift 2
+    done
+    if [[ -n $SIZES ]]; then
+        SIZE=${SIZE:-${SIZES%% *}}
+        [[ " $SIZES " == *" $SIZE "* ]] || fail "--size is one of $SIZES, not '$SIZE'"
+    fi
+    [[ -z $TOKENIZE || $TOKENIZE == moses || $TOKENIZE == none ]] ||
+        fail "--tokenize is moses or none, not '$TOKENIZE'"
+    WORK=${WORK:-runs/$RECIPE${SIZE:+-$SIZE}-${HEAD:-${HEADS%% *}}}
+    check_shared
+    whole_numbers "--batch and --average" "$BATCH_TOKENS" "$AVERAGE"
+    [[ $BATCH_TOKENS != 0 && $UPDATES != 0 ]] || fail "--batch and --updates are at least 1, got 0"
+    [[ -z $SOURCE || -d $SOURCE ]] || fail "there is no folder $SOURCE"
+    [[ -z $OFFLINE || -z $MIRROR ]] || fail "--offline takes nothing from a network; it does not go with --mirror"
+}
+
+# tiny_settings: of a model to try a recipe out with.
+tiny_settings() {
+    VOCAB=${VOCAB:-2000} UPDATES=${UPDATES:-200} VALIDATE_EVERY=${VALIDATE_EVERY:-50} LOG_EVERY=25
+    AVERAGE=${AVERAGE:-2} WORKERS=0
+    batch "${BATCH_TOKENS:-2048}" 2048 "$LONGEST"
+    ARCH=mhe_transformer
+    MODEL=(--share-all-embeddings --encoder-layers 2 --decoder-layers 2 --encoder-embed-dim 64
+        --decoder-embed-dim 64 --encoder-ffn-embed-dim 128 --decoder-ffn-embed-dim 128
+        --encoder-attention-heads 2 --decoder-attention-heads 2)
+    OPTIMIZER=(--optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0
+        --lr 5e-3 --lr-scheduler inverse_sqrt --warmup-updates 50)
+}
+
+# transformer_base, transformer_big: models and learning rates of "Attention Is All You Need" (arXiv
+# 1706.03762, table 3): lr is its d^-0.5 warmup^-0.5, at its 4,000 updates of warm-up.
+transformer_base() {
+    ARCH=mhe_transformer_wmt_en_de
+    MODEL=(--share-all-embeddings --dropout "$1")
+    attention_optimizer 7e-4
+}
+transformer_big() {
+    ARCH=mhe_transformer_vaswani_wmt_en_de_big
+    MODEL=(--share-all-embeddings --dropout "$1")
+    attention_optimizer 5e-4
+}
+attention_optimizer() {
+    OPTIMIZER=(--optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 0.0 --weight-decay 0.0
+        --lr "${LR:-$1}" --lr-scheduler inverse_sqrt --warmup-init-lr 1e-07 --warmup-updates 4000)
+}
+
+# settle_model: HEAD_WORDS, and what MODEL_FLAGS, HEAD_FLAGS and OPTIMIZER_FLAGS put in place of settings.
+settle_model() {
+    CODES=$WORK/codes
+    HEAD_WORDS=(--arch "$ARCH" --criterion mhe_cross_entropy --label-smoothing 0.1 --mhe-head "$HEAD")
+    case $HEAD in
+        cascade) HEAD_WORDS+=(--mhe-codebook "$CODES") ;;
+        product) HEAD_WORDS+=(--mhe-mixtures 8 --mhe-codebook "$CODES") ;;
+    esac
+    if [[ -n ${MODEL_FLAGS:-} ]]; then read -ra MODEL <<<"$MODEL_FLAGS"; fi
+    if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"$HEAD_FLAGS"; fi
+    if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"$OPTIMIZER_FLAGS"; fi
+    # What is averaged must have been saved and kept.
+    if ((VALIDATE_EVERY > UPDATES)); then VALIDATE_EVERY=$UPDATES; fi
+    KEEP=$((AVERAGE > 2 ? AVERAGE : 2))
+}
+
+# begin_translation FLAG...: of prepare_translation.py.
+begin_translation() {
+    PREPARE=("$@")
+    if [[ $TOKENIZE == moses ]]; then PREPARE+=(--tokenize moses --normalize punctuation); fi
+    if [[ -n ${PREPARE_FLAGS:-} ]]; then
+        local more
+        read -ra more <<<"$PREPARE_FLAGS"
+        PREPARE+=("${more[@]}")
+    fi
+    begin_recipe "text ${SOURCE:-corpus.toml}${LANGUAGES:+ of $LANGUAGES}" "prepare ${PREPARE[*]}" \
+        "head ${HEAD_WORDS[*]}" "model ${MODEL[*]}" "optimizer ${OPTIMIZER[*]}" "tokens of an update ${BATCH_TOKENS:-published}" \
+        "seed $SEED"
+    BIN=$WORK/data-bin
+    PAIR=(-s "$SRC" -t "$TGT")
+}
+
+# prepare FLAG...: text, pieces, binarised data, and a codebook where the head has one. The flags are for
+# extract_corpus.py.
+prepare() {
+    local which=(${LANGUAGES:+--languages "$LANGUAGES"} ${CHECKSUMS:+--checksums "$CHECKSUMS"})
+    TEXT=$SOURCE
+    if [[ -z $SOURCE ]]; then
+        TEXT=$WORK/text
+        begin download "$WORK/download"
+        run python scripts/fetch_corpus.py "$CORPUS" --out "$WORK/download" ${which[@]+"${which[@]}"} \
+            ${OFFLINE:+--offline "$OFFLINE"} ${MIRROR:+--mirror "$MIRROR"}
+        end
+        begin extract "$TEXT/test.$TGT" "$*"
+        run python scripts/extract_corpus.py "$CORPUS" --archives "$WORK/download" --out "$TEXT" \
+            ${which[@]+"${which[@]}"} "$@"
+        end
+    fi
+    begin prepare "$WORK/data/dict.txt"
+    run python scripts/prepare_translation.py --source "$TEXT" --out "$WORK/data" --src "$SRC" --tgt "$TGT" \
+        --pieces "$VOCAB" "${PREPARE[@]}"
+    end
+    begin preprocess "$BIN"
+    if ((!skip)); then rm -rf "$BIN.tmp" "$BIN"; fi
+    local pieces=$WORK/data/pieces
+    run fairseq-preprocess "${PAIR[@]}" --srcdict "$WORK/data/dict.txt" --joined-dictionary \
+        --trainpref "$pieces/train" --validpref "$pieces/valid" --testpref "$pieces/test" \
+        --workers "$(nproc)" --destdir "$BIN.tmp"
+    run mv "$BIN.tmp" "$BIN"
+    end
+    if [[ " ${HEAD_WORDS[*]} " == *" --mhe-codebook $CODES "* ]]; then assign; fi
+}
+
+# translate FLAG...: the flags are for fairseq-generate.
+translate() {
+    CHECKPOINT=$WORK/checkpoints/checkpoint_best.pt
+    if ((AVERAGE)); then
+        CHECKPOINT=$WORK/averaged.pt
+        begin average "$CHECKPOINT" "$UPDATES last $AVERAGE"
+        run python scripts/average_checkpoints.py "$WORK/checkpoints" --last "$AVERAGE" -o "$CHECKPOINT"
+        end
+    fi
+    begin translate "$WORK/translations" "$UPDATES $AVERAGE $*"
+    if ((!skip)); then rm -rf "$WORK/translations.tmp" "$WORK/translations"; fi
+    run fairseq-generate "$BIN" --user-dir "$USER_DIR" --task mhe_translation "${PAIR[@]}" \
+        --path "$CHECKPOINT" --gen-subset test --remove-bpe sentencepiece "$@" \
+        --max-tokens "${GENERATE_TOKENS:-4096}" --required-batch-size-multiple 1 \
+        ${EVAL_DEVICE[@]+"${EVAL_DEVICE[@]}"} --log-format "$LOG_FORMAT" --results-path "$WORK/translations.tmp"
+    run mv "$WORK/translations.tmp" "$WORK/translations"
+    end
+}
+
+# evaluate FLAG...: print the scores, if all of the test set was translated. The flags are for
+# score_translations.py.
+evaluate() {
+    local reference=$TEXT/test.$TGT
+    [[ -f $reference ]] || reference=$reference.xz
+    local name="$RECIPE${SIZE:+ $SIZE}, ${HEAD_FLAGS:-$HEAD}"
+    if [[ $TOKENIZE == moses ]]; then set -- "$@" --detokenize "$TGT"; fi
+    skip=0
+    run python scripts/score_translations.py "$WORK/translations/generate-test.txt" --reference "$reference" \
+        --name "$name" --out "$WORK/hypotheses.$TGT" "$@"
+}
