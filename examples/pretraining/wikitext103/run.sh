@@ -83,6 +83,8 @@ fi
 prepare --words "$VOCAB"
 if [[ " ${HEAD_WORDS[*]} " == *" --mhe-codebook $CODES "* ]]; then assign; fi
 stage train
+# legacy_ddp: a band of the adaptive input has no gradient in a batch without its words, which torch's DDP
+# refuses.
 train --task language_modeling --tokens-per-sample $TOKENS --sample-break-mode none \
     --skip-invalid-size-inputs-valid-test "${HEAD_WORDS[@]}" ${MODEL[@]+"${MODEL[@]}"} "${OPTIMIZER[@]}" \
     --ddp-backend legacy_ddp --num-workers $WORKERS
