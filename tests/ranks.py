@@ -16,23 +16,28 @@ from tests.helpers import REPO, command_env, resolve_command, run_command
 
 BACKEND = ["--distributed-backend", "gloo", "--distributed-no-spawn"]
 
-#: Runs the ranks in processes that have fairseq imported already, which takes seconds. Reads [[log,
-#: *arguments of fairseq-train], ...], prints the exit statuses.
+#: Runs one training after the other, each rank in a process that has fairseq imported already, which takes
+#: seconds. Reads [[[log, *arguments of fairseq-train] of each rank] of each training]; prints the exit
+#: statuses, a line a training.
 RUNNER = """
 import json, os, sys
 import fairseq_cli.train
 import mhe_fairseq
-ranks = []
-for log, *arguments in json.load(open(sys.argv[1])):
-    ranks.append(os.fork())
-    if not ranks[-1]:
-        for stream in (1, 2):
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-        sys.argv = ["fairseq-train", *arguments]
-        fairseq_cli.train.cli_main()
-        sys.exit()
-print(*(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks))
+for training in json.load(open(sys.argv[1])):
+    ranks = []
+    for log, *arguments in training:
+        ranks.append(os.fork())
+        if not ranks[-1]:
+            for stream in (1, 2):
+                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+            sys.argv = ["fairseq-train", *arguments]
+            fairseq_cli.train.cli_main()
+            sys.exit()
+    print("ended:", *(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks))
 """
+
+#: Exit status and what it said.
+Ended = tuple[int, str]
 
 
 def free_port() -> int:
@@ -67,18 +72,31 @@ def start_ranks(line: Sequence[str], logs: Path, ranks: int = 2) -> list[subproc
     ]
 
 
+def run_trainings(
+    trainings: Sequence[Sequence[Sequence[str]]], logs: Path, env: Mapping[str, str] | None = None
+) -> list[list[Ended]]:
+    """Run trainings, a command for each of their ranks, to their ends. One of one rank is told of no other."""
+    logs.mkdir(parents=True, exist_ok=True)
+    files: list[list[Path]] = []
+    arguments = []
+    for number, lines in enumerate(trainings):
+        files.append([logs / f"training{number}rank{rank}.log" for rank in range(len(lines))])
+        ranked = _placed(lines) if len(lines) > 1 else lines
+        arguments.append([[str(log), *line[1:]] for log, line in zip(files[-1], ranked, strict=True)])
+    (logs / "trainings.json").write_text(json.dumps(arguments))
+    done = run_command(["python", "-c", RUNNER, str(logs / "trainings.json")], env=env)
+    statuses = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ended:")]
+    return [
+        [(int(code), log.read_text(errors="replace")) for code, log in zip(codes, said, strict=True)]
+        for codes, said in zip(statuses, files, strict=True)
+    ]
+
+
 def run_lines(
     lines: Sequence[Sequence[str]], logs: Path, env: Mapping[str, str] | None = None
-) -> list[tuple[int, str]]:
-    """Run a command for each rank to its end; exit status and what it said, of each."""
-    logs.mkdir(parents=True, exist_ok=True)
-    said = [logs / f"rank{rank}.log" for rank in range(len(lines))]
-    arguments = [[str(log), *ranked[1:]] for log, ranked in zip(said, _placed(lines), strict=True)]
-    (logs / "ranks.json").write_text(json.dumps(arguments))
-    done = run_command(["python", "-c", RUNNER, str(logs / "ranks.json")], env=env)
-    statuses = map(int, done.stdout.splitlines()[-1].split())
-    texts = (log.read_text(errors="replace") for log in said)
-    return list(zip(statuses, texts, strict=True))
+) -> list[Ended]:
+    """Run a command for each rank of one training."""
+    return run_trainings([lines], logs, env)[0]
 
 
 def run_ranks(line: Sequence[str], logs: Path, ranks: int = 2) -> list[str]:

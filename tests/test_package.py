@@ -86,6 +86,22 @@ def test_errors_are_one_sentence_unless_a_traceback_is_asked_for() -> None:
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.slow
+def test_an_error_of_a_spawned_rank_is_its_sentence(tmp_path: Path) -> None:
+    """fairseq spawns a rank for each GPU; what it raises arrives as text."""
+    (tmp_path / "spawned.py").write_text(
+        "import mhe_fairseq, torch\n"
+        "def rank(number):\n"
+        "    raise mhe_fairseq.MHEError('what was wrong')\n"
+        "if __name__ == '__main__':\n"
+        "    torch.multiprocessing.spawn(rank, nprocs=1)\n"
+    )
+    done = run_command(["python", str(tmp_path / "spawned.py")], check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "mhe_fairseq: error: what was wrong"
+    assert "Traceback" not in done.stderr
+
+
 def test_a_missing_checkpoint_stays_fairseqs_error() -> None:
     with pytest.raises((FileNotFoundError, OSError)):
         checkpoints.checkpoint_utils.load_checkpoint_to_cpu("/nowhere/checkpoint.pt")

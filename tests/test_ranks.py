@@ -9,7 +9,7 @@ import torch
 
 from tests.commands import CRITERION, logged, train, train_line
 from tests.helpers import resolve_command, run_command
-from tests.ranks import run_ranks, weights
+from tests.ranks import Ended, run_trainings, weights
 
 pytestmark = pytest.mark.slow
 
@@ -43,37 +43,71 @@ def same_weights(one: Path, other: Path, atol: float = 2e-5) -> None:
         torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=atol, msg=name)
 
 
-@pytest.mark.parametrize(
-    ("name", "backend"), [*((name, "pytorch_ddp") for name in HEADS), ("cascade", "legacy_ddp")]
-)
-def test_two_ranks_train_what_one_does(name: str, backend: str, toy_data: Path, tmp_path: Path) -> None:
-    flags = [*COMMON, *HEADS[name], *updates(UPDATES)]
-    alone = train(toy_data, tmp_path / "one", *flags, "--update-freq", "2")
-    two = train_line(toy_data, tmp_path / "two", *flags, "--ddp-backend", backend)
-    said = run_ranks(two, tmp_path / "logs")
+#: Each head by torch's DDP, fairseq's default, and one by fairseq's own.
+RUNS = [*((name, "pytorch_ddp") for name in HEADS), ("cascade", "legacy_ddp")]
+
+
+def run_by_one_and_two(
+    runs: list[tuple[str, str]], data: Path, folder: Path, env: dict[str, str] | None = None
+) -> dict[tuple[str, str], tuple[Ended, list[Ended]]]:
+    """Train each head by one rank, and by two. Weights are in ``folder``/HEAD/BACKEND/one and two."""
+    trainings = []
+    for name, backend in runs:
+        flags, place = [*COMMON, *HEADS[name], *updates(UPDATES)], folder / name / backend
+        trainings.append([train_line(data, place / "one", *flags, "--update-freq", "2")])
+        trainings.append([train_line(data, place / "two", *flags, "--ddp-backend", backend)] * 2)
+    ended = run_trainings(trainings, folder / "logs", env)
+    return {run: (ended[2 * n][0], ended[2 * n + 1]) for n, run in enumerate(runs)}
+
+
+def check_alike(one: Ended, two: list[Ended], folder: Path, atol: float = 2e-5) -> None:
+    """What they logged, and their weights."""
+    for status, said in (one, *two):
+        assert status == 0, said[-4000:]
     for key in ("loss", "nll_loss", "gnorm"):
-        expected = logged(alone.stdout + alone.stderr, key)
+        expected = logged(one[1], key)
         assert len(expected) == UPDATES
         # A log has three digits. Rank 0 speaks for both.
-        assert logged(said[0], key) == pytest.approx(expected, abs=2e-3)
-    assert logged(said[1], "loss") == []
-    same_weights(tmp_path / "one", tmp_path / "two")
+        assert logged(two[0][1], key) == pytest.approx(expected, abs=2e-3)
+    assert logged(two[1][1], "loss") == []
+    same_weights(folder / "one", folder / "two", atol)
+
+
+@pytest.fixture(scope="module")
+def trained(
+    toy_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[tuple[str, str], tuple[Ended, list[Ended]]]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    return folder, run_by_one_and_two(RUNS, toy_data, folder)
+
+
+@pytest.mark.parametrize(("name", "backend"), RUNS)
+def test_two_ranks_train_what_one_does(
+    name: str, backend: str, trained: tuple[Path, dict[tuple[str, str], tuple[Ended, list[Ended]]]]
+) -> None:
+    folder, ended = trained
+    check_alike(*ended[name, backend], folder / name / backend)
 
 
 def test_a_checkpoint_of_two_ranks_is_one_ranks_and_the_reverse(toy_data: Path, tmp_path: Path) -> None:
     flags = [*COMMON, *HEADS["cascade"]]
-    whole = train(toy_data, tmp_path / "whole", *flags, *updates(UPDATES), "--update-freq", "2")
-    expected = logged(whole.stdout + whole.stderr, "loss")
-    # Two ranks, then one; one, then two. At the end of an epoch: in the middle of one fairseq's iterator
-    # remembers how many batches a rank has had, and with another number of ranks these are other batches.
+    # At the end of an epoch: in the middle of one fairseq's iterator remembers how many batches a rank has had,
+    # and with another number of ranks these are other batches.
     cut = 4
-    run_ranks(train_line(toy_data, tmp_path / "a", *flags, *updates(cut)), tmp_path / "logs a")
-    one = train(toy_data, tmp_path / "a", *flags, *updates(UPDATES), "--update-freq", "2")
-    assert logged(one.stdout + one.stderr, "loss") == pytest.approx(expected[cut:], abs=2e-3)
-    train(toy_data, tmp_path / "b", *flags, *updates(cut), "--update-freq", "2")
-    two = run_ranks(train_line(toy_data, tmp_path / "b", *flags, *updates(UPDATES)), tmp_path / "logs b")
-    assert logged(two[0], "loss") == pytest.approx(expected[cut:], abs=2e-3)
-    for folder in ("a", "b"):
+
+    def one(name: str, count: int) -> list[list[str]]:
+        return [train_line(toy_data, tmp_path / name, *flags, *updates(count), "--update-freq", "2")]
+
+    def two(name: str, count: int) -> list[list[str]]:
+        return [train_line(toy_data, tmp_path / name, *flags, *updates(count))] * 2
+
+    trainings = [one("whole", UPDATES), two("a", cut), one("a", UPDATES), one("b", cut), two("b", UPDATES)]
+    ended = run_trainings(trainings, tmp_path / "logs")
+    for status, said in (rank for training in ended for rank in training):
+        assert status == 0, said[-4000:]
+    expected = logged(ended[0][0][1], "loss")
+    for resumed, folder in ((ended[2], "a"), (ended[4], "b")):
+        assert logged(resumed[0][1], "loss") == pytest.approx(expected[cut:], abs=2e-3)
         same_weights(tmp_path / "whole", tmp_path / folder)
 
 
