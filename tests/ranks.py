@@ -75,7 +75,7 @@ def start_ranks(line: Sequence[str], logs: Path, ranks: int = 2) -> list[subproc
 def run_trainings(
     trainings: Sequence[Sequence[Sequence[str]]], logs: Path, env: Mapping[str, str] | None = None
 ) -> list[list[Ended]]:
-    """Run trainings, a command for each of their ranks, to their ends. One of one rank is told of no other."""
+    """Run trainings, a command for each of their ranks, to their ends. A single rank is told of no other."""
     logs.mkdir(parents=True, exist_ok=True)
     files: list[list[Path]] = []
     arguments = []

@@ -91,8 +91,8 @@ def test_two_ranks_train_what_one_does(
 
 def test_a_checkpoint_of_two_ranks_is_one_ranks_and_the_reverse(toy_data: Path, tmp_path: Path) -> None:
     flags = [*COMMON, *HEADS["cascade"]]
-    # At the end of an epoch: in the middle of one fairseq's iterator remembers how many batches a rank has had,
-    # and with another number of ranks these are other batches.
+    # At the end of an epoch: in the middle of one fairseq's iterator remembers how many batches a rank has
+    # had, and with another number of ranks these are other batches.
     cut = 4
 
     def one(name: str, count: int) -> list[list[str]]:
