@@ -41,7 +41,7 @@ shared_argument() {
         --only) ONLY=$2 ;;
     esac
 }
-needs_value() { (($# > 1)) && [[ -n $2 ]] || fail "$1 needs a value"; }
+needs_value() { (($# > 1)) && [[ -n $2 && $2 != --* ]] || fail "$1 needs a value"; }
 no_argument() { fail "there is no argument '$1'; run.sh --help tells what there is"; }
 
 # whole_numbers NAMES VALUE...: every value is a whole number or empty.
@@ -49,7 +49,7 @@ whole_numbers() {
     local names=$1 number
     shift
     for number in "$@"; do
-        [[ $number =~ ^[0-9]*$ ]] || fail "$names are whole numbers, got '$number'"
+        [[ $number =~ ^(0|[1-9][0-9]*)?$ ]] || fail "$names are whole numbers, got '$number'"
     done
 }
 
@@ -59,6 +59,9 @@ check_shared() {
     [[ " $HEADS " == *" $HEAD "* ]] || fail "--head is one of $HEADS, not '$HEAD'"
     WORK=${WORK:-runs/$RECIPE-$HEAD}
     whole_numbers "--vocab and --updates" "$VOCAB" "$UPDATES"
+    whole_numbers "MAX_TOKENS and VALIDATE_EVERY" "${MAX_TOKENS:-}" "${VALIDATE_EVERY:-}"
+    [[ ${MAX_TOKENS:-1} != 0 && ${VALIDATE_EVERY:-1} != 0 ]] ||
+        fail "MAX_TOKENS and VALIDATE_EVERY are at least 1, got 0"
     [[ -z $PRECISION || " fp16 bf16 fp32 " == *" $PRECISION "* ]] ||
         fail "--precision is fp16, bf16 or fp32, not '$PRECISION'"
     [[ -z $ONLY || " prepare train evaluate " == *" $ONLY "* ]] ||
@@ -74,13 +77,18 @@ find_world() {
         WORLD_SIZE=$SLURM_STEP_NUM_TASKS RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID
         MASTER_PORT=${MASTER_PORT:-$((20000 + ${SLURM_JOB_ID:-0} % 40000))}
         if [[ -z ${MASTER_ADDR:-} ]]; then
-            MASTER_ADDR=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1) && [[ -n $MASTER_ADDR ]] ||
+            # Its first line; through a pipe to `head` a long list of hosts would count as failed.
+            MASTER_ADDR=$(scontrol show hostnames "$SLURM_STEP_NODELIST") && [[ -n $MASTER_ADDR ]] ||
                 fail "scontrol does not tell the hosts of '$SLURM_STEP_NODELIST'; set MASTER_ADDR to the first"
+            MASTER_ADDR=${MASTER_ADDR%%$'\n'*}
         fi
         export WORLD_SIZE RANK LOCAL_RANK MASTER_ADDR MASTER_PORT
     fi
     WORLD=${WORLD_SIZE:-1}
     if ((WORLD == 1)); then
+        # Where a platform or a job has set these for one process, fairseq would train on one GPU, or wait for
+        # processes that nobody starts, instead of starting one for each GPU.
+        unset WORLD_SIZE RANK LOCAL_RANK MASTER_ADDR MASTER_PORT SLURM_STEP_NODELIST SLURM_JOB_NODELIST
         RANK=0
         return
     fi
@@ -92,10 +100,10 @@ find_world() {
     [[ -z $ONLY || $ONLY == train ]] ||
         fail "--only $ONLY is done by one process, not by the $WORLD of torchrun or srun"
     ONLY=train
-    # One of them speaks and writes; fairseq keeps to that, too.
+    # One of them speaks and writes; fairseq keeps to that, too. What is wrong on another node, its first one says.
     if ((RANK)); then
         exec >/dev/null
-        fail() { exit 1; }
+        if ((LOCAL_RANK)); then fail() { exit 1; }; fi
     fi
 }
 
@@ -154,10 +162,10 @@ batch() {
 # begin_recipe LINE...: the lines are settings that cannot change, besides those known here.
 begin_recipe() {
     if ((RANK)); then
-        COMMANDS=/dev/null redo=0 skip=0
+        COMMANDS=/dev/null redo=0 skip=0 GIVE="give --out"
         end() { :; }
-        # The first process says what is to be done.
-        [[ -e $WORK/settings.txt ]] || exit 1
+        [[ -e $WORK/settings.txt ]] ||
+            fail "${HOSTNAME:-this node} sees no $WORK/settings.txt; prepare it first, where all nodes see it"
     else
         open_work "a run of a recipe" "give --out"
     fi
@@ -194,7 +202,7 @@ assign() {
 # --update-epoch-batch-itr True: without it a resumed run trains on other batches than an uninterrupted one.
 train() {
     local more=()
-    if [[ -n ${TRAIN_FLAGS:-} ]]; then read -ra more <<<"$TRAIN_FLAGS"; fi
+    if [[ -n ${TRAIN_FLAGS:-} ]]; then read -ra more <<<"${TRAIN_FLAGS//$'\n'/ }"; fi
     begin train "$WORK/checkpoints/checkpoint_best.pt" "$UPDATES"
     ((RANK)) || continue_training "$WORK/checkpoints"
     run fairseq-train "$BIN" --user-dir "$USER_DIR" "$@" \

@@ -38,7 +38,12 @@ open_work() {
     # Some, such as fairseq's data workers, notice within seconds that they are orphans.
     if command -v flock >/dev/null; then
         exec 9>"$WORK/.lock"
-        flock -w 8 9 || fail "another run is at work in $WORK; wait for it, or $GIVE another folder"
+        local status=0
+        flock -w 8 9 || status=$?
+        # Other numbers than 1: it cannot lock, as on Lustre and NFS without locks.
+        ((status != 1)) || fail "another run is at work in $WORK; wait for it, or $GIVE another folder"
+        ((status == 0)) ||
+            echo "$NAME: $WORK cannot be locked; see to it that no other run is at work there" >&2
     fi
 }
 
@@ -136,14 +141,14 @@ mend_last_checkpoint() {
     if [[ ! -e $last ]] || whole "$last"; then return; fi
     echo "$last is cut short, by a kill in mid-copy"
     rm "$last"
-    for other in $(ls -t "$1"/checkpoint_[0-9]*.pt 2>/dev/null); do
+    while IFS= read -r other; do
         if whole "$other"; then
             echo "continuing from $other"
             cp "$other" "$last.tmp"
             mv "$last.tmp" "$last"
             return
         fi
-    done
+    done < <(ls -t "$1"/checkpoint_[0-9]*.pt 2>/dev/null)
 }
 
 # continue_training FOLDER: in a step that trains, before its command: see what there is to continue from.

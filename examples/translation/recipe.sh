@@ -1,5 +1,5 @@
 # What the recipes of this folder share: sourced by their run.sh, which sets RECIPE, SRC, TGT, HEADS, SIZES (of
-# the model, or none) and MANY (of languages, or empty) and calls, in order, read_arguments, choose_machine, its
+# the model, or none), MANY (of languages, or empty) and its part of --help, and calls, in order, read_arguments, choose_machine, its
 # own settings, settle_model, begin_translation, and the steps.
 FAMILY=translation
 source scripts/recipe.sh
@@ -26,8 +26,14 @@ run.sh [--out DIR] [--scale full|tiny] [--head HEAD] [--vocab V] [--updates N] [
 --checksums FILE  as sha256sum writes them: they count in place of the ones in corpus.toml
 --precision P fp16 (default), bf16 or fp32, on a GPU
 --only STAGE  prepare, train or evaluate; what comes before must be done
+--cpu         no GPU, even where there are some
 --out DIR     default: runs/$RECIPE-${SIZES:+SIZE-}HEAD
 $OWN_HELP
+
+Variables: LR, SEED; MODEL_FLAGS, HEAD_FLAGS, OPTIMIZER_FLAGS in place of the flags of the recipe; PREPARE_FLAGS
+(prepare_translation.py), TRAIN_FLAGS (fairseq-train) beside them; MAX_TOKENS of one GPU at once, GENERATE_TOKENS
+when it translates; VALIDATE_EVERY, LOG_INTERVAL in updates${OWN_VARIABLES:+;
+$OWN_VARIABLES}.
 END
 }
 
@@ -87,7 +93,8 @@ tiny_settings() {
 }
 
 # transformer_base, transformer_big: models and learning rates of "Attention Is All You Need" (arXiv
-# 1706.03762, table 3): lr is its d^-0.5 warmup^-0.5, at its 4,000 updates of warm-up.
+# 1706.03762): sizes of table 3; lr is d^-0.5 warmup^-0.5 of section 5.3, with its 4,000 updates of warm-up.
+# --warmup-init-lr is that of fairseq's examples/scaling_nmt.
 transformer_base() {
     ARCH=mhe_transformer_wmt_en_de
     MODEL=(--share-all-embeddings --dropout "$1")
@@ -111,9 +118,9 @@ settle_model() {
         cascade) HEAD_WORDS+=(--mhe-codebook "$CODES") ;;
         product) HEAD_WORDS+=(--mhe-mixtures 8 --mhe-codebook "$CODES") ;;
     esac
-    if [[ -n ${MODEL_FLAGS:-} ]]; then read -ra MODEL <<<"$MODEL_FLAGS"; fi
-    if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"$HEAD_FLAGS"; fi
-    if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"$OPTIMIZER_FLAGS"; fi
+    if [[ -n ${MODEL_FLAGS:-} ]]; then read -ra MODEL <<<"${MODEL_FLAGS//$'\n'/ }"; fi
+    if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"${HEAD_FLAGS//$'\n'/ }"; fi
+    if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"${OPTIMIZER_FLAGS//$'\n'/ }"; fi
     # What is averaged must have been saved and kept.
     if ((VALIDATE_EVERY > UPDATES)); then VALIDATE_EVERY=$UPDATES; fi
     KEEP=$((AVERAGE > 2 ? AVERAGE : 2))
@@ -125,12 +132,12 @@ begin_translation() {
     if [[ $TOKENIZE == moses ]]; then PREPARE+=(--tokenize moses --normalize punctuation); fi
     if [[ -n ${PREPARE_FLAGS:-} ]]; then
         local more
-        read -ra more <<<"$PREPARE_FLAGS"
+        read -ra more <<<"${PREPARE_FLAGS//$'\n'/ }"
         PREPARE+=("${more[@]}")
     fi
-    begin_recipe "text ${SOURCE:-corpus.toml}${LANGUAGES:+ of $LANGUAGES}" "prepare ${PREPARE[*]}" \
-        "head ${HEAD_WORDS[*]}" "model ${MODEL[*]}" "optimizer ${OPTIMIZER[*]}" "tokens of an update ${BATCH_TOKENS:-published}" \
-        "seed $SEED"
+    begin_recipe "text ${SOURCE:-corpus.toml}${LANGUAGES:+ of $LANGUAGES}" "vocabulary $VOCAB" \
+        "prepare ${PREPARE[*]}" "head ${HEAD_WORDS[*]}" "model ${MODEL[*]}" "optimizer ${OPTIMIZER[*]}" \
+        "tokens of an update ${BATCH_TOKENS:-published}" "seed $SEED"
     BIN=$WORK/data-bin
     PAIR=(-s "$SRC" -t "$TGT")
 }

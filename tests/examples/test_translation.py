@@ -237,6 +237,32 @@ def test_an_update_has_the_published_number_of_tokens(gpus: int, expected: str) 
     assert 25000 <= tokens < 25000 * 1.01 or int(size) == 512
 
 
+def test_one_process_of_a_platform_or_a_job_uses_all_gpus() -> None:
+    """Some clusters set a launcher's variables for a single process; fairseq would read them."""
+    names = ["WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_NODELIST"]
+    job = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NODELIST": "node3", "SLURM_JOB_NODELIST": "node3"}
+    for env in ({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}, job):
+        script = f"check_shared; choose_machine; batch 25000 3584 512; printenv {' '.join(names)} >&2 || true"
+        assert settings(script, env).stderr == "|--max-tokens 3125 --update-freq 1|--fp16|\n"
+
+
+def test_flags_of_several_lines(tmp_path: Path) -> None:
+    flags = "--arch transformer\n  --label-smoothing 0.2"
+    script = (
+        "ONLY= FAMILY=translation ARCH=a HEAD=softmax WORK=w VALIDATE_EVERY=1 UPDATES=1 AVERAGE=0 MODEL=() "
+        "OPTIMIZER=(); source <(sed '/^source/d' examples/translation/recipe.sh); settle_model; "
+        'echo "${HEAD_WORDS[*]}" >&2'
+    )
+    said = settings(script, {"HEAD_FLAGS": flags}, gpus=1, check=False).stderr
+    assert said.startswith("--arch transformer --label-smoothing 0.2\n")
+
+
+@pytest.mark.parametrize("name", ["MAX_TOKENS", "VALIDATE_EVERY"])
+def test_bad_variables(name: str) -> None:
+    for value, said in (("0", "are at least 1, got 0"), ("many", "are whole numbers, got 'many'")):
+        refused(settings("check_shared", {name: value}, check=False), f"MAX_TOKENS and VALIDATE_EVERY {said}")
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_precision(precision: str) -> None:
     done = settings(f"PRECISION={precision}; check_shared; choose_machine; batch 1 1")
@@ -260,6 +286,12 @@ def test_a_launcher_that_says_half_or_comes_too_early(tmp_path: Path) -> None:
         place = {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "x", "MASTER_PORT": "1"}
         done = run_recipe("opus100", tmp_path / f"out{rank}", check=False, env=place)
         assert done.returncode == 1 and said in done.stderr and bool(said) == bool(done.stderr)
+    # The first of another node says that it sees no prepared data.
+    place = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+    refused(
+        run_recipe("opus100", tmp_path / "elsewhere", check=False, env=place),
+        "elsewhere/settings.txt; prepare",
+    )
     env = {**SRUN, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "elsewhere"}
     refused(
         settings("check_shared; choose_machine", env, check=False),
@@ -275,6 +307,8 @@ def test_slurm_starts_the_training_of_a_recipe(tmp_path: Path) -> None:
     done = run_command([script, "wmt14_en_de", "--size", "big"], env=env)
     wanted = "examples/translation/wmt14_en_de/run.sh --only train --size big\n"
     assert done.stdout == f"srun --kill-on-bad-exit=1 {wanted}"
+    done = run_command([script, "wmt14_en_de", "--size", "big"], env={**env, "SLURM_CPUS_PER_TASK": "4"})
+    assert done.stdout == f"srun --kill-on-bad-exit=1 --cpus-per-task=4 {wanted}"
     done = run_command([script, "wmt99"], env=env, check=False)
     refused(done, "give a recipe of examples/translation", script="slurm.sbatch")
 
@@ -301,6 +335,8 @@ def test_slurm_starts_the_training_of_a_recipe(tmp_path: Path) -> None:
         ("opus100", ["--offline", "a", "--mirror", "http://b"], "it does not go with --mirror"),
         ("opus100", ["--text", "a"], "there is no argument '--text'"),
         ("opus100", ["--languages"], "--languages needs a value"),
+        ("opus100", ["--source", "--cpu"], "--source needs a value"),
+        ("opus100", ["--updates", "08"], "--vocab and --updates are whole numbers, got '08'"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, recipe: str, more: list[str], said: str) -> None:
@@ -315,6 +351,18 @@ def test_a_source_without_a_side(tmp_path: Path) -> None:
     done = run_recipe("wmt14_en_de", tmp_path / "out", "--source", str(tmp_path / "text"), check=False)
     refused(done, "there is no test.de or test.de.xz in", script="prepare_translation.py")
     assert not (tmp_path / "out" / "data").exists()
+    more = ["--source", str(tmp_path / "text"), "--vocab", "800"]
+    refused(run_recipe("wmt14_en_de", tmp_path / "out", *more, check=False), "was begun with other settings")
+
+
+def test_opus100_scores_by_packed_tags(tmp_path: Path) -> None:
+    """Of a --source, whose files may be .xz."""
+    last = (RECIPES / "opus100" / "run.sh").read_text().partition("stage evaluate\n")[2]
+    script = f'TEXT="$1"; translate() {{ :; }}; evaluate() {{ echo "$*"; }}\n{last}'
+    for name in ("test.tags.xz", "test.tags"):
+        (tmp_path / name).write_bytes(b"")
+        done = run_command(["bash", "-euc", script, "_", str(tmp_path)])
+        assert done.stdout == f"--tags {tmp_path / name}\n"
 
 
 #: The configs' models, small enough for a test.

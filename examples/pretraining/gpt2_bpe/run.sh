@@ -59,9 +59,9 @@ case $HEAD in
     product) HEAD_WORDS=("${PLUGIN[@]}" product --mhe-mixtures 8 --mhe-codebook "$CODES") ;;
     *) HEAD_WORDS=("${PLUGIN[@]}" "$HEAD") ;;
 esac
-if [[ -n ${MODEL_FLAGS:-} ]]; then read -ra MODEL <<<"$MODEL_FLAGS"; fi
-if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"$HEAD_FLAGS"; fi
-if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"$OPTIMIZER_FLAGS"; fi
+if [[ -n ${MODEL_FLAGS:-} ]]; then read -ra MODEL <<<"${MODEL_FLAGS//$'\n'/ }"; fi
+if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"${HEAD_FLAGS//$'\n'/ }"; fi
+if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"${OPTIMIZER_FLAGS//$'\n'/ }"; fi
 
 begin_pretraining "vocabulary ${VOCAB:-GPT-2}" "model ${MODEL[*]:-}" "head ${HEAD_WORDS[*]}" \
     "optimizer ${OPTIMIZER[*]}"

@@ -58,10 +58,10 @@ case $HEAD in
     cascade | product) HEAD_WORDS=("${PLUGIN[@]}" "$HEAD" --mhe-codebook "$CODES") ;;
     *) HEAD_WORDS=("${PLUGIN[@]}" "$HEAD") ;;
 esac
-if [[ -n ${MODEL_FLAGS:-} ]]; then read -ra MODEL <<<"$MODEL_FLAGS"; fi
-if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"$HEAD_FLAGS"; fi
-if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"$OPTIMIZER_FLAGS"; fi
-if [[ -n ${FINETUNE_FLAGS:-} ]]; then read -ra FINETUNE <<<"$FINETUNE_FLAGS"; fi
+if [[ -n ${MODEL_FLAGS:-} ]]; then read -ra MODEL <<<"${MODEL_FLAGS//$'\n'/ }"; fi
+if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"${HEAD_FLAGS//$'\n'/ }"; fi
+if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"${OPTIMIZER_FLAGS//$'\n'/ }"; fi
+if [[ -n ${FINETUNE_FLAGS:-} ]]; then read -ra FINETUNE <<<"${FINETUNE_FLAGS//$'\n'/ }"; fi
 
 begin_pretraining "vocabulary $VOCAB" "model ${MODEL[*]:-}" "head ${HEAD_WORDS[*]}" "optimizer ${OPTIMIZER[*]}"
 

@@ -1,9 +1,7 @@
 #!/usr/bin/env bash
 # IWSLT14 German-English, lowercased TED talks, with fairseq's small transformer and a multi-head encoding head.
 #
-# May be stopped at any time, even by kill -9, and run again. Variables: MODEL_FLAGS, HEAD_FLAGS,
-# OPTIMIZER_FLAGS in place of the ones below, PREPARE_FLAGS and TRAIN_FLAGS beside them, LR, MAX_TOKENS of one GPU
-# at once, VALIDATE_EVERY updates, LOG_INTERVAL, SEED.
+# May be stopped at any time, even by kill -9, and run again. --help tells arguments and variables.
 set -euo pipefail
 CALLED_FROM=$PWD
 cd "$(dirname "$0")/../../.."
@@ -14,8 +12,9 @@ read_arguments "$@"
 choose_machine
 
 # fairseq's command (examples/translation/README.md): one GPU with --max-tokens 4096. It names no end and
-# translates with the best checkpoint; 50,000 updates were chosen here. Its two dictionaries are one here, and
-# all embeddings are shared, as in the other recipes.
+# translates with the checkpoint of the best validation BLEU. 50,000 updates and the checkpoint of the best
+# validation loss were chosen here. Its two dictionaries are one here, and all embeddings are shared, as in the
+# other recipes.
 if [[ $SCALE == tiny ]]; then
     tiny_settings
 else

@@ -1,9 +1,7 @@
 #!/usr/bin/env bash
 # WMT14 English-German with a base or big transformer and a multi-head encoding head.
 #
-# May be stopped at any time, even by kill -9, and run again. Variables: MODEL_FLAGS, HEAD_FLAGS,
-# OPTIMIZER_FLAGS in place of the ones below, PREPARE_FLAGS and TRAIN_FLAGS beside them, LR, MAX_TOKENS of one GPU
-# at once, VALIDATE_EVERY updates, LOG_INTERVAL, SEED.
+# May be stopped at any time, even by kill -9, and run again. --help tells arguments and variables.
 set -euo pipefail
 CALLED_FROM=$PWD
 cd "$(dirname "$0")/../../.."
@@ -15,9 +13,10 @@ source examples/translation/recipe.sh
 read_arguments "$@"
 choose_machine
 
-# base: 25,000 tokens an update for 100,000 updates, dropout 0.1, the mean of the last 5 checkpoints ("Attention
-# Is All You Need", sections 5 and 6). big: fairseq's command (examples/scaling_nmt/README.md), --max-tokens 3584
-# on 8 GPUs, dropout 0.3; 300,000 updates and 20 checkpoints are Vaswani et al.'s again.
+# base: 25,000 tokens an update for 100,000 updates, dropout 0.1, the mean of the last 5 checkpoints, ten minutes of
+# 0.4 s an update apart ("Attention Is All You Need", sections 5.1, 5.2, 5.4 and 6.1). big: fairseq's command
+# (examples/scaling_nmt/README.md), --max-tokens 3584 on 8 GPUs, dropout 0.3; 300,000 updates and 20 checkpoints
+# are Vaswani et al.'s again, that they are 1,000 updates apart was chosen here.
 if [[ $SCALE == tiny ]]; then
     tiny_settings
 else
