@@ -136,8 +136,7 @@ choose_machine() {
         DEVICE=(--cpu)
         EVAL_DEVICE=(--cpu)
         if ((WORLD > 1)); then
-            # fairseq gives torch's own DDP a device number, which it refuses on a CPU.
-            DISTRIBUTED+=(--distributed-backend gloo --ddp-backend legacy_ddp)
+            DISTRIBUTED+=(--distributed-backend gloo)
         fi
         echo "$RECIPE: on the CPU$( ((WORLD == 1)) || echo ", $WORLD processes")"
         [[ $SCALE == tiny ]] ||
