@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ MHE = ["python", "-m", "mhe_fairseq.cli.main"]
 def test_it_runs_as_a_command() -> None:
     done = run_command([*MHE, "--help"])
     for name in COMMANDS:
-        assert f"\n    {name} " in done.stdout
+        assert re.search(rf"^    {name}\s", done.stdout, re.MULTILINE)
     assert run_command([*MHE, "--version"]).stdout == f"mhe_fairseq {__version__}\n"
 
 
