@@ -140,6 +140,8 @@ def _output_parameters(model: Any) -> int:
     decoder = model.decoder
     if hasattr(decoder, "head"):
         return int(decoder.head.output_parameters())
+    if getattr(decoder, "adaptive_softmax", None) is not None:
+        return sum(parameter.numel() for parameter in decoder.adaptive_softmax.parameters())
     own = decoder.output_projection.weight
     return 0 if own is decoder.embed_tokens.weight else own.numel()
 

@@ -224,7 +224,7 @@ class TestCommands:
     def test_failed_command_is_told(self, tmp_path: Path) -> None:
         commands, _ = self.commands(tmp_path / "work")
         out = tmp_path / "work" / "log"
-        words = [sys.executable, "-c", "import sys; print('first'); sys.exit('the reason')"]
+        words = [sys.executable, "-c", "import sys; print('first', flush=True); sys.exit('the reason')"]
         for append, written in ((True, out), (False, out.with_name("log.tmp"))):
             with pytest.raises(CommandError, match=rf"^bad: .* status 1; see {written}: the reason$"):
                 commands.run(Step("bad", words, out, out, append))
