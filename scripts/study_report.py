@@ -314,6 +314,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         records = read_records(args.folder)
         if args.page is None:
+            if args.plot:
+                raise ReportError("--plot draws what a page shows: give it with --page")
             if args.check:
                 raise ReportError("--check compares a page with the records: give it with --page")
             print("\n".join([*scores(records), "", *(time(records) if records.times else [])]))
