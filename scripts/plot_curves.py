@@ -71,7 +71,7 @@ def draw(
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
     panels = figure.subplots(1, 2, sharey=True)
     figure.subplots_adjust(
-        left=0.06, right=0.895, top=1 - ABOVE / height, bottom=(BELOW + under) / height, wspace=0.36
+        left=0.06, right=0.865, top=1 - ABOVE / height, bottom=(BELOW + under) / height, wspace=0.46
     )
     figure.text(0.02, 1 - 0.32 / height, title, fontsize=15, fontweight="bold", color=INK, va="center")
     figure.text(0.02, 1 - 0.53 / height, subtitle, fontsize=9.5, color=PALE, va="top", linespacing=1.4)
