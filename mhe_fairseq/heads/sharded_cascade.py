@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
-from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import OutputHead
 from mhe_fairseq.heads.cascade import CascadeHead
 from mhe_fairseq.heads.cascade_level import Level
 from mhe_fairseq.heads.sharded_level import ShardedLevel
 from mhe_fairseq.heads.sharded_state import ShardedHead
-from mhe_fairseq.heads.shards import Shard
 
 
 class ShardedCascadeHead(ShardedHead, CascadeHead):
@@ -42,16 +39,6 @@ class ShardedCascadeHead(ShardedHead, CascadeHead):
     finds_best = searches_beams = False
     beam_candidates = OutputHead.beam_candidates
     whole_name = sharded_name = "local.table"
-
-    def __init__(
-        self, dim: int, codebook: Codebook, shard: Shard, tied: nn.Embedding | None = None, **kwargs: Any
-    ) -> None:
-        if tied is not None:
-            raise MHEError(
-                "a table that is split over ranks cannot be tied to an embedding, which every rank has whole"
-            )
-        self.shard = shard  # read while the parts are made
-        super().__init__(dim, codebook, **kwargs)
 
     @property
     def sharded(self) -> ShardedLevel:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from mhe_fairseq.coding.codebook import Codebook
-from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import HeadLoss, wide
 from mhe_fairseq.heads.sampling import SamplingHead
 from mhe_fairseq.heads.sharded_level import ShardedLevel
 from mhe_fairseq.heads.sharded_state import ShardedHead
-from mhe_fairseq.heads.shards import Shard, normal_blocks
+from mhe_fairseq.heads.shards import normal_blocks
 
 
 class ShardedSamplingHead(ShardedHead, SamplingHead):
@@ -37,16 +33,6 @@ class ShardedSamplingHead(ShardedHead, SamplingHead):
     table: ShardedLevel  # type: ignore[assignment]
     sharded_name = "table.table"
     whole_name = "table.linear.weight"
-
-    def __init__(
-        self, dim: int, codebook: Codebook, shard: Shard, tied: nn.Embedding | None = None, **kwargs: Any
-    ) -> None:
-        if tied is not None:
-            raise MHEError(
-                "a table that is split over ranks cannot be tied to an embedding, which every rank has whole"
-            )
-        self.shard = shard  # read while the parts are made
-        super().__init__(dim, codebook, **kwargs)
 
     @property
     def sharded(self) -> ShardedLevel:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook
+from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.sharded_level import ShardedLevel
 from mhe_fairseq.heads.shards import Shard
 
@@ -33,12 +34,30 @@ class ShardedHead(nn.Module):
     Attributes:
         sharded_name: the part's name in this head's state dict.
         whole_name: the table's in the whole head's.
+
+    Args:
+        dim, codebook, and by name: as for the whole head.
+        shard: which groups are this rank's.
+        tied: must be None.
+
+    Raises:
+        MHEError: as the whole head; fewer groups than ranks; ``tied``.
     """
 
     sharded_name: str
     whole_name: str
     codebook: Codebook
     shard: Shard
+
+    def __init__(
+        self, dim: int, codebook: Codebook, shard: Shard, tied: nn.Embedding | None = None, **kwargs: Any
+    ) -> None:
+        if tied is not None:
+            raise MHEError(
+                "a table that is split over ranks cannot be tied to an embedding, which every rank has whole"
+            )
+        self.shard = shard  # read while the parts are made
+        super().__init__(dim, codebook, **kwargs)  # the whole head's
 
     @property
     def sharded(self) -> ShardedLevel:
