@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -268,20 +269,17 @@ class CascadeHead(OutputHead):
         a part of the batch, not of all of it every so often. Which part a row is in hangs on its gold group
         and the update, not on its place: batches that are split over processes draw the same.
         """
-        tokens, part = self.drawn_tokens()
-        return tokens.to(group.device)[part.to(group.device)[group]]
+        tokens, part = (torch.from_numpy(each).to(group.device) for each in self.drawn_tokens())
+        return tokens[part[group]]
 
-    def drawn_tokens(self) -> tuple[Tensor, Tensor]:
-        """Tokens of each part of a batch, and the part of each first digit, on the CPU.
-
-        Shape: (parts, S) long, (L_1,) long.
-        """
+    def drawn_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of each part of a batch, (parts, S), and the part of each first digit, (L_1,), int64."""
         parts, count = SMOOTHING_PARTS, self.groups_sampled
         generator = self._generator()
-        tokens = self._sample_tokens(parts * count, torch.device("cpu"), generator)
-        tokens = tokens[torch.randperm(len(tokens), generator=generator)].view(parts, count)
-        part = torch.randperm(self.codebook.lengths[0], generator=generator) % parts
-        return tokens, part
+        tokens = self._sample_tokens(parts * count, torch.device("cpu"), generator).numpy()
+        order = torch.randperm(len(tokens), generator=generator).numpy()
+        part = torch.randperm(self.codebook.lengths[0], generator=generator).numpy() % parts
+        return tokens[order].reshape(parts, count), part
 
     def kernel_tables(self, device: torch.device) -> cascade_kernels.CascadeTables:
         """What kernels read of the codebook, made where it is first asked for."""

@@ -108,12 +108,12 @@ def _draw(head: CascadeHead, device: torch.device) -> Draw:
 
     tokens, part = head.drawn_tokens()
     lengths = head.codebook.lengths
-    slots = head.codebook.slots.numpy()[tokens.numpy()]
+    slots = head.codebook.slots.numpy()[tokens]
     prefixes, below = [], head.codebook.size
     for length in lengths[:-1]:
         below //= length
         prefixes.append(slots // below)
-    return Draw.of(part.numpy(), prefixes, device)
+    return Draw.of(part, prefixes, device)
 
 
 def _rehearse(

@@ -149,7 +149,7 @@ class _CascadeLoss(torch.autograd.Function):
             shared = 0 if draw is None else draw.levels[h].count
             blocks, dim = 1 + shared, source.size(1)
             z = source.new_empty(n, blocks, level.padded) if spec.keep else source.new_empty(0)
-            sums = x.new_empty(2 * blocks + 1, padded, dtype=torch.float32)
+            sums = x.new_empty((1 + (spec.smoothing > 0)) * blocks + 1, padded, dtype=torch.float32)
             peaks = places = None
             if spec.accuracy:
                 peaks = torch.empty_like(sums[:blocks])
@@ -167,7 +167,7 @@ class _CascadeLoss(torch.autograd.Function):
                 tile, D=dim, L=level.length, LP=level.padded, DIV=spec.below(h), R=level.prefixes,
                 SUB=level.prefixes // spec.lengths[0], S=shared, PARTS=0 if draw is None else draw.parts,
                 ORDERED=draw is not None, NATURAL=False, TIED=level.tokens is not None,
-                FULL=level.counts is None, BINARY=level.is_binary, STORE=spec.keep, MEAN=spec.smoothing > 0,
+                FULL=level.counts is None, BINARY=level.is_binary, STORE=spec.keep, MEAN=int(spec.smoothing > 0),
                 BEST=spec.accuracy, BY_TOKEN=False, PRECISION=precision(x.dtype),
                 BR=power_of_2(level.prefixes), BP=power_of_2(0 if draw is None else draw.parts),
             )  # fmt: skip

@@ -20,7 +20,7 @@ def _level(sums, best_at, slot, rows, inside, NP, S: tl.constexpr, DIV: tl.const
     """Of one digit: nll, smoothing term, and whether the target's digit is the best."""
     at = sums + rows
     log_sum = tl.load(at, mask=inside, other=0.0)
-    nll = log_sum - tl.load(at + tl.cast(2 * (1 + S), tl.int64) * NP, mask=inside, other=0.0)
+    nll = log_sum - tl.load(at + tl.cast((1 + (SMOOTH > 0)) * (1 + S), tl.int64) * NP, mask=inside, other=0.0)
     smooth = tl.zeros((BM,), tl.float32)
     if SMOOTH == 2:
         smooth += log_sum - tl.load(at + tl.cast(1 + S, tl.int64) * NP, mask=inside, other=0.0)

@@ -101,7 +101,8 @@ def score_kernel(
 
     Programs up to ``own_tiles`` have a tile of a range each, those after them a tile of a part and one of its
     S prefixes. ``z`` is (N, 1 + S, LP), by place of the row: sorted, or with ``NATURAL`` the row itself for
-    blocks of parts. ``sums``, by row: log-sum-exps (1 + S, NP), mean logits (1 + S, NP), the target's (NP).
+    blocks of parts. ``sums``, by row: log-sum-exps (1 + S, NP), with ``MEAN`` mean logits (1 + S, NP), and the
+    logits of targets (NP).
     """
     t = tl.program_id(0)
     block = 0
@@ -126,10 +127,10 @@ def score_kernel(
     if end > begin:
         r = begin + tl.arange(0, BM)
         inside = r < end
-        if NATURAL:
-            rows = tl.load(order + r, mask=inside & (block == 0), other=0)
-            rows = tl.where(block == 0, rows, r.to(tl.int64))
-        else:
+        rows = r.to(tl.int64)
+        if not NATURAL:
+            rows = tl.load(order + r, mask=inside, other=0)
+        elif block == 0:
             rows = tl.load(order + r, mask=inside, other=0)
         if prefix >= 0:
             column = (tl.load(slot + rows, mask=inside, other=0) // DIV) % L
@@ -146,7 +147,7 @@ def score_kernel(
                     many = tl.load(totals + prefix)
                 tl.store(sums + tl.cast(1 + S + block, tl.int64) * NP + rows, mean / many, mask=inside)
             if block == 0:
-                tl.store(sums + tl.cast(2 * (1 + S), tl.int64) * NP + rows, picked, mask=inside)
+                tl.store(sums + tl.cast((1 + MEAN) * (1 + S), tl.int64) * NP + rows, picked, mask=inside)
             if BEST:
                 tl.store(best + tl.cast(block, tl.int64) * NP + rows, top, mask=inside)
                 tl.store(best_at + tl.cast(block, tl.int64) * NP + rows, at, mask=inside)
