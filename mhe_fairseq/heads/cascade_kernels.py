@@ -13,7 +13,8 @@ from mhe_fairseq.heads.kernels import dispatch
 
 if TYPE_CHECKING:
     from mhe_fairseq.heads.cascade import CascadeHead
-    from mhe_fairseq.heads.kernels.cascade import CascadeParts, CascadeSpec, LevelTables
+    from mhe_fairseq.heads.kernels.cascade import CascadeParts, CascadeSpec
+    from mhe_fairseq.heads.kernels.level import LevelTables
     from mhe_fairseq.heads.kernels.plan import Draw
 
 
@@ -26,6 +27,11 @@ class CascadeTables:
     group_counts: Tensor
     levels: tuple[LevelTables, ...]
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What of these decides which kernels are compiled."""
+        return tuple((each.tokens is None, each.counts is None, each.is_binary) for each in self.levels)
+
     @classmethod
     def of(cls, head: CascadeHead, device: torch.device) -> CascadeTables:
         levels = tuple(_level_tables(level, head.codebook.token_of_slot, device) for level in head.levels)
@@ -35,7 +41,7 @@ class CascadeTables:
 
 
 def _level_tables(level: Level, token_of_slot: Tensor, device: torch.device) -> LevelTables:
-    from mhe_fairseq.heads.kernels.cascade import LevelTables
+    from mhe_fairseq.heads.kernels.level import LevelTables
 
     counts = level.counts.cpu()
     is_even = bool((counts == counts[:, :1]).all()) and bool((counts > 0).all())
@@ -96,7 +102,8 @@ def loss(
             return cascade_loss(spec, draw, target, (features, rows, bias), inputs, tables)
 
     return dispatch.attempt(
-        ("cascade", _shape(spec), draw is not None, *(_kind(each) for each in (features, *inputs, *tables))),
+        ("cascade", spec.lengths, fixed.kind, form, accuracy, keep)
+        + tuple(map(dispatch.kind_of, (features, rows, bias, *inputs, *tables))),
         lambda: _rehearse(spec, draw, target[:1], (features, rows, bias), inputs, tables),
         run,
     )
@@ -127,28 +134,9 @@ def _rehearse(
     """A step of one token, on copies that share the weights' memory."""
     from mhe_fairseq.heads.kernels.cascade import cascade_loss
 
-    def leaf(tensor: Tensor) -> Tensor:
-        return tensor.detach().requires_grad_(tensor.requires_grad)
-
-    x = leaf(group[0][:1])
-    sources = [x if each is group[0] else leaf(each[:1]) for each in inputs]
-    rest = [leaf(group[1]), leaf(group[2])]
-    weights = [leaf(each) for each in tables]
+    x, rows, bias = dispatch.leaf(group[0][:1]), dispatch.leaf(group[1]), dispatch.leaf(group[2])
+    sources = [x if each is group[0] else dispatch.leaf(each[:1]) for each in inputs]
+    weights = [dispatch.leaf(each) for each in tables]
     with torch.set_grad_enabled(spec.keep), torch.autocast(x.device.type, enabled=False):
-        parts = cascade_loss(spec, draw, target, (x, rest[0], rest[1]), sources, weights)
-        if not spec.keep:
-            return
-        total = parts.nll.sum() if parts.smooth is None else parts.nll.sum() + parts.smooth.sum()
-        wanted = [each for each in (x, *sources, *rest, *weights) if each.requires_grad]
-        torch.autograd.grad(total, wanted, allow_unused=True)
-
-
-def _shape(spec: CascadeSpec) -> tuple[object, ...]:
-    levels = tuple((each.tokens is None, each.counts is None, each.is_binary) for each in spec.levels)
-    return (spec.lengths, levels, spec.smoothing, spec.accuracy, spec.keep)
-
-
-def _kind(tensor: Tensor) -> tuple[object, ...]:
-    return (tensor.device, tensor.dtype, tensor.size(-1), tensor.requires_grad)
-
-
+        parts = cascade_loss(spec, draw, target, (x, rows, bias), sources, weights)
+        dispatch.differentiate([parts.nll, parts.smooth], [x, *sources, rows, bias, *weights])

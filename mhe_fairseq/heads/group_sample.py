@@ -38,7 +38,7 @@ def sample_groups(
     """
     order = torch.randperm(len(inclusion), generator=generator).numpy()
     spread = torch.randperm(parts, generator=generator).numpy()
-    shift = torch.rand((), generator=generator, dtype=torch.float64).item()
+    shift = torch.rand((), generator=generator, dtype=torch.float64).numpy()
     return [systematic(inclusion, order, each) for each in (spread + shift) / parts]
 
 

@@ -172,17 +172,16 @@ class SamplingHead(SoftmaxHead):
         if self.variant == "batch":
             yield 0, len(gold), gold.unique()
         elif self.variant == "shared":
-            begins, samples = self.drawn(len(gold))
-            for begin, end, sample in zip(begins[:-1], begins[1:], samples, strict=True):
+            for part, sample in enumerate(self.drawn()):
+                begin, end = (len(gold) * edge // PARTS for edge in (part, part + 1))
                 yield begin, end, torch.from_numpy(sample)
 
-    def drawn(self, rows: int) -> tuple[list[int], list[np.ndarray]]:
-        """The first row of each part of a batch, and its end; the groups that each part is scored on."""
-        begins = [rows * part // PARTS for part in range(PARTS + 1)]
+    def drawn(self) -> list[np.ndarray]:
+        """The groups that each part of a batch is scored on, int64."""
         inclusion = self.inclusion.numpy()
         sure, drawn = np.flatnonzero(inclusion == 1), np.flatnonzero(inclusion < 1)
         samples = sample_groups(inclusion[drawn], self._generator(), PARTS)
-        return begins, [np.concatenate([sure, drawn[sample]]) for sample in samples]
+        return [np.concatenate([sure, drawn[sample]]) for sample in samples]
 
     @property
     def drawn_groups(self) -> int:
@@ -194,10 +193,10 @@ class SamplingHead(SoftmaxHead):
         """What is added to the logits of each group when it was drawn. Shape: -> (groups,) float64."""
         return self._log_weight
 
-    def kernel_tables(self, device: torch.device) -> sampling_kernels.SamplingKernelTables:
+    def kernel_tables(self, device: torch.device) -> sampling_kernels.SamplingTables:
         """What kernels read of the codebook, made where it is first asked for."""
         if self._kernel_tables is None or self._kernel_tables.device != device:
-            self._kernel_tables = sampling_kernels.SamplingKernelTables.of(self, device)
+            self._kernel_tables = sampling_kernels.SamplingTables.of(self, device)
         return self._kernel_tables
 
     def _codebook_changed(self) -> None:
@@ -225,7 +224,7 @@ class SamplingHead(SoftmaxHead):
         if self.variant == "shared":
             self.inclusion = inclusion_probabilities(expected_share(first, sizes), self.groups)
             self._log_weight = -self.inclusion.log()
-        self._kernel_tables: sampling_kernels.SamplingKernelTables | None = None
+        self._kernel_tables: sampling_kernels.SamplingTables | None = None
 
     @staticmethod
     def _groups_of(codebook: Codebook) -> tuple[Tensor, Tensor]:

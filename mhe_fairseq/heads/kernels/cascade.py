@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,39 +12,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mhe_fairseq.heads.kernels.cascade_sums import combine_kernel, logits_kernel
-from mhe_fairseq.heads.kernels.launch import cdiv, launch, power_of_2, precision
-from mhe_fairseq.heads.kernels.plan import Draw, Ranges, plan_ranges, sort_rows
-from mhe_fairseq.heads.kernels.products import features_kernel, table_kernel
-from mhe_fairseq.heads.kernels.scores import score_kernel
+from mhe_fairseq.heads.kernels.launch import cdiv, launch, power_of_2
+from mhe_fairseq.heads.kernels.level import LevelTables, Meeting, features_grad, height_of, score, table_grad
+from mhe_fairseq.heads.kernels.plan import Draw, Rows, Shared, padded_rows, plan_ranges, sort_rows
 from mhe_fairseq.heads.kernels.tiles import tile_of
 
-#: Of ``out`` of ``combine_kernel``.
-GROUP_LOG_SUM = 6
-
-
-class LevelTables(NamedTuple):
-    """Which digits after a prefix have tokens, on the device; int32.
-
-    Attributes:
-        prefixes: P.
-        length: L.
-        tokens: (P * L,): the row of a (V, d) table that a slot has, -1 at holes; None: the table is (P, L, d).
-        counts: (P * L,): tokens below each digit; None: all digits have as many.
-        totals: (P,): what a mean over a prefix's digits is divided by; None: L.
-        is_binary: a digit has one token or none.
-    """
-
-    prefixes: int
-    length: int
-    tokens: Tensor | None
-    counts: Tensor | None
-    totals: Tensor | None
-    is_binary: bool
-
-    @property
-    def padded(self) -> int:
-        """Stored logits of a row and prefix: a multiple of 16, so that rows begin aligned."""
-        return cdiv(self.length, 16) * 16
+#: Which line of what ``combine_kernel`` writes.
+_RIGHT, _GROUP_LOG_SUM = 3, 6
 
 
 class CascadeSpec(NamedTuple):
@@ -66,12 +42,14 @@ class CascadeSpec(NamedTuple):
     accuracy: bool
     keep: bool
 
-    def below(self, level: int) -> int:
-        """Slots below a prefix of ``level`` + 1 digits and its next digit: 1 for the last."""
-        product = 1
-        for length in self.lengths[level + 2 :]:
-            product *= length
-        return product
+    def divisor(self, digit: int) -> int:
+        """Slots below a value of a digit."""
+        return math.prod(self.lengths[digit + 1 :])
+
+    def meeting(self, h: int, rows: Rows, plan: Tensor, draw: Draw | None) -> Meeting:
+        """Of level ``h``."""
+        shared = Shared() if draw is None else draw.levels[h]
+        return Meeting(rows, plan, draw, shared, self.levels[h].prefixes // self.lengths[0], True)
 
 
 class CascadeParts(NamedTuple):
@@ -88,8 +66,8 @@ def cascade_loss(
     draw: Draw | None,
     target: Tensor,
     group: tuple[Tensor, Tensor, Tensor],
-    inputs: list[Tensor],
-    tables: list[Tensor],
+    inputs: Sequence[Tensor],
+    tables: Sequence[Tensor],
 ) -> CascadeParts:
     """-log p(target), and the smoothing term.
 
@@ -113,7 +91,7 @@ def cascade_loss(
         nll,
         smooth if spec.smoothing else None,
         tuple(out[h, :n] for h in range(digits)),
-        tuple(out[3 + h, :n] for h in range(digits)) if spec.accuracy else None,
+        tuple(out[_RIGHT + h, :n] for h in range(digits)) if spec.accuracy else None,
     )
 
 
@@ -128,199 +106,100 @@ class _CascadeLoss(torch.autograd.Function):
         group_bias: Tensor,
         *rest: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        n = len(x)
-        padded = cdiv(n, 128) * 128
-        inputs = [x if each is None else each for each in rest[: len(spec.levels)]]
-        tables = rest[len(spec.levels) :]
+        n, groups, count = len(x), spec.lengths[0], len(spec.levels)
+        numbers = None if draw is None else draw.numbers
+        parts = 0 if draw is None else draw.parts
         deepest = spec.levels[-1]
-        below = deepest.prefixes // spec.lengths[0]
-        rows = sort_rows(
-            target, spec.slots, deepest.length, below, None if draw is None else draw.position
-        )
-        scored: list[Tensor] = []
-        best: list[Tensor | None] = []
-        for h, (level, source, table) in enumerate(zip(spec.levels, inputs, tables, strict=True)):
+        rows = sort_rows(target, spec.slots, deepest.length, deepest.prefixes // groups, numbers)
+        scored = []
+        for h, level in enumerate(spec.levels):
+            source, table = rest[h], rest[count + h]
             assert table is not None
+            source = x if source is None else source
             unit = deepest.prefixes // level.prefixes
-            tile = tile_of("score", x.dtype, level.prefixes)
-            ranges = plan_ranges(
-                rows.key, level.prefixes, unit, tile.constants["BM"], None if draw is None else draw.starts, below
+            plan = plan_ranges(
+                rows.key, level.prefixes, unit, height_of(source, level), parts, numbers, groups
             )
-            shared = 0 if draw is None else draw.levels[h].count
-            blocks, dim = 1 + shared, source.size(1)
-            z = source.new_empty(n, blocks, level.padded) if spec.keep else source.new_empty(0)
-            sums = x.new_empty((1 + (spec.smoothing > 0)) * blocks + 1, padded, dtype=torch.float32)
-            peaks = places = None
-            if spec.accuracy:
-                peaks = torch.empty_like(sums[:blocks])
-                places = torch.empty_like(peaks, dtype=torch.int32)
-            own_tiles = n // tile.constants["BM"] + min(n, level.prefixes)
-            part_tiles = 0 if draw is None else (n // tile.constants["BM"] + draw.parts) * shared
-            launch(
-                score_kernel, (own_tiles + part_tiles,),
-                (
-                    source, table, level.tokens, level.counts, level.totals, rows.order, rows.slot, ranges.begins,
-                    ranges.ends, None if draw is None else draw.group_at, ranges.parts,
-                    None if draw is None else draw.levels[h].prefixes, z, sums, peaks, places,
-                    n, padded, own_tiles,
-                ),
-                tile, D=dim, L=level.length, LP=level.padded, DIV=spec.below(h), R=level.prefixes,
-                SUB=level.prefixes // spec.lengths[0], S=shared, PARTS=0 if draw is None else draw.parts,
-                ORDERED=draw is not None, NATURAL=False, TIED=level.tokens is not None,
-                FULL=level.counts is None, BINARY=level.is_binary, STORE=spec.keep, MEAN=int(spec.smoothing > 0),
-                BEST=spec.accuracy, BY_TOKEN=False, PRECISION=precision(x.dtype),
-                BR=power_of_2(level.prefixes), BP=power_of_2(0 if draw is None else draw.parts),
+            scores = score(
+                level, spec.meeting(h, rows, plan, draw), source, table, divisor=spec.divisor(h + 1),
+                keep=spec.keep, mean=spec.smoothing > 0, best=spec.accuracy,
             )  # fmt: skip
-            scored += [z, sums, *ranges]
-            best.append(places)
+            scored.append((scores, plan))
         zg = F.linear(x, group_rows, group_bias)
         nll = x.new_empty(n, dtype=torch.float32)
         smooth = torch.empty_like(nll) if spec.smoothing else nll.new_empty(0)
-        out = nll.new_empty(7, padded)
-        tile = tile_of("combine", x.dtype, spec.lengths[0])
-        has_second = len(spec.levels) == 2
+        out = nll.new_empty(_GROUP_LOG_SUM + 1, padded_rows(n))
+        tile = tile_of("combine", x.dtype, groups)
+        first, second = scored[0][0], scored[1][0] if count == 2 else None
         launch(
             combine_kernel, (cdiv(n, tile.constants["BM"]),),
             (
-                zg, spec.group_counts, rows.slot, scored[1], best[0], scored[6] if has_second else None,
-                best[1] if has_second else None, nll, smooth, out, n, padded,
+                zg, spec.group_counts, rows.keys, first.sums, first.best_at,
+                None if second is None else second.sums, None if second is None else second.best_at,
+                nll, smooth, out, n, padded_rows(n),
             ),
-            tile, G=spec.lengths[0], BELOW=spec.below(-1), V=len(spec.slots),
-            S=0 if draw is None else draw.levels[0].count,
-            DIV_1=spec.below(0), L_1=spec.levels[0].length, DIV_2=1, L_2=deepest.length,
-            SMOOTH=spec.smoothing, BEST=spec.accuracy,
+            tile, G=groups, BELOW=spec.divisor(0), V=len(spec.slots),
+            S=0 if draw is None else draw.levels[0].count, DIV_1=spec.divisor(1), L_1=spec.levels[0].length,
+            DIV_2=1, L_2=deepest.length, SMOOTH=spec.smoothing, BEST=spec.accuracy,
         )  # fmt: skip
-        return nll, smooth, out, zg, rows.order, rows.slot, *scored
+        kept = [each for scores, plan in scored for each in (scores.z, scores.sums, plan)]
+        return nll, smooth, out, zg, *rows, *kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.spec, ctx.draw, _, x, group_rows, group_bias, *rest = inputs
-        ctx.has_input = [each is not None for each in rest]
+        ctx.spec, ctx.draw, _, x, group_rows, _, *rest = inputs
+        ctx.is_given = [each is not None for each in rest]
         given = [each for each in rest if each is not None]
-        ctx.mark_non_differentiable(*output[2:] if ctx.spec.smoothing else output[1:])
+        ctx.given = len(given)
+        ctx.mark_non_differentiable(*output[2 if ctx.spec.smoothing else 1 :])
         ctx.set_materialize_grads(False)
         if ctx.spec.keep:
             ctx.save_for_backward(x, group_rows, *given, *output[2:])
-        ctx.given = len(given)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_nll: Tensor | None, d_smooth: Tensor | None, *_: Any) -> tuple[Any, ...]:
         spec: CascadeSpec = ctx.spec
-        draw: Draw | None = ctx.draw
         x, group_rows, *saved = ctx.saved_tensors
-        given, (out, zg, order, slot, *scored) = saved[: ctx.given], saved[ctx.given :]
-        count = len(spec.levels)
-        left = iter(given)
-        rest = [next(left) if there else None for there in ctx.has_input]
-        needs = ctx.needs_input_grad[3:]
-        need_x, need_rows, need_bias, need_rest = needs[0], needs[1], needs[2], needs[3:]
-        d_nll = torch.zeros_like(out[0, : len(x)]) if d_nll is None else d_nll
+        given, (out, zg, order, keys, key, *scored) = iter(saved[: ctx.given]), saved[ctx.given :]
+        rest = [next(given) if there else None for there in ctx.is_given]
+        need_x, need_rows, need_bias, *need_rest = ctx.needs_input_grad[3:]
+        n, count = len(x), len(spec.levels)
+        d_nll = torch.zeros_like(out[0, :n]) if d_nll is None else d_nll
         if spec.smoothing and d_smooth is None:
             d_smooth = torch.zeros_like(d_nll)
-        n, padded = len(x), out.size(1)
         dzg = torch.empty_like(zg)
         d_x: Tensor | None = None
         grads: list[Tensor | None] = [None] * len(rest)
         for h, level in enumerate(spec.levels):
-            source = rest[h]
-            source = x if source is None else source
-            table = rest[count + h]
+            source, table = rest[h], rest[count + h]
             assert table is not None
-            z, sums, begins, ends, parts = scored[5 * h : 5 * h + 5]
-            shared = None if draw is None else draw.levels[h]
-            blocks = z.size(1)
+            z, sums, plan = scored[3 * h : 3 * h + 3]
+            meeting = spec.meeting(h, Rows(order, keys, key), plan, ctx.draw)
             dz = torch.empty_like(z)
             tile = tile_of("logits", x.dtype, level.length)
-            is_first = h == 0
             launch(
-                logits_kernel, (cdiv(n, tile.constants["BM"]), blocks + is_first),
+                logits_kernel, (cdiv(n, tile.constants["BM"]), z.size(1) + (h == 0)),
                 (
-                    zg, spec.group_counts, out[GROUP_LOG_SUM], z, level.counts, level.totals, slot, order, parts,
-                    None if shared is None else shared.prefixes, sums, d_nll, d_smooth, dzg, dz, n, padded,
-                    d_nll.stride(0), 0 if d_smooth is None else d_smooth.stride(0),
+                    zg, spec.group_counts, out[_GROUP_LOG_SUM], z, level.counts, level.totals, keys, order, plan,
+                    meeting.numbers, sums, d_nll, d_smooth, dzg, dz, n, padded_rows(n), d_nll.stride(0),
+                    0 if d_smooth is None else d_smooth.stride(0),
                 ),
-                tile, G=spec.lengths[0], BELOW=spec.below(-1), V=len(spec.slots), L=level.length,
-                LP=level.padded, DIV=spec.below(h), S=blocks - 1, PARTS=0 if draw is None else draw.parts,
-                SMOOTH=spec.smoothing, BINARY=level.is_binary, BP=power_of_2(0 if draw is None else draw.parts),
+                tile, G=spec.lengths[0], BELOW=spec.divisor(0), V=len(spec.slots), L=level.length,
+                LP=level.padded, DIV=spec.divisor(h + 1), R=level.prefixes, S=meeting.shared.count,
+                AT=meeting.shared.at, PARTS=meeting.parts, SMOOTH=spec.smoothing, BINARY=level.is_binary,
+                BP=power_of_2(meeting.parts),
             )  # fmt: skip
-            if is_first and need_x:
+            if h == 0 and need_x:
                 d_x = dzg @ group_rows
-            grad: Tensor | None = None
-            if rest[h] is None:
-                grad = d_x
-            elif need_rest[h]:
-                grad = grads[h] = torch.empty_like(source)
-            ranges = Ranges(begins, ends, parts)
-            if grad is not None:
-                _features_grad(spec, draw, h, table, dz, order, ranges, grad, add=rest[h] is None)
+            if source is not None and need_rest[h]:
+                grads[h] = torch.empty_like(source)
+            into = d_x if source is None else grads[h]
+            if into is not None:
+                features_grad(level, meeting, table, dz, into, add=source is None)
             if need_rest[count + h]:
-                grads[count + h] = _table_grad(spec, draw, h, source, table, dz, order, ranges)
-        d_rows = (dzg.T @ x) if need_rows else None
+                source = x if source is None else source
+                grads[count + h] = table_grad(level, meeting, source, table, dz)
+        d_rows = dzg.T @ x if need_rows else None
         d_bias = dzg.sum(dim=0) if need_bias else None
         return None, None, None, d_x, d_rows, d_bias, *grads
-
-
-def _features_grad(
-    spec: CascadeSpec,
-    draw: Draw | None,
-    h: int,
-    table: Tensor,
-    dz: Tensor,
-    order: Tensor,
-    ranges: Ranges,
-    grad: Tensor,
-    add: bool,
-) -> None:
-    """Write, or add to what is there, the gradient of what level ``h`` reads."""
-    level = spec.levels[h]
-    n, dim = grad.shape
-    shared = None if draw is None else draw.levels[h]
-    tile = tile_of("features", grad.dtype, level.prefixes)
-    # The ranges were cut into tiles of so many rows.
-    height = tile_of("score", grad.dtype, level.prefixes).constants["BM"]
-    for is_own in (True, False) if shared is not None else (True,):
-        tiles = n // height + (min(n, level.prefixes) if is_own or draw is None else draw.parts)
-        launch(
-            features_kernel, (tiles, cdiv(dim, tile.constants["BD"])),
-            (
-                table, level.tokens, dz, order, ranges.begins, ranges.ends,
-                None if draw is None else draw.group_at, ranges.parts,
-                None if shared is None else shared.prefixes, None, None, grad, n, 0,
-            ),
-            tile, D=dim, L=level.length, LP=level.padded, R=level.prefixes,
-            SUB=level.prefixes // spec.lengths[0], S=dz.size(1) - 1, PARTS=0 if draw is None else draw.parts,
-            ORDERED=draw is not None, NATURAL=False, TIED=level.tokens is not None, OWN=is_own,
-            ADD=add or not is_own, PRECISION=precision(grad.dtype), BM=height, BR=power_of_2(level.prefixes),
-            BP=power_of_2(0 if draw is None else draw.parts),
-        )  # fmt: skip
-
-
-def _table_grad(
-    spec: CascadeSpec,
-    draw: Draw | None,
-    h: int,
-    source: Tensor,
-    table: Tensor,
-    dz: Tensor,
-    order: Tensor,
-    ranges: Ranges,
-) -> Tensor:
-    level = spec.levels[h]
-    dim = source.size(1)
-    shared = None if draw is None else draw.levels[h]
-    grad = torch.empty_like(table)
-    tile = tile_of("table", source.dtype, level.prefixes)
-    programs = level.prefixes * cdiv(level.length, tile.constants["BL"]) * cdiv(dim, tile.constants["BD"])
-    launch(
-        table_kernel, (programs,),
-        (
-            source, level.tokens, dz, order, ranges.begins, None if draw is None else draw.position, ranges.parts,
-            None if shared is None else shared.sorted_prefixes, None if shared is None else shared.entries,
-            None, grad,
-        ),
-        tile, D=dim, L=level.length, LP=level.padded, SUB=level.prefixes // spec.lengths[0],
-        S=dz.size(1) - 1, ORDERED=draw is not None, NATURAL=False, TIED=level.tokens is not None,
-        PRECISION=precision(source.dtype), E=1 if shared is None else shared.sorted_prefixes.numel(),
-    )  # fmt: skip
-    return grad

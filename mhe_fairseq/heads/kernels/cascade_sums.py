@@ -101,11 +101,11 @@ def combine_kernel(
 
 @triton.jit(do_not_specialize=["N", "NP", "nll_stride", "smooth_stride"])
 def logits_kernel(
-    zg, group_counts, group_log_sum, z, counts, totals, slot, order, parts, sampled, sums, d_nll, d_smooth,
-    dzg, dz, N, NP, nll_stride, smooth_stride,
+    zg, group_counts, group_log_sum, z, counts, totals, slot, order, plan, draw, sums, d_nll, d_smooth, dzg, dz,
+    N, NP, nll_stride, smooth_stride,
     G: tl.constexpr, BELOW: tl.constexpr, V: tl.constexpr, L: tl.constexpr, LP: tl.constexpr,
-    DIV: tl.constexpr, S: tl.constexpr, PARTS: tl.constexpr, SMOOTH: tl.constexpr, BINARY: tl.constexpr,
-    BP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    DIV: tl.constexpr, R: tl.constexpr, S: tl.constexpr, AT: tl.constexpr, PARTS: tl.constexpr,
+    SMOOTH: tl.constexpr, BINARY: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Gradients of logits, in their type. Axis 1: blocks of one digit after the first, and where ``dzg`` is
     there, last, the first digit."""
@@ -147,8 +147,8 @@ def logits_kernel(
             if SMOOTH == 1:
                 even = tl.load(d_smooth + rows * smooth_stride, mask=inside, other=0.0) / S
                 soft = even
-                part = part_of_row(r, parts, PARTS, BP)
-                prefix = tl.load(sampled + part * S + block - 1, mask=inside, other=0)
+                part = part_of_row(r, plan, R, PARTS, BP)
+                prefix = tl.load(draw + AT + part * S + block - 1, mask=inside, other=0)
         log_sum = tl.load(sums + tl.cast(block, tl.int64) * NP + rows, mask=inside, other=0.0)
         if totals is not None:
             even = even / tl.load(totals + prefix, mask=inside, other=1).to(tl.float32)

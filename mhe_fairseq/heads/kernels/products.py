@@ -12,7 +12,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mhe_fairseq.heads.kernels.plan import part_of_tile, prefix_of_range, range_of_prefix, range_of_tile
+from mhe_fairseq.heads.kernels.plan import (
+    part_of_tile,
+    parts_of,
+    prefix_of_range,
+    range_of_prefix,
+    range_of_tile,
+)
 from mhe_fairseq.heads.kernels.scores import table_rows
 
 
@@ -37,9 +43,9 @@ def _times_rows(
 
 @triton.jit(do_not_specialize=["N", "mean_stride"])
 def features_kernel(
-    w, tok, dz, order, begins, ends, group_at, parts, sampled, mean_row, mean_grad, dx, N, mean_stride,
+    w, tok, dz, order, plan, draw, mean_row, mean_grad, dx, N, mean_stride,
     D: tl.constexpr, L: tl.constexpr, LP: tl.constexpr, R: tl.constexpr, SUB: tl.constexpr, S: tl.constexpr,
-    PARTS: tl.constexpr, ORDERED: tl.constexpr, NATURAL: tl.constexpr, TIED: tl.constexpr,
+    AT: tl.constexpr, PARTS: tl.constexpr, ORDERED: tl.constexpr, NATURAL: tl.constexpr, TIED: tl.constexpr,
     OWN: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr, BR: tl.constexpr, BP: tl.constexpr,
     BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -54,16 +60,16 @@ def features_kernel(
     end = 0
     p = 0
     if OWN:
-        i, first = range_of_tile(t, ends, R, BR)
+        i, first = range_of_tile(t, plan, R, BR)
         if i < R:
-            prefix = prefix_of_range(i, group_at, SUB, ORDERED)
-            begin = tl.load(begins + i) + (t - first) * BM
-            end = tl.load(begins + i + 1)
+            prefix = prefix_of_range(i, draw, R, SUB, ORDERED)
+            begin = tl.load(plan + i) + (t - first) * BM
+            end = tl.load(plan + i + 1)
     else:
-        p, first = part_of_tile(t, parts, PARTS, BM, BP)
+        p, first = part_of_tile(t, plan, R, PARTS, BM, BP)
         if p < PARTS:
-            begin = tl.load(parts + p) + (t - first) * BM
-            end = tl.load(parts + p + 1)
+            begin = tl.load(parts_of(plan, R) + p) + (t - first) * BM
+            end = tl.load(parts_of(plan, R) + p + 1)
     if end > begin:
         r = begin + tl.arange(0, BM)
         inside = r < end
@@ -79,7 +85,7 @@ def features_kernel(
             )  # fmt: skip
         else:
             for c in range(S):
-                prefix = tl.load(sampled + p * S + c)
+                prefix = tl.load(draw + AT + p * S + c)
                 if prefix >= 0:
                     acc = _times_rows(
                         acc, dz, z_rows + (1 + c) * LP, inside, w, tok, tl.cast(prefix, tl.int64) * L, d,
@@ -111,9 +117,9 @@ def _outer(
 
 @triton.jit
 def table_kernel(
-    x, tok, dz, order, begins, position, parts, sorted_prefixes, entries, every_row, dw,
-    D: tl.constexpr, L: tl.constexpr, LP: tl.constexpr, SUB: tl.constexpr, S: tl.constexpr,
-    ORDERED: tl.constexpr, NATURAL: tl.constexpr, TIED: tl.constexpr, PRECISION: tl.constexpr,
+    x, tok, dz, order, plan, draw, every_row, dw,
+    D: tl.constexpr, L: tl.constexpr, LP: tl.constexpr, R: tl.constexpr, SUB: tl.constexpr, S: tl.constexpr,
+    AT: tl.constexpr, PARTS: tl.constexpr, ORDERED: tl.constexpr, NATURAL: tl.constexpr, TIED: tl.constexpr, PRECISION: tl.constexpr,
     E: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a table: each group's rows written once, zero where no row met the group.
@@ -128,22 +134,23 @@ def table_kernel(
     n = (tile // tiles_d) * BL + tl.arange(0, BL)
     d = (tile % tiles_d) * BD + tl.arange(0, BD)
     acc = tl.zeros((BL, BD), tl.float32)
-    i = range_of_prefix(prefix, position, SUB, ORDERED)
-    end = tl.load(begins + i + 1)
-    for r0 in range(tl.load(begins + i), end, BR):
+    i = range_of_prefix(prefix, draw, SUB, ORDERED)
+    end = tl.load(plan + i + 1)
+    for r0 in range(tl.load(plan + i), end, BR):
         r = r0 + tl.arange(0, BR)
         inside = r < end
         rows = tl.load(order + r, mask=inside, other=0)
         acc = _outer(acc, dz, r.to(tl.int64) * ((1 + S) * LP), x, rows, inside, n, d, D, L, BD, PRECISION)
     if S > 0:
-        met = tl.load(sorted_prefixes + tl.arange(0, E))
+        ordered = draw + AT + (PARTS * S + 3) // 4 * 4
+        met = tl.load(ordered + tl.arange(0, E))
         first = tl.sum((met < prefix).to(tl.int32))
         for e in range(first, first + tl.sum((met == prefix).to(tl.int32))):
-            entry = tl.load(entries + e)
+            entry = tl.load(ordered + (E + 3) // 4 * 4 + e)
             part = entry // S
             block = 1 + entry % S
-            end = tl.load(parts + part + 1)
-            for r0 in range(tl.load(parts + part), end, BR):
+            end = tl.load(parts_of(plan, R) + part + 1)
+            for r0 in range(tl.load(parts_of(plan, R) + part), end, BR):
                 r = r0 + tl.arange(0, BR)
                 inside = r < end
                 rows = r.to(tl.int64)

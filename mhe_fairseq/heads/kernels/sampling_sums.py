@@ -15,8 +15,8 @@ _BIG = tl.constexpr(2**30)
 
 @triton.jit(do_not_specialize=["N", "NP"])
 def combine_kernel(
-    sums, best, best_at, slot, target, parts, sampled, log_weight, mean, log_z, nll, smooth, right, N, NP,
-    L: tl.constexpr, S: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, BP: tl.constexpr,
+    sums, best, best_at, slot, target, plan, draw, log_weight, mean, log_z, nll, smooth, right, N, NP,
+    L: tl.constexpr, R: tl.constexpr, S: tl.constexpr, AT: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, BP: tl.constexpr,
     BM: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
     """log Z_hat of every row from the log-sum-exps (1 + S, NP) of its own group and those its part met.
@@ -27,7 +27,7 @@ def combine_kernel(
     rows = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
     inside = rows < N
     gold = tl.load(slot + rows, mask=inside, other=0) // L
-    part = part_of_row(rows, parts, PARTS, BP)
+    part = part_of_row(rows, plan, R, PARTS, BP)
     top = tl.load(sums + rows, mask=inside, other=0.0)
     total = tl.full((BM,), 1.0, tl.float32)
     picked = tl.load(sums + tl.cast(1 + S, tl.int64) * NP + rows, mask=inside, other=0.0)
@@ -39,7 +39,7 @@ def combine_kernel(
     for c0 in range(0, S, BG):
         c = c0 + tl.arange(0, BG)
         mask = inside[:, None] & (c < S)[None, :]
-        group = tl.load(sampled + part[:, None] * S + c[None, :], mask=mask, other=-1)
+        group = tl.load(draw + AT + part[:, None] * S + c[None, :], mask=mask, other=-1)
         at = (1 + c).to(tl.int64)[None, :] * NP + rows[:, None]
         value = tl.load(sums + at, mask=mask, other=float("-inf"))
         counts = (group >= 0) & (group != gold[:, None])
@@ -70,9 +70,9 @@ def combine_kernel(
 
 @triton.jit(do_not_specialize=["N", "nll_stride", "smooth_stride"])
 def logits_kernel(
-    z, slot, order, parts, sampled, log_weight, log_z, d_nll, d_smooth, dz, N, nll_stride, smooth_stride,
-    L: tl.constexpr, LP: tl.constexpr, S: tl.constexpr, PARTS: tl.constexpr, BP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    z, slot, order, plan, draw, log_weight, log_z, d_nll, d_smooth, dz, N, nll_stride, smooth_stride,
+    L: tl.constexpr, LP: tl.constexpr, R: tl.constexpr, S: tl.constexpr, AT: tl.constexpr,
+    PARTS: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Gradients of logits, in their type. Axis 1: blocks."""
     r = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -90,8 +90,8 @@ def logits_kernel(
     counts = inside
     column = of_target % L
     if block > 0:
-        part = part_of_row(r, parts, PARTS, BP)
-        group = tl.load(sampled + part * S + block - 1, mask=inside, other=-1)
+        part = part_of_row(r, plan, R, PARTS, BP)
+        group = tl.load(draw + AT + part * S + block - 1, mask=inside, other=-1)
         counts = (group >= 0) & (group != of_target // L)
         shift -= tl.load(log_weight + group, mask=counts, other=0.0)
         column = tl.full((BM,), -1, tl.int32)

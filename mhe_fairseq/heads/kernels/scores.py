@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mhe_fairseq.heads.kernels.plan import part_of_tile, prefix_of_range, range_of_tile
+from mhe_fairseq.heads.kernels.plan import part_of_tile, parts_of, prefix_of_range, range_of_tile
 
 _BIG = tl.constexpr(2**30)
 
@@ -89,10 +89,9 @@ def score_block(
 
 @triton.jit(do_not_specialize=["N", "NP", "own_tiles"])
 def score_kernel(
-    x, w, tok, counts, totals, order, slot, begins, ends, group_at, parts, sampled, z, sums, best, best_at,
-    N, NP, own_tiles,
+    x, w, tok, counts, totals, order, slot, plan, draw, z, sums, best, best_at, N, NP, own_tiles,
     D: tl.constexpr, L: tl.constexpr, LP: tl.constexpr, DIV: tl.constexpr, R: tl.constexpr, SUB: tl.constexpr,
-    S: tl.constexpr, PARTS: tl.constexpr, ORDERED: tl.constexpr, NATURAL: tl.constexpr, TIED: tl.constexpr,
+    S: tl.constexpr, AT: tl.constexpr, PARTS: tl.constexpr, ORDERED: tl.constexpr, NATURAL: tl.constexpr, TIED: tl.constexpr,
     FULL: tl.constexpr, BINARY: tl.constexpr, STORE: tl.constexpr, MEAN: tl.constexpr, BEST: tl.constexpr,
     BY_TOKEN: tl.constexpr, PRECISION: tl.constexpr, BR: tl.constexpr, BP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -100,7 +99,7 @@ def score_kernel(
     """Every row against its own group (block 0), and against those that its part meets (blocks 1 to S).
 
     Programs up to ``own_tiles`` have a tile of a range each, those after them a tile of a part and one of its
-    S prefixes. ``z`` is (N, 1 + S, LP), by place of the row: sorted, or with ``NATURAL`` the row itself for
+    S prefixes, which are at ``AT`` of the draw. ``z`` is (N, 1 + S, LP), by place of the row: sorted, or with ``NATURAL`` the row itself for
     blocks of parts. ``sums``, by row: log-sum-exps (1 + S, NP), with ``MEAN`` mean logits (1 + S, NP), and the
     logits of targets (NP).
     """
@@ -110,20 +109,20 @@ def score_kernel(
     begin = 0
     end = 0
     if t < own_tiles:
-        i, first = range_of_tile(t, ends, R, BR)
+        i, first = range_of_tile(t, plan, R, BR)
         if i < R:
-            prefix = prefix_of_range(i, group_at, SUB, ORDERED)
-            begin = tl.load(begins + i) + (t - first) * BM
-            end = tl.load(begins + i + 1)
+            prefix = prefix_of_range(i, draw, R, SUB, ORDERED)
+            begin = tl.load(plan + i) + (t - first) * BM
+            end = tl.load(plan + i + 1)
     else:
         if S > 0:
             block = 1 + (t - own_tiles) % S
             tile = (t - own_tiles) // S
-            p, first = part_of_tile(tile, parts, PARTS, BM, BP)
+            p, first = part_of_tile(tile, plan, R, PARTS, BM, BP)
             if p < PARTS:
-                prefix = tl.load(sampled + p * S + block - 1)
-                begin = tl.load(parts + p) + (tile - first) * BM
-                end = tl.load(parts + p + 1)
+                prefix = tl.load(draw + AT + p * S + block - 1)
+                begin = tl.load(parts_of(plan, R) + p) + (tile - first) * BM
+                end = tl.load(parts_of(plan, R) + p + 1)
     if end > begin:
         r = begin + tl.arange(0, BM)
         inside = r < end
