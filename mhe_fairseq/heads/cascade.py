@@ -14,7 +14,7 @@ from mhe_fairseq.coding.codebook import Codebook, ravel, unravel
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import cascade_kernels
 from mhe_fairseq.heads import cascade_multilabel as multilabel
-from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
+from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, to_numpy, wide
 from mhe_fairseq.heads.cascade_level import Level, LevelLoss
 from mhe_fairseq.heads.cascade_search import Beams, best_first
 from mhe_fairseq.heads.input_rows import prefix_rows
@@ -276,9 +276,9 @@ class CascadeHead(OutputHead):
         """Tokens of each part of a batch, (parts, S), and the part of each first digit, (L_1,), int64."""
         parts, count = SMOOTHING_PARTS, self.groups_sampled
         generator = self._generator()
-        tokens = self._sample_tokens(parts * count, torch.device("cpu"), generator).numpy()
-        order = torch.randperm(len(tokens), generator=generator).numpy()
-        part = torch.randperm(self.codebook.lengths[0], generator=generator).numpy() % parts
+        tokens = self._sample_numbers(parts * count, generator)
+        order = to_numpy(torch.randperm(len(tokens), generator=generator))
+        part = to_numpy(torch.randperm(self.codebook.lengths[0], generator=generator)) % parts
         return tokens[order].reshape(parts, count), part
 
     def kernel_tables(self, device: torch.device) -> cascade_kernels.CascadeTables:

@@ -178,10 +178,8 @@ class SamplingHead(SoftmaxHead):
 
     def drawn(self) -> list[np.ndarray]:
         """The groups that each part of a batch is scored on, int64."""
-        inclusion = self.inclusion.numpy()
-        sure, drawn = np.flatnonzero(inclusion == 1), np.flatnonzero(inclusion < 1)
-        samples = sample_groups(inclusion[drawn], self._generator(), PARTS)
-        return [np.concatenate([sure, drawn[sample]]) for sample in samples]
+        samples = sample_groups(self._inclusion[self._drawn], self._generator(), PARTS)
+        return [np.concatenate([self._sure, self._drawn[sample]]) for sample in samples]
 
     @property
     def drawn_groups(self) -> int:
@@ -224,6 +222,8 @@ class SamplingHead(SoftmaxHead):
         if self.variant == "shared":
             self.inclusion = inclusion_probabilities(expected_share(first, sizes), self.groups)
             self._log_weight = -self.inclusion.log()
+        self._inclusion = self.inclusion.numpy()
+        self._sure, self._drawn = np.flatnonzero(self._inclusion == 1), np.flatnonzero(self._inclusion < 1)
         self._kernel_tables: sampling_kernels.SamplingTables | None = None
 
     @staticmethod

@@ -89,9 +89,15 @@ class Scores(NamedTuple):
     best_at: Tensor | None
 
 
-def height_of(x: Tensor, level: LevelTables) -> int:
-    """Rows of a tile: ranges are cut into such tiles once, for ``score`` and ``features_grad``."""
-    return tile_of("score", x.dtype, level.prefixes).constants["BM"]
+def height_of(x: Tensor, level: LevelTables, met: int) -> int:
+    """Rows of a tile: ranges are cut into such tiles once, for ``score`` and ``features_grad``.
+
+    Args:
+        x: the features.
+        level: see there.
+        met: prefixes that a row meets beside its own.
+    """
+    return tile_of("score", x.dtype, level.prefixes, met).constants["BM"]
 
 
 def score(
@@ -124,7 +130,7 @@ def score(
     if best:
         peaks = torch.empty_like(sums[:blocks])
         places = torch.empty_like(peaks, dtype=torch.int32)
-    tile = tile_of("score", source.dtype, level.prefixes)
+    tile = tile_of("score", source.dtype, level.prefixes, meeting.shared.count)
     height = tile.constants["BM"]
     own_tiles = n // height + min(n, level.prefixes)
     launch(
@@ -159,9 +165,10 @@ def features_grad(
         mean: a row (d,) fp32, and the gradient (N,) of minus its product with the source.
     """
     n, dim = into.shape
-    tile, height = tile_of("features", into.dtype, level.prefixes), height_of(into, level)
+    met = meeting.shared.count
+    tile, height = tile_of("features", into.dtype, level.prefixes, met), height_of(into, level, met)
     row, grad = (None, None) if mean is None else mean
-    for is_own in (True, False) if meeting.shared.count else (True,):
+    for is_own in (True, False) if met else (True,):
         tiles = n // height + min(n, level.prefixes) if is_own else meeting.tiles_of_parts(height)
         launch(
             features_kernel, (tiles, cdiv(dim, tile.constants["BD"])),
@@ -184,7 +191,7 @@ def table_grad(
 ) -> Tensor:
     """Gradient of ``score``'s table, in its type and shape; ``every_row`` (d,) fp32 is added to all rows."""
     grad = torch.empty_like(table)
-    tile = tile_of("table", source.dtype, level.prefixes)
+    tile = tile_of("table", source.dtype, level.prefixes, meeting.shared.count)
     tiles = cdiv(level.length, tile.constants["BL"]) * cdiv(source.size(1), tile.constants["BD"])
     launch(
         table_kernel, (level.prefixes * tiles,),

@@ -14,6 +14,17 @@ _BIG = tl.constexpr(2**30)
 
 
 @triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b in fp32."""
+    if PRECISION == "interpreted":
+        # The interpreter multiplies the bits of bf16 numbers as if they were whole numbers.
+        acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    else:
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
 def table_rows(base, n, tok, counts, L: tl.constexpr, TIED: tl.constexpr, FULL: tl.constexpr):
     """Rows of a table for columns ``n`` of the group that begins at slot ``base``, and which of them count."""
     real = n < L
@@ -56,7 +67,7 @@ def score_block(
             else:
                 a = tl.load(x + rows[:, None] * D + k[None, :], mask=inside[:, None] & (k < D)[None, :], other=0.0)
                 b = tl.load(w + row[None, :] * D + k[:, None], mask=real[None, :] & (k < D)[:, None], other=0.0)
-            acc = tl.dot(a, b.to(a.dtype), acc, input_precision=PRECISION)
+            acc = dot(a, b.to(a.dtype), acc, PRECISION)
         logit = acc.to(x.dtype.element_ty).to(tl.float32)
         logit = tl.where(real[None, :], logit, float("-inf"))
         if STORE:
