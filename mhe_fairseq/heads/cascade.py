@@ -284,7 +284,9 @@ class CascadeHead(OutputHead):
     def kernel_tables(self, device: torch.device) -> cascade_kernels.CascadeTables:
         """What kernels read of the codebook, made where it is first asked for."""
         if self._kernel_tables is None or self._kernel_tables.device != device:
-            self._kernel_tables = cascade_kernels.CascadeTables.of(self, device)
+            # Inside a transform of torch.func they would be of that transform only.
+            with torch._C._DisableFuncTorch():
+                self._kernel_tables = cascade_kernels.CascadeTables.of(self, device)
         return self._kernel_tables
 
     def _group_loss(self, features: Tensor, gold: Tensor, smoothing: bool, accuracy: bool) -> LevelLoss:

@@ -194,7 +194,9 @@ class SamplingHead(SoftmaxHead):
     def kernel_tables(self, device: torch.device) -> sampling_kernels.SamplingTables:
         """What kernels read of the codebook, made where it is first asked for."""
         if self._kernel_tables is None or self._kernel_tables.device != device:
-            self._kernel_tables = sampling_kernels.SamplingTables.of(self, device)
+            # Inside a transform of torch.func they would be of that transform only.
+            with torch._C._DisableFuncTorch():
+                self._kernel_tables = sampling_kernels.SamplingTables.of(self, device)
         return self._kernel_tables
 
     def _codebook_changed(self) -> None:
