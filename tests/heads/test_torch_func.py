@@ -19,6 +19,8 @@ from tests.heads.cases import DIM, SLOTS, Model, build_model, every_head_and_len
 from tests.heads.oracle import features_for, targets_for
 
 training_or_not = pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+#: As ``SLOTS`` without a first digit of one token; of 3 x 4 here the one in the middle has one.
+SINGLE = torch.tensor([8, 5, 11, 10, 2, 9, 0])
 #: More than the rows that a chunked softmax takes at once.
 ROWS = 7
 
@@ -26,9 +28,11 @@ ROWS = 7
 Loss = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 
-def model_of(name: str, lengths: tuple[int, ...], training: bool) -> tuple[Model, Tensor, Tensor]:
+def model_of(
+    name: str, lengths: tuple[int, ...], training: bool, slots: Tensor = SINGLE
+) -> tuple[Model, Tensor, Tensor]:
     """A model that draws the same samples whenever it is asked, features and targets."""
-    book = Codebook(lengths, SLOTS)
+    book = Codebook(lengths, slots)
     model = build_model(name, book).train(training)
     model.head.set_num_updates(3)
     return model, features_for(ROWS, DIM, torch.float64, 1), targets_for(book, ROWS, 2)
@@ -73,10 +77,11 @@ def _or_zeros(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
 
 
+@pytest.mark.parametrize("slots", [SLOTS, SINGLE], ids=["empty", "single"])
 @training_or_not
 @every_head_and_lengths
-def test_grad_is_that_of_autograd(name: str, lengths: tuple[int, ...], training: bool) -> None:
-    model, x, target = model_of(name, lengths, training)
+def test_grad_is_that_of_autograd(name: str, lengths: tuple[int, ...], training: bool, slots: Tensor) -> None:
+    model, x, target = model_of(name, lengths, training, slots)
     expected = by_autograd(model, x, target)
     of_parameters, of_x = torch.func.grad(functional(model, target), (0, 1))(parameters_of(model), x)
     for actual, wanted in zip([of_x, *of_parameters.values()], expected, strict=True):
@@ -97,6 +102,24 @@ def test_vjp_gives_the_same_again(name: str, lengths: tuple[int, ...], training:
         of_parameters, of_x = pull(torch.tensor(scale, dtype=torch.float64))
         for actual, wanted in zip([of_x, *of_parameters.values()], expected, strict=True):
             torch.testing.assert_close(actual, scale * wanted)
+
+
+@training_or_not
+@every_head_and_lengths
+def test_values_without_gradients_inside(name: str, lengths: tuple[int, ...], training: bool) -> None:
+    model, x, target = model_of(name, lengths, training)
+    loss = functional(model, target)
+
+    def with_value(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            value = loss(parameters, x)
+        return loss(parameters, x), value
+
+    for scale in (1.0, 0.5):
+        parameters = {name: scale * value for name, value in parameters_of(model).items()}
+        _, value = torch.func.grad(with_value, has_aux=True)(parameters)
+        with torch.no_grad():
+            torch.testing.assert_close(value, loss(parameters, x))
 
 
 @pytest.mark.parametrize("variant", ["own", "batch"])
@@ -120,7 +143,7 @@ def test_grad_of_the_papers_samples(variant: str, slots: Tensor) -> None:
 
 def test_a_gradient_in_memory_from_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grouped, "_HUGE", 0)
-    test_grad_is_that_of_autograd("cascade", (3, 4), True)
+    test_grad_is_that_of_autograd("cascade", (3, 4), True, SLOTS)
 
 
 def test_rows_sent_to_other_ranks(tmp_path: Path) -> None:
