@@ -132,7 +132,7 @@ class SamplingHead(SoftmaxHead):
         # The products are in the features' type; autocast would make the sums after them half precision.
         with torch.autocast(device, enabled=False):
             plan = self._plan(target)
-            log_z, gold, mean, best = SampledScores.apply(
+            log_z, gold, mean, best, *_ = SampledScores.apply(
                 features,
                 self.table.weight,
                 GroupRows(self.tokens_by_group, self._starts, self._first),
