@@ -192,7 +192,7 @@ class OutputHead(nn.Module, ABC):
         return torch.from_numpy(self._sample_numbers(count, generator)).to(device, non_blocking=True)
 
     def _sample_numbers(self, count: int, generator: torch.Generator | None) -> np.ndarray:
-        """``_sample_tokens`` on the host: each of these small steps takes torch as long as a kernel's launch."""
+        """``_sample_tokens`` on the host: torch takes as long for each of these steps as for a kernel."""
         jitter = to_numpy(torch.rand(count, generator=generator, dtype=torch.float64))
         tokens = ((np.arange(count) + jitter) * (self.vocab_size / count)).astype(np.int64)
         return tokens.clip(max=self.vocab_size - 1)

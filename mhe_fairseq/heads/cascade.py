@@ -74,6 +74,7 @@ class CascadeHead(OutputHead):
     finds_best = True
     searches_beams = True
     group_counts: Tensor
+    _kernel_tables: cascade_kernels.CascadeTables | None
 
     def __init__(
         self,
@@ -320,7 +321,7 @@ class CascadeHead(OutputHead):
 
     def _codebook_changed(self) -> None:
         book = self.codebook
-        self._kernel_tables: cascade_kernels.CascadeTables | None = None
+        self._kernel_tables = None
         self.group.regroup(book)
         counts = (book.token_of_slot >= 0).long()
         for level in reversed(self.levels):

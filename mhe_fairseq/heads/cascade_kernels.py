@@ -132,7 +132,9 @@ def _draw(head: CascadeHead, device: torch.device) -> Draw:
     for length in lengths[:-1]:
         below //= length
         prefixes.append(slots // below)
-    return Draw.of(part, prefixes, device)
+    # Inside a transform of torch.func its numbers would be of that transform, where kernels cannot read them.
+    with torch._C._DisableFuncTorch():
+        return Draw.of(part, prefixes, device)
 
 
 def _rehearse(

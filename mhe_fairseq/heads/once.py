@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def once(work: Callable[..., Any], *tensors: Tensor) -> Any:
+def once(work: Callable[..., Any], *tensors: Tensor | None) -> Any:
     """``work(*tensors)``, a tensor or a tuple of tensors and None, that cannot be differentiated.
 
     For the backward pass of an ``autograd.Function``. Where a graph is made of that pass (``create_graph``,
@@ -25,7 +25,7 @@ def once(work: Callable[..., Any], *tensors: Tensor) -> Any:
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(work: Callable[..., Any], *tensors: Tensor) -> Any:
+    def forward(work: Callable[..., Any], *tensors: Tensor | None) -> Any:
         return work(*tensors)
 
     @staticmethod

@@ -92,6 +92,7 @@ class SamplingHead(SoftmaxHead):
     group_of_token: Tensor
     place_in_group: Tensor
     tokens_by_group: Tensor
+    _kernel_tables: sampling_kernels.SamplingTables | None
 
     def __init__(
         self,
@@ -226,7 +227,7 @@ class SamplingHead(SoftmaxHead):
             self._log_weight = -self.inclusion.log()
         self._inclusion = self.inclusion.numpy()
         self._sure, self._drawn = np.flatnonzero(self._inclusion == 1), np.flatnonzero(self._inclusion < 1)
-        self._kernel_tables: sampling_kernels.SamplingTables | None = None
+        self._kernel_tables = None
 
     @staticmethod
     def _groups_of(codebook: Codebook) -> tuple[Tensor, Tensor]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mhe_fairseq.heads.kernels.cascade_sums import combine_kernel, logits_kernel
 from mhe_fairseq.heads.kernels.launch import cdiv, launch, power_of_2
 from mhe_fairseq.heads.kernels.level import LevelTables, Meeting, features_grad, height_of, score, table_grad
-from mhe_fairseq.heads.kernels.lowered import lowered
 from mhe_fairseq.heads.kernels.plan import Draw, Rows, Shared, padded_rows, plan_ranges, sort_rows
 from mhe_fairseq.heads.kernels.tiles import tile_of
+from mhe_fairseq.heads.once import once
 
 #: Which line of what ``combine_kernel`` writes.
 _RIGHT, _GROUP_LOG_SUM = 3, 6
@@ -54,7 +54,7 @@ class CascadeSpec(NamedTuple):
 
 
 class CascadeParts(NamedTuple):
-    """What the loss of a batch comes to, (N,) fp32 each; of every digit, with the prefix given, where a tuple."""
+    """What the loss of a batch comes to, (N,) fp32 each; tuples: of every digit, given those before it."""
 
     nll: Tensor
     smooth: Tensor | None
@@ -118,7 +118,7 @@ class _CascadeLoss(torch.autograd.Function):
             assert table is not None
             source = x if source is None else source
             unit = deepest.prefixes // level.prefixes
-            height = height_of(source, level, 0 if draw is None else draw.levels[h].count)
+            height = height_of(source, level, 0 if draw is None else draw.levels[h].size)
             plan = plan_ranges(rows.key, level.prefixes, unit, height, parts, numbers, groups)
             scores = score(
                 level, spec.meeting(h, rows, plan, draw), source, table, divisor=spec.divisor(h + 1),
@@ -139,7 +139,7 @@ class _CascadeLoss(torch.autograd.Function):
                 nll, smooth, out, n, padded_rows(n),
             ),
             tile, G=groups, BELOW=spec.divisor(0), V=len(spec.slots),
-            S=0 if draw is None else draw.levels[0].count, DIV_1=spec.divisor(1), L_1=spec.levels[0].length,
+            S=0 if draw is None else draw.levels[0].size, DIV_1=spec.divisor(1), L_1=spec.levels[0].length,
             DIV_2=1, L_2=deepest.length, SMOOTH=spec.smoothing, BEST=spec.accuracy,
         )  # fmt: skip
         kept = [each for scores, plan in scored for each in (scores.z, scores.sums, plan)]
@@ -156,13 +156,9 @@ class _CascadeLoss(torch.autograd.Function):
             ctx.save_for_backward(x, group_rows, *given, *output[2:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_nll: Tensor | None, d_smooth: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad[3:]
-        grads = lowered(
-            _gradients, ctx.spec, ctx.draw, ctx.is_given, needs, d_nll, d_smooth, *ctx.saved_tensors
-        )
-        return None, None, None, *grads
+        work = partial(_gradients, ctx.spec, ctx.draw, ctx.is_given, ctx.needs_input_grad[3:])
+        return None, None, None, *once(work, d_nll, d_smooth, *ctx.saved_tensors)
 
 
 def _gradients(
@@ -201,7 +197,7 @@ def _gradients(
                 0 if d_smooth is None else d_smooth.stride(0),
             ),
             tile, G=spec.lengths[0], BELOW=spec.divisor(0), V=len(spec.slots), L=level.length,
-            LP=level.padded, DIV=spec.divisor(h + 1), R=level.prefixes, S=meeting.shared.count,
+            LP=level.padded, DIV=spec.divisor(h + 1), R=level.prefixes, S=meeting.shared.size,
             AT=meeting.shared.at, PARTS=meeting.parts, SMOOTH=spec.smoothing, BINARY=level.is_binary,
             BP=power_of_2(meeting.parts),
         )  # fmt: skip

@@ -40,7 +40,9 @@ class Launch(NamedTuple):
 _watcher: Callable[[Launch], bool] | None = None
 
 
-def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], tile: Tile, **constants: Any) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], tile: Tile, **constants: Any
+) -> None:
     """Launch a kernel: ``arguments`` are its first parameters in order, the others are constants."""
     constants |= tile.constants
     if _watcher is not None and not _watcher(Launch(kernel, grid, arguments, constants, tile)):

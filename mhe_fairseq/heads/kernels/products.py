@@ -119,8 +119,8 @@ def _outer(
 def table_kernel(
     x, tok, dz, order, plan, draw, every_row, dw,
     D: tl.constexpr, L: tl.constexpr, LP: tl.constexpr, R: tl.constexpr, SUB: tl.constexpr, S: tl.constexpr,
-    AT: tl.constexpr, PARTS: tl.constexpr, ORDERED: tl.constexpr, NATURAL: tl.constexpr, TIED: tl.constexpr, PRECISION: tl.constexpr,
-    E: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
+    AT: tl.constexpr, PARTS: tl.constexpr, ORDERED: tl.constexpr, NATURAL: tl.constexpr, TIED: tl.constexpr,
+    PRECISION: tl.constexpr, E: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a table: each group's rows written once, zero where no row met the group.
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mhe_fairseq.heads.kernels.launch import cdiv, launch, power_of_2
 from mhe_fairseq.heads.kernels.level import LevelTables, Meeting, features_grad, height_of, score, table_grad
-from mhe_fairseq.heads.kernels.lowered import lowered
 from mhe_fairseq.heads.kernels.plan import Draw, Rows, padded_rows, plan_ranges, sort_rows
 from mhe_fairseq.heads.kernels.sampling_sums import combine_kernel, logits_kernel
 from mhe_fairseq.heads.kernels.tiles import tile_of
+from mhe_fairseq.heads.once import once
 
 
 class SamplingSpec(NamedTuple):
@@ -65,7 +65,7 @@ class _SamplingLoss(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         n, level = len(x), spec.level
         rows = sort_rows(target, spec.slots, level.length, 1, None)
-        height = height_of(x, level, draw.levels[0].count)
+        height = height_of(x, level, draw.levels[0].size)
         plan = plan_ranges(rows.key, level.prefixes, 1, height, draw.parts, None, level.prefixes)
         meeting = spec.meeting(rows, plan, draw)
         z, sums, best, best_at = score(
@@ -79,14 +79,14 @@ class _SamplingLoss(torch.autograd.Function):
         smooth = torch.empty_like(nll) if spec.smoothing else nll[:0]
         right = torch.empty_like(nll) if spec.accuracy else None
         log_z = torch.empty_like(nll)
-        tile = tile_of("combine", x.dtype, meeting.shared.count)
+        tile = tile_of("combine", x.dtype, meeting.shared.size)
         launch(
             combine_kernel, (cdiv(n, tile.constants["BM"]),),
             (
                 sums, best, best_at, rows.keys, target, plan, draw.numbers, spec.log_weight, mean, log_z, nll,
                 smooth, right, n, padded_rows(n),
             ),
-            tile, L=level.length, R=level.prefixes, S=meeting.shared.count, AT=meeting.shared.at,
+            tile, L=level.length, R=level.prefixes, S=meeting.shared.size, AT=meeting.shared.at,
             PARTS=draw.parts, EXACT=spec.is_exact, BP=power_of_2(draw.parts),
         )  # fmt: skip
         return nll, smooth, sums[:0] if right is None else right, log_z, mean_row, z, *rows, plan
@@ -100,11 +100,9 @@ class _SamplingLoss(torch.autograd.Function):
             ctx.save_for_backward(x, weight, *output[3:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_nll: Tensor | None, d_smooth: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad[3:]
-        grads = lowered(_gradients, ctx.spec, ctx.draw, needs, d_nll, d_smooth, *ctx.saved_tensors)
-        return None, None, None, *grads
+        work = partial(_gradients, ctx.spec, ctx.draw, ctx.needs_input_grad[3:])
+        return None, None, None, *once(work, d_nll, d_smooth, *ctx.saved_tensors)
 
 
 def _gradients(
@@ -128,7 +126,7 @@ def _gradients(
             z, keys, order, plan, meeting.numbers, spec.log_weight, log_z, d_nll, d_smooth, dz, len(x),
             d_nll.stride(0), 0 if d_smooth is None else d_smooth.stride(0),
         ),
-        tile, L=level.length, LP=level.padded, R=level.prefixes, S=meeting.shared.count,
+        tile, L=level.length, LP=level.padded, R=level.prefixes, S=meeting.shared.size,
         AT=meeting.shared.at, PARTS=meeting.parts, BP=power_of_2(meeting.parts),
     )  # fmt: skip
     d_x = d_weight = None

@@ -2,7 +2,7 @@
 
 Tiles of 64 rows can use the wide tensor-core instruction of a Hopper card, tiles of 16 or 32 waste less where
 a group has few tokens. They are chosen for a batch of ``TOKENS`` tokens, whatever the batch, so that a run
-compiles each kernel once. None spills registers on sm_80, sm_90 and sm_100: ``scripts/gpu/kernels_report.py``.
+compiles each kernel once. None spills registers on sm_80, sm_90 or sm_100: ``scripts/gpu/kernels_report.py``.
 """
 
 from __future__ import annotations

@@ -124,9 +124,7 @@ class _Plain:
             os.environ[dispatch.SWITCH] = self.before
 
 
-def check_same(
-    model: nn.Module, head: OutputHead, features: Tensor, target: Tensor, **kwargs: Any
-) -> None:
+def check_same(model: nn.Module, head: OutputHead, features: Tensor, target: Tensor, **kwargs: Any) -> None:
     """Kernels have been launched, and gave what plain torch gives."""
     head.set_num_updates(3)  # what is drawn in an update depends on its number only
     launched = 0

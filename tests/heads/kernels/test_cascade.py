@@ -231,8 +231,13 @@ def test_what_kernels_cannot_is_plain_torchs(monkeypatch: pytest.MonkeyPatch) ->
     from mhe_fairseq.heads.kernels import plan
 
     monkeypatch.setattr(plan, "MOST_RANGES", 4)
-    launches = []
-    with launch.watched(lambda launched: bool(launches.append(launched)) or True):
+    launches: list[launch.Launch] = []
+
+    def watch(launched: launch.Launch) -> bool:
+        launches.append(launched)
+        return True
+
+    with launch.watched(watch):
         model, head = build("plain", HOLED, FLOAT, dim=16)
         assert isinstance(model, Model)
         head(features_for(5, 16, FLOAT, 1), targets_for(HOLED, 5, 1))

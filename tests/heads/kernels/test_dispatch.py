@@ -49,9 +49,7 @@ def test_without_the_interpreter_the_cpu_is_plain_torchs(
 
 
 @pytest.mark.parametrize("head", [CascadeHead(8, BOOK), SamplingHead(8, BOOK)], ids=["cascade", "sampling"])
-def test_asked_for_without_a_gpu(
-    head: CascadeHead | SamplingHead, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_asked_for_without_a_gpu(head: CascadeHead | SamplingHead, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     monkeypatch.setenv("MHE_KERNELS", "1")
     with pytest.raises(MHEError, match="MHE_KERNELS=1 .* features are on the CPU, not on a CUDA GPU"):

@@ -35,7 +35,12 @@ class Model(nn.Module):
 
 
 def build(
-    book: Codebook, dim: int = 16, groups: int = 3, tied: bool = False, dtype: torch.dtype = FLOAT, seed: int = 1
+    book: Codebook,
+    dim: int = 16,
+    groups: int = 3,
+    tied: bool = False,
+    dtype: torch.dtype = FLOAT,
+    seed: int = 1,
 ) -> Model:
     torch.manual_seed(seed)
     model = Model(book, dim, groups, tied)
@@ -201,8 +206,13 @@ def test_a_step_is_few_operators_and_never_waits(tied: bool) -> None:
 
 
 def test_other_variants_are_plain_torchs() -> None:
-    launches = []
-    with launch.watched(lambda launched: bool(launches.append(launched)) or True):
+    launches: list[launch.Launch] = []
+
+    def watch(launched: launch.Launch) -> bool:
+        launches.append(launched)
+        return True
+
+    with launch.watched(watch):
         for variant in ("own", "batch"):
             head = SamplingHead(16, SHUFFLED, variant=variant).train()
             head(features_for(5, 16, FLOAT, 1), targets_for(SHUFFLED, 5, 1))
