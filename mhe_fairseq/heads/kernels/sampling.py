@@ -15,7 +15,7 @@ from mhe_fairseq.heads.kernels.level import LevelTables, Meeting, features_grad,
 from mhe_fairseq.heads.kernels.plan import Draw, Rows, padded_rows, plan_ranges, sort_rows
 from mhe_fairseq.heads.kernels.sampling_sums import combine_kernel, logits_kernel
 from mhe_fairseq.heads.kernels.tiles import tile_of
-from mhe_fairseq.heads.once import once
+from mhe_fairseq.heads.once import once, signed
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +62,7 @@ def sampling_loss(
 
 class _SamplingLoss(torch.autograd.Function):
     @staticmethod
+    @signed
     def forward(
         spec: SamplingSpec, draw: Draw, target: Tensor, x: Tensor, weight: Tensor
     ) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ from mhe_fairseq.heads.kernels.launch import Tile
 
 
 def test_a_table_of_more_than_2_to_the_31_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Places in it are counted in 64 bits. All of it but the last group's rows is zeros that no memory holds."""
+    """Places in it are counted in 64 bits. All but the last group's rows are zeros that no memory holds."""
     assert interpreting()
     # Large tiles: the interpreter's time goes by the number of blocks.
     monkeypatch.setitem(tiles.override, "score", Tile({"BM": 16, "BN": 32, "BK": 2048}, 1, 1))
