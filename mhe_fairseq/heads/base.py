@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -188,9 +189,10 @@ class OutputHead(nn.Module, ABC):
         """``count`` tokens, one from each of ``count`` equal strata of 0..V-1, so that every token has
         the same expected number of draws. Shape: (count,) long."""
         generator = self._generator() if generator is None else generator
-        jitter = torch.rand(count, generator=generator, dtype=torch.float64)
-        points = (torch.arange(count, dtype=torch.float64) + jitter) * (self.vocab_size / count)
-        return points.long().clamp_(max=self.vocab_size - 1).to(device)
+        jitter = torch.rand(count, generator=generator, dtype=torch.float64).numpy()
+        # numpy: each of these small steps takes torch as long as launching a kernel.
+        tokens = ((np.arange(count) + jitter) * (self.vocab_size / count)).astype(np.int64)
+        return torch.from_numpy(tokens.clip(max=self.vocab_size - 1)).to(device, non_blocking=True)
 
     def token_of_slot(self, slots: Tensor) -> Tensor:
         """(...) long -> (...) long; -1 at holes."""

@@ -99,8 +99,11 @@ class GroupLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, d) -> (N, L_1)."""
-        weight = self.weight if self.singles is None else self.singles(self.weight)
-        return F.linear(input, weight, self.bias)
+        return F.linear(input, self.rows(), self.bias)
+
+    def rows(self) -> Tensor:
+        """The rows in use, (L_1, d)."""
+        return self.weight if self.singles is None else self.singles(self.weight)
 
     def regroup(self, codebook: Codebook) -> None:
         """Take the groups of a codebook of the same lengths."""

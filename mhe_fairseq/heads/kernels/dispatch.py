@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -112,6 +112,24 @@ def attempt(key: object, rehearse: Callable[[], object], run: Callable[[], Resul
     return run()
 
 
+def kind_of(tensor: Tensor) -> tuple[object, ...]:
+    """What of a tensor decides which kernels are compiled, for the key of ``attempt``."""
+    return (tensor.device, tensor.dtype, tensor.shape[1:], tensor.requires_grad)
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """The same memory, outside the graph: for a rehearsal."""
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+def differentiate(losses: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> None:
+    """A rehearsal's backward pass, where there is one."""
+    wanted = [each for each in inputs if each.requires_grad]
+    if torch.is_grad_enabled() and wanted:
+        total = torch.stack([each.sum() for each in losses if each is not None]).sum()
+        torch.autograd.grad(total, wanted, allow_unused=True)
+
+
 def say(message: str, level: int = logging.INFO) -> None:
     """Log a line once a process."""
     if message not in _said:
@@ -122,7 +140,7 @@ def say(message: str, level: int = logging.INFO) -> None:
 def _lacking(device: torch.device) -> str | None:
     """What is missing for kernels on this device, None: nothing."""
     if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
-        return f"it is on the {'CPU' if device.type == 'cpu' else device.type}, not on a CUDA GPU"
+        return f"features are on the {'CPU' if device.type == 'cpu' else device.type}, not on a CUDA GPU"
     version = triton_version()
     if version is None:
         return "triton is not installed"
