@@ -5,7 +5,7 @@
     python scripts/gpu/kernels_report.py --quick           # one type, one shape a kernel, sm_90
 
 Every head is built on the CPU, in several sizes and types, and its launches are recorded instead of done; each
-kernel is then compiled as a launch on the named GPU would compile it. A line tells a kernel's registers, bytes
+kernel is then compiled as a launch on the named GPU would compile it (of those that differ in sizes alone, one). A line tells a kernel's registers, bytes
 of stack a thread (what did not fit into registers), shared memory, and its instructions for tensor cores and
 for asynchronous copies. A kernel that does not compile, spills, needs more shared memory than the GPU has, or
 multiplies half-precision matrices without tensor cores is named at the end, and the exit status is 1.
@@ -32,13 +32,19 @@ from mhe_fairseq.heads.kernels.dispatch import triton_version
 from scripts.gpu.cases import DTYPES, KINDS
 from scripts.gpu.compiled import SHARED, Compiled, compile_for, faults
 from scripts.gpu.forks import cores, in_forks
-from scripts.gpu.record import Signature, everything
+from scripts.gpu.record import Signature, everything, representatives
 
-#: Vocabularies of a full report: squares and near-squares without holes, and one with holes.
-VOCABS = (32_768, 262_144, 1_048_576, 50_021)
-DIMS = (512, 1024)
-#: What changes from batch to batch must not matter, so that few tokens tell as much as many.
-TOKENS = (64, 63)
+#: V, d and N of the batches that are recorded. What changes from batch to batch must not matter, so that few
+#: tokens tell as much as many. Of kernels that differ in sizes alone the last is compiled: it is a common one.
+SIZES = (
+    (32_768, 512, 63),
+    (1_048_576, 512, 64),
+    (50_021, 512, 64),
+    (262_144, 1024, 64),
+    (32_768, 512, 64),
+    (262_144, 512, 64),
+)
+QUICK_SIZES = ((32_768, 512, 64),)
 
 TYPES = (*DTYPES, "amp")
 
@@ -69,8 +75,9 @@ def shipped(
 ) -> tuple[list[Signature], list[str]]:
     """The distinct kernels that the heads launch, and heads that launch none."""
     if not quick:
-        return everything(heads, dtypes, VOCABS, DIMS, TOKENS, lambda line: print(line, file=sys.stderr))
-    found, idle = everything(heads, dtypes, VOCABS[:1], DIMS[:1], TOKENS[:1])
+        found, idle = everything(heads, dtypes, SIZES)
+        return representatives(found), idle
+    found, idle = everything(heads, dtypes, QUICK_SIZES)
     first = {signature.name: signature for signature in reversed(found)}
     return [signature for signature in found if first[signature.name] is signature], idle
 

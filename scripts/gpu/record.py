@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ from scripts.gpu.cases import KINDS, Case, Shape
 _LARGE = 1 << 20
 
 
+#: Constants up to this one say what a kernel does; larger ones are sizes.
+_FEW = 3
+
+
 @dataclass(frozen=True)
 class Signature:
     """A kernel as it would be compiled.
@@ -30,6 +34,7 @@ class Signature:
         head: that launched it first.
         dtype: of that head, by its name.
         where: what it was doing.
+        key: see ``signature_key``.
     """
 
     kernel: Any
@@ -39,10 +44,23 @@ class Signature:
     head: str
     dtype: str
     where: str
+    key: tuple[Any, ...]
 
     @property
     def name(self) -> str:
         return kernel_name(self.kernel)
+
+    @property
+    def likeness(self) -> tuple[Any, ...]:
+        """What it shares with others that differ in sizes alone: types, tile, and constants that are few,
+        which say what is computed."""
+        name, kinds, _, warps, stages = self.key
+        few = tuple(
+            (name, repr(value))
+            for name, value in sorted(self.constants.items())
+            if name in self.tile.constants or not isinstance(value, int) or value <= _FEW
+        )
+        return name, kinds, few, warps, stages
 
     @property
     def settings(self) -> str:
@@ -52,7 +70,9 @@ class Signature:
 
 
 def kernel_name(kernel: Any) -> str:
-    return str(getattr(kernel, "__name__", kernel))
+    """Its module's name and its own: modules have kernels of the same name."""
+    function = getattr(kernel, "fn", kernel)
+    return f"{function.__module__.rpartition('.')[2]}.{function.__name__.removesuffix('_kernel')}"
 
 
 def signature_key(launch: Launch) -> tuple[Any, ...]:
@@ -109,7 +129,7 @@ class Recorder:
             if key not in self.found:
                 arguments = tuple(map(_small, seen.arguments))
                 self.found[key] = Signature(
-                    seen.kernel, arguments, dict(seen.constants), seen.tile, head, dtype, where
+                    seen.kernel, arguments, dict(seen.constants), seen.tile, head, dtype, where, key
                 )
             return False
 
@@ -142,25 +162,23 @@ def _step(case: Case, step: str) -> None:
 
 
 def everything(
-    heads: Iterable[str],
-    dtypes: Iterable[str],
-    vocabs: Iterable[int],
-    dims: Iterable[int],
-    tokens: Iterable[int],
-    say: Callable[[str], None] = lambda line: None,
+    heads: Iterable[str], dtypes: Sequence[str], sizes: Sequence[tuple[int, int, int]]
 ) -> tuple[list[Signature], list[str]]:
-    """The distinct kernels of all combinations, and heads that launch none though they should."""
+    """The distinct kernels of heads in all types and sizes (V, d, N), and heads that launch none though they
+    should."""
     recorder, counts = Recorder(), dict.fromkeys(heads, 0)
     for name in counts:
-        for vocab in vocabs:
+        for size in sizes:
             for dtype in dtypes:
-                for dim in dims:
-                    for number in tokens:
-                        steps = ("smoothing", "plain", "scoring")
-                        counts[name] += recorder.case(name, Shape(vocab, dim, number, dtype), steps)
-        say(f"{name}: {len(recorder.found)} kernels so far")
+                counts[name] += recorder.case(name, Shape(*size, dtype), ("smoothing", "plain", "scoring"))
     idle = [name for name, count in counts.items() if count == 0 and KINDS[name].kernels]
     return list(recorder.found.values()), idle
+
+
+def representatives(signatures: Sequence[Signature]) -> list[Signature]:
+    """Of those that differ in sizes alone, the last."""
+    last = {each.likeness: each for each in signatures}
+    return [each for each in signatures if each is last[each.likeness]]
 
 
 class _Idle(TorchDispatchMode):
