@@ -14,7 +14,7 @@ from mhe_fairseq.coding.codebook import Codebook, ravel, unravel
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import cascade_kernels
 from mhe_fairseq.heads import cascade_multilabel as multilabel
-from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
+from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, to_numpy, wide
 from mhe_fairseq.heads.cascade_level import Level, LevelLoss
 from mhe_fairseq.heads.cascade_search import Beams, best_first
 from mhe_fairseq.heads.input_rows import prefix_rows
@@ -74,6 +74,7 @@ class CascadeHead(OutputHead):
     finds_best = True
     searches_beams = True
     group_counts: Tensor
+    _kernel_tables: cascade_kernels.CascadeTables | None
 
     def __init__(
         self,
@@ -276,15 +277,17 @@ class CascadeHead(OutputHead):
         """Tokens of each part of a batch, (parts, S), and the part of each first digit, (L_1,), int64."""
         parts, count = SMOOTHING_PARTS, self.groups_sampled
         generator = self._generator()
-        tokens = self._sample_tokens(parts * count, torch.device("cpu"), generator).numpy()
-        order = torch.randperm(len(tokens), generator=generator).numpy()
-        part = torch.randperm(self.codebook.lengths[0], generator=generator).numpy() % parts
+        tokens = self._sample_numbers(parts * count, generator)
+        order = to_numpy(torch.randperm(len(tokens), generator=generator))
+        part = to_numpy(torch.randperm(self.codebook.lengths[0], generator=generator)) % parts
         return tokens[order].reshape(parts, count), part
 
     def kernel_tables(self, device: torch.device) -> cascade_kernels.CascadeTables:
         """What kernels read of the codebook, made where it is first asked for."""
         if self._kernel_tables is None or self._kernel_tables.device != device:
-            self._kernel_tables = cascade_kernels.CascadeTables.of(self, device)
+            # Inside a transform of torch.func they would be of that transform only.
+            with torch._C._DisableFuncTorch():
+                self._kernel_tables = cascade_kernels.CascadeTables.of(self, device)
         return self._kernel_tables
 
     def _group_loss(self, features: Tensor, gold: Tensor, smoothing: bool, accuracy: bool) -> LevelLoss:
@@ -318,7 +321,7 @@ class CascadeHead(OutputHead):
 
     def _codebook_changed(self) -> None:
         book = self.codebook
-        self._kernel_tables: cascade_kernels.CascadeTables | None = None
+        self._kernel_tables = None
         self.group.regroup(book)
         counts = (book.token_of_slot >= 0).long()
         for level in reversed(self.levels):

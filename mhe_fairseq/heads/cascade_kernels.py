@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,9 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CascadeTables:
-    """What kernels read beside weights: made once for a codebook and a device."""
+    """What kernels read beside weights: made once for a codebook and a device.
+
+    Attributes:
+        device: where.
+        host_slots: (V,) long, on the host.
+        slots, group_counts, levels: as in ``CascadeSpec``.
+    """
 
     device: torch.device
+    host_slots: np.ndarray
     slots: Tensor
     group_counts: Tensor
     levels: tuple[LevelTables, ...]
@@ -36,7 +44,11 @@ class CascadeTables:
     def of(cls, head: CascadeHead, device: torch.device) -> CascadeTables:
         levels = tuple(_level_tables(level, head.codebook.token_of_slot, device) for level in head.levels)
         return cls(
-            device, head.codebook_slots.to(device), head.group_counts.to(device, torch.int32), levels
+            device,
+            head.codebook.slots.numpy(),
+            head.codebook_slots.to(device),
+            head.group_counts.to(device, torch.int32),
+            levels,
         )
 
 
@@ -115,12 +127,14 @@ def _draw(head: CascadeHead, device: torch.device) -> Draw:
 
     tokens, part = head.drawn_tokens()
     lengths = head.codebook.lengths
-    slots = head.codebook.slots.numpy()[tokens]
+    slots = head.kernel_tables(device).host_slots[tokens]
     prefixes, below = [], head.codebook.size
     for length in lengths[:-1]:
         below //= length
         prefixes.append(slots // below)
-    return Draw.of(part, prefixes, device)
+    # Inside a transform of torch.func its numbers would be of that transform, where kernels cannot read them.
+    with torch._C._DisableFuncTorch():
+        return Draw.of(part, prefixes, device)
 
 
 def _rehearse(

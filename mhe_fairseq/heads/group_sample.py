@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mhe_fairseq.heads.base import to_numpy
+
 
 def inclusion_probabilities(share: Tensor, count: int) -> Tensor:
     """Probabilities that add up to ``count``, in proportion to ``share`` and at most 1.
@@ -36,9 +38,9 @@ def sample_groups(
 
     Shape: (L,) float64 that add up to a whole number G -> ``parts`` times (G,) int64, rising.
     """
-    order = torch.randperm(len(inclusion), generator=generator).numpy()
-    spread = torch.randperm(parts, generator=generator).numpy()
-    shift = torch.rand((), generator=generator, dtype=torch.float64).numpy()
+    order = to_numpy(torch.randperm(len(inclusion), generator=generator))
+    spread = to_numpy(torch.randperm(parts, generator=generator))
+    shift = to_numpy(torch.rand(1, generator=generator, dtype=torch.float64))
     return [systematic(inclusion, order, each) for each in (spread + shift) / parts]
 
 

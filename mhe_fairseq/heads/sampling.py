@@ -92,6 +92,7 @@ class SamplingHead(SoftmaxHead):
     group_of_token: Tensor
     place_in_group: Tensor
     tokens_by_group: Tensor
+    _kernel_tables: sampling_kernels.SamplingTables | None
 
     def __init__(
         self,
@@ -132,7 +133,7 @@ class SamplingHead(SoftmaxHead):
         # The products are in the features' type; autocast would make the sums after them half precision.
         with torch.autocast(device, enabled=False):
             plan = self._plan(target)
-            log_z, gold, mean, best = SampledScores.apply(
+            log_z, gold, mean, best, *_ = SampledScores.apply(
                 features,
                 self.table.weight,
                 GroupRows(self.tokens_by_group, self._starts, self._first),
@@ -178,10 +179,8 @@ class SamplingHead(SoftmaxHead):
 
     def drawn(self) -> list[np.ndarray]:
         """The groups that each part of a batch is scored on, int64."""
-        inclusion = self.inclusion.numpy()
-        sure, drawn = np.flatnonzero(inclusion == 1), np.flatnonzero(inclusion < 1)
-        samples = sample_groups(inclusion[drawn], self._generator(), PARTS)
-        return [np.concatenate([sure, drawn[sample]]) for sample in samples]
+        samples = sample_groups(self._inclusion[self._drawn], self._generator(), PARTS)
+        return [np.concatenate([self._sure, self._drawn[sample]]) for sample in samples]
 
     @property
     def drawn_groups(self) -> int:
@@ -196,7 +195,9 @@ class SamplingHead(SoftmaxHead):
     def kernel_tables(self, device: torch.device) -> sampling_kernels.SamplingTables:
         """What kernels read of the codebook, made where it is first asked for."""
         if self._kernel_tables is None or self._kernel_tables.device != device:
-            self._kernel_tables = sampling_kernels.SamplingTables.of(self, device)
+            # Inside a transform of torch.func they would be of that transform only.
+            with torch._C._DisableFuncTorch():
+                self._kernel_tables = sampling_kernels.SamplingTables.of(self, device)
         return self._kernel_tables
 
     def _codebook_changed(self) -> None:
@@ -224,7 +225,9 @@ class SamplingHead(SoftmaxHead):
         if self.variant == "shared":
             self.inclusion = inclusion_probabilities(expected_share(first, sizes), self.groups)
             self._log_weight = -self.inclusion.log()
-        self._kernel_tables: sampling_kernels.SamplingTables | None = None
+        self._inclusion = self.inclusion.numpy()
+        self._sure, self._drawn = np.flatnonzero(self._inclusion == 1), np.flatnonzero(self._inclusion < 1)
+        self._kernel_tables = None
 
     @staticmethod
     def _groups_of(codebook: Codebook) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ class SamplingTables:
     Attributes:
         device: where.
         level, slots, log_weight: as in ``SamplingSpec``.
+        no_weight: zeros in place of ``log_weight``, for ``everything``.
         everything: a draw of all groups for all rows.
     """
 
@@ -33,6 +34,7 @@ class SamplingTables:
     level: LevelTables
     slots: Tensor
     log_weight: Tensor
+    no_weight: Tensor
     everything: Draw
 
     @classmethod
@@ -50,6 +52,7 @@ class SamplingTables:
             LevelTables(groups, length, tokens.to(device), None, None, True),
             slots.to(device),
             head.log_weights.to(device, torch.float32),
+            torch.zeros(groups, device=device),
             Draw.of(None, [np.arange(groups).reshape(1, -1)], device),
         )
 
@@ -85,7 +88,7 @@ def loss(
     draw = _draw(head, features.device) if head.training else tables.everything
     keep = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
     spec = SamplingSpec(
-        tables.level, tables.slots, tables.log_weight if head.training else torch.zeros_like(tables.log_weight),
+        tables.level, tables.slots, tables.log_weight if head.training else tables.no_weight,
         not head.training, smoothing, accuracy, keep,
     )  # fmt: skip
 
@@ -115,7 +118,9 @@ def _draw(head: SamplingHead, device: torch.device) -> Draw:
     table = np.full((len(groups), max(len(each) for each in groups)), -1)
     for row, each in zip(table, groups, strict=True):
         row[: len(each)] = each
-    return Draw.of(None, [table], device)
+    # Inside a transform of torch.func its numbers would be of that transform, where kernels cannot read them.
+    with torch._C._DisableFuncTorch():
+        return Draw.of(None, [table], device)
 
 
 def _rehearse(spec: SamplingSpec, draw: Draw, target: Tensor, features: Tensor, weight: Tensor) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mhe_fairseq.heads.kernels.cascade_sums import combine_kernel, logits_kernel
 from mhe_fairseq.heads.kernels.launch import cdiv, launch, power_of_2
 from mhe_fairseq.heads.kernels.level import LevelTables, Meeting, features_grad, height_of, score, table_grad
 from mhe_fairseq.heads.kernels.plan import Draw, Rows, Shared, padded_rows, plan_ranges, sort_rows
 from mhe_fairseq.heads.kernels.tiles import tile_of
+from mhe_fairseq.heads.once import once
 
 #: Which line of what ``combine_kernel`` writes.
 _RIGHT, _GROUP_LOG_SUM = 3, 6
@@ -53,7 +54,7 @@ class CascadeSpec(NamedTuple):
 
 
 class CascadeParts(NamedTuple):
-    """What the loss of a batch comes to, (N,) fp32 each; of every digit, with the prefix given, where a tuple."""
+    """What the loss of a batch comes to, (N,) fp32 each; tuples: of every digit, given those before it."""
 
     nll: Tensor
     smooth: Tensor | None
@@ -117,9 +118,8 @@ class _CascadeLoss(torch.autograd.Function):
             assert table is not None
             source = x if source is None else source
             unit = deepest.prefixes // level.prefixes
-            plan = plan_ranges(
-                rows.key, level.prefixes, unit, height_of(source, level), parts, numbers, groups
-            )
+            height = height_of(source, level, 0 if draw is None else draw.levels[h].size)
+            plan = plan_ranges(rows.key, level.prefixes, unit, height, parts, numbers, groups)
             scores = score(
                 level, spec.meeting(h, rows, plan, draw), source, table, divisor=spec.divisor(h + 1),
                 keep=spec.keep, mean=spec.smoothing > 0, best=spec.accuracy,
@@ -139,7 +139,7 @@ class _CascadeLoss(torch.autograd.Function):
                 nll, smooth, out, n, padded_rows(n),
             ),
             tile, G=groups, BELOW=spec.divisor(0), V=len(spec.slots),
-            S=0 if draw is None else draw.levels[0].count, DIV_1=spec.divisor(1), L_1=spec.levels[0].length,
+            S=0 if draw is None else draw.levels[0].size, DIV_1=spec.divisor(1), L_1=spec.levels[0].length,
             DIV_2=1, L_2=deepest.length, SMOOTH=spec.smoothing, BEST=spec.accuracy,
         )  # fmt: skip
         kept = [each for scores, plan in scored for each in (scores.z, scores.sums, plan)]
@@ -150,56 +150,67 @@ class _CascadeLoss(torch.autograd.Function):
         ctx.spec, ctx.draw, _, x, group_rows, _, *rest = inputs
         ctx.is_given = [each is not None for each in rest]
         given = [each for each in rest if each is not None]
-        ctx.given = len(given)
         ctx.mark_non_differentiable(*output[2 if ctx.spec.smoothing else 1 :])
         ctx.set_materialize_grads(False)
         if ctx.spec.keep:
             ctx.save_for_backward(x, group_rows, *given, *output[2:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_nll: Tensor | None, d_smooth: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        spec: CascadeSpec = ctx.spec
-        x, group_rows, *saved = ctx.saved_tensors
-        given, (out, zg, order, keys, key, *scored) = iter(saved[: ctx.given]), saved[ctx.given :]
-        rest = [next(given) if there else None for there in ctx.is_given]
-        need_x, need_rows, need_bias, *need_rest = ctx.needs_input_grad[3:]
-        n, count = len(x), len(spec.levels)
-        d_nll = torch.zeros_like(out[0, :n]) if d_nll is None else d_nll
-        if spec.smoothing and d_smooth is None:
-            d_smooth = torch.zeros_like(d_nll)
-        dzg = torch.empty_like(zg)
-        d_x: Tensor | None = None
-        grads: list[Tensor | None] = [None] * len(rest)
-        for h, level in enumerate(spec.levels):
-            source, table = rest[h], rest[count + h]
-            assert table is not None
-            z, sums, plan = scored[3 * h : 3 * h + 3]
-            meeting = spec.meeting(h, Rows(order, keys, key), plan, ctx.draw)
-            dz = torch.empty_like(z)
-            tile = tile_of("logits", x.dtype, level.length)
-            launch(
-                logits_kernel, (cdiv(n, tile.constants["BM"]), z.size(1) + (h == 0)),
-                (
-                    zg, spec.group_counts, out[_GROUP_LOG_SUM], z, level.counts, level.totals, keys, order, plan,
-                    meeting.numbers, sums, d_nll, d_smooth, dzg, dz, n, padded_rows(n), d_nll.stride(0),
-                    0 if d_smooth is None else d_smooth.stride(0),
-                ),
-                tile, G=spec.lengths[0], BELOW=spec.divisor(0), V=len(spec.slots), L=level.length,
-                LP=level.padded, DIV=spec.divisor(h + 1), R=level.prefixes, S=meeting.shared.count,
-                AT=meeting.shared.at, PARTS=meeting.parts, SMOOTH=spec.smoothing, BINARY=level.is_binary,
-                BP=power_of_2(meeting.parts),
-            )  # fmt: skip
-            if h == 0 and need_x:
-                d_x = dzg @ group_rows
-            if source is not None and need_rest[h]:
-                grads[h] = torch.empty_like(source)
-            into = d_x if source is None else grads[h]
-            if into is not None:
-                features_grad(level, meeting, table, dz, into, add=source is None)
-            if need_rest[count + h]:
-                source = x if source is None else source
-                grads[count + h] = table_grad(level, meeting, source, table, dz)
-        d_rows = dzg.T @ x if need_rows else None
-        d_bias = dzg.sum(dim=0) if need_bias else None
-        return None, None, None, d_x, d_rows, d_bias, *grads
+        work = partial(_gradients, ctx.spec, ctx.draw, ctx.is_given, ctx.needs_input_grad[3:])
+        return None, None, None, *once(work, d_nll, d_smooth, *ctx.saved_tensors)
+
+
+def _gradients(
+    spec: CascadeSpec,
+    draw: Draw | None,
+    is_given: Sequence[bool],
+    needs: Sequence[bool],
+    d_nll: Tensor | None,
+    d_smooth: Tensor | None,
+    *saved: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Of features, rows and bias of the first digit, inputs and tables of the levels; None: not needed."""
+    x, group_rows = saved[:2]
+    given, (out, zg, order, keys, key, *scored) = iter(saved[2:]), saved[2 + sum(is_given) :]
+    rest = [next(given) if there else None for there in is_given]
+    need_x, need_rows, need_bias, *need_rest = needs
+    n, count = len(x), len(spec.levels)
+    d_nll = torch.zeros_like(out[0, :n]) if d_nll is None else d_nll
+    if spec.smoothing and d_smooth is None:
+        d_smooth = torch.zeros_like(d_nll)
+    dzg = torch.empty_like(zg)
+    d_x: Tensor | None = None
+    grads: list[Tensor | None] = [None] * len(rest)
+    for h, level in enumerate(spec.levels):
+        source, table = rest[h], rest[count + h]
+        assert table is not None
+        z, sums, plan = scored[3 * h : 3 * h + 3]
+        meeting = spec.meeting(h, Rows(order, keys, key), plan, draw)
+        dz = torch.empty_like(z)
+        tile = tile_of("logits", x.dtype, level.length)
+        launch(
+            logits_kernel, (cdiv(n, tile.constants["BM"]), z.size(1) + (h == 0)),
+            (
+                zg, spec.group_counts, out[_GROUP_LOG_SUM], z, level.counts, level.totals, keys, order, plan,
+                meeting.numbers, sums, d_nll, d_smooth, dzg, dz, n, padded_rows(n), d_nll.stride(0),
+                0 if d_smooth is None else d_smooth.stride(0),
+            ),
+            tile, G=spec.lengths[0], BELOW=spec.divisor(0), V=len(spec.slots), L=level.length,
+            LP=level.padded, DIV=spec.divisor(h + 1), R=level.prefixes, S=meeting.shared.size,
+            AT=meeting.shared.at, PARTS=meeting.parts, SMOOTH=spec.smoothing, BINARY=level.is_binary,
+            BP=power_of_2(meeting.parts),
+        )  # fmt: skip
+        if h == 0 and need_x:
+            d_x = dzg @ group_rows
+        if source is not None and need_rest[h]:
+            grads[h] = torch.empty_like(source)
+        into = d_x if source is None else grads[h]
+        if into is not None:
+            features_grad(level, meeting, table, dz, into, add=source is None)
+        if need_rest[count + h]:
+            source = x if source is None else source
+            grads[count + h] = table_grad(level, meeting, source, table, dz)
+    d_rows = dzg.T @ x if need_rows else None
+    d_bias = dzg.sum(dim=0) if need_bias else None
+    return d_x, d_rows, d_bias, *grads

@@ -1,5 +1,5 @@
-"""What a cascade's loss makes of its logits: the first digit's soft-max and the sum over digits; the gradients
-of all logits."""
+"""What a cascade's loss makes of its logits: the first digit's soft-max and the sum over digits. Gradients of
+all logits."""
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # (what is jitted takes Triton's values, which have no types for mypy)
@@ -101,8 +101,8 @@ def combine_kernel(
 
 @triton.jit(do_not_specialize=["N", "NP", "nll_stride", "smooth_stride"])
 def logits_kernel(
-    zg, group_counts, group_log_sum, z, counts, totals, slot, order, plan, draw, sums, d_nll, d_smooth, dzg, dz,
-    N, NP, nll_stride, smooth_stride,
+    zg, group_counts, group_log_sum, z, counts, totals, slot, order, plan, draw, sums, d_nll, d_smooth,
+    dzg, dz, N, NP, nll_stride, smooth_stride,
     G: tl.constexpr, BELOW: tl.constexpr, V: tl.constexpr, L: tl.constexpr, LP: tl.constexpr,
     DIV: tl.constexpr, R: tl.constexpr, S: tl.constexpr, AT: tl.constexpr, PARTS: tl.constexpr,
     SMOOTH: tl.constexpr, BINARY: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,

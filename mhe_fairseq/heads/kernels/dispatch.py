@@ -92,7 +92,8 @@ def attempt(key: object, rehearse: Callable[[], object], run: Callable[[], Resul
         return run()
     if key in _broken:
         return None
-    if key not in _ready:
+    # Nothing is rehearsed inside a transform of torch.func: there is no backward pass to call there.
+    if key not in _ready and torch._C._functorch.peek_interpreter_stack() is None:
         if not interpreting():
             say("mhe: compiling kernels for the output layer (a few seconds each, kept for the next run)")
         try:

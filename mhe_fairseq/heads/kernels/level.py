@@ -1,4 +1,4 @@
-"""Rows of a batch against the rows of a table that their groups have: launches of ``scores``, ``products``."""
+"""Rows of a batch against a table's rows of their groups: launches of ``scores`` and ``products``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LevelTables(NamedTuple):
     Attributes:
         prefixes: P.
         length: L.
-        tokens: (P * L,): the row of a (V, d) table that a slot has, -1 at holes; None: the table is (P, L, d).
+        tokens: (P * L,): a slot's row of a (V, d) table, -1 at holes; None: the table is (P, L, d).
         counts: (P * L,): tokens below each digit; None: all digits have as many, or ``tokens`` tells holes.
         totals: (P,): what a mean over a prefix's digits is divided by; None: L.
         is_binary: a digit counts as one or not at all in such a mean.
@@ -71,7 +71,7 @@ class Meeting(NamedTuple):
         is_ordered = self.is_sorted and self.draw is not None
         return {
             "L": level.length, "LP": level.padded, "R": level.prefixes, "SUB": self.below,
-            "S": self.shared.count, "AT": self.shared.at, "PARTS": self.parts, "ORDERED": is_ordered,
+            "S": self.shared.size, "AT": self.shared.at, "PARTS": self.parts, "ORDERED": is_ordered,
             "NATURAL": not self.is_sorted, "TIED": level.tokens is not None,
         }  # fmt: skip
 
@@ -89,9 +89,15 @@ class Scores(NamedTuple):
     best_at: Tensor | None
 
 
-def height_of(x: Tensor, level: LevelTables) -> int:
-    """Rows of a tile: ranges are cut into such tiles once, for ``score`` and ``features_grad``."""
-    return tile_of("score", x.dtype, level.prefixes).constants["BM"]
+def height_of(x: Tensor, level: LevelTables, met: int) -> int:
+    """Rows of a tile: ranges are cut into such tiles once, for ``score`` and ``features_grad``.
+
+    Args:
+        x: the features.
+        level: see there.
+        met: prefixes that a row meets beside its own.
+    """
+    return tile_of("score", x.dtype, level.prefixes, met).constants["BM"]
 
 
 def score(
@@ -116,7 +122,7 @@ def score(
         mean: also mean logits.
         best: also the largest logit and where it is, as digit or ``by_token``.
     """
-    n, blocks = len(source), 1 + meeting.shared.count
+    n, blocks = len(source), 1 + meeting.shared.size
     padded = padded_rows(n)
     z = source.new_empty(n if keep else 0, blocks, level.padded)
     sums = source.new_empty((1 + mean) * blocks + 1, padded, dtype=torch.float32)
@@ -124,11 +130,11 @@ def score(
     if best:
         peaks = torch.empty_like(sums[:blocks])
         places = torch.empty_like(peaks, dtype=torch.int32)
-    tile = tile_of("score", source.dtype, level.prefixes)
+    tile = tile_of("score", source.dtype, level.prefixes, meeting.shared.size)
     height = tile.constants["BM"]
     own_tiles = n // height + min(n, level.prefixes)
     launch(
-        score_kernel, (own_tiles + meeting.tiles_of_parts(height) * meeting.shared.count,),
+        score_kernel, (own_tiles + meeting.tiles_of_parts(height) * meeting.shared.size,),
         (
             source, table, level.tokens, level.counts, level.totals, meeting.rows.order, meeting.rows.keys,
             meeting.plan, meeting.numbers, z, sums, peaks, places, n, padded, own_tiles,
@@ -159,18 +165,20 @@ def features_grad(
         mean: a row (d,) fp32, and the gradient (N,) of minus its product with the source.
     """
     n, dim = into.shape
-    tile, height = tile_of("features", into.dtype, level.prefixes), height_of(into, level)
+    met = meeting.shared.size
+    tile, height = tile_of("features", into.dtype, level.prefixes, met), height_of(into, level, met)
     row, grad = (None, None) if mean is None else mean
-    for is_own in (True, False) if meeting.shared.count else (True,):
+    for is_own in (True, False) if met else (True,):
         tiles = n // height + min(n, level.prefixes) if is_own else meeting.tiles_of_parts(height)
         launch(
             features_kernel, (tiles, cdiv(dim, tile.constants["BD"])),
             (
-                table, level.tokens, dz, meeting.rows.order, meeting.plan, meeting.numbers, row, grad, into, n,
-                0 if grad is None else grad.stride(0),
+                table, level.tokens, dz, meeting.rows.order, meeting.plan, meeting.numbers, row, grad, into,
+                n, 0 if grad is None else grad.stride(0),
             ),
             tile, D=dim, OWN=is_own, ADD=add or not is_own, PRECISION=precision(into.dtype),
-            BM=height, BR=power_of_2(level.prefixes), BP=power_of_2(meeting.parts), **meeting.constants(level),
+            BM=height, BR=power_of_2(level.prefixes), BP=power_of_2(meeting.parts),
+            **meeting.constants(level),
         )  # fmt: skip
 
 
@@ -184,7 +192,7 @@ def table_grad(
 ) -> Tensor:
     """Gradient of ``score``'s table, in its type and shape; ``every_row`` (d,) fp32 is added to all rows."""
     grad = torch.empty_like(table)
-    tile = tile_of("table", source.dtype, level.prefixes)
+    tile = tile_of("table", source.dtype, level.prefixes, meeting.shared.size)
     tiles = cdiv(level.length, tile.constants["BL"]) * cdiv(source.size(1), tile.constants["BD"])
     launch(
         table_kernel, (level.prefixes * tiles,),
@@ -193,5 +201,3 @@ def table_grad(
         **meeting.constants(level),
     )  # fmt: skip
     return grad
-
-

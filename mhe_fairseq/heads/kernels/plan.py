@@ -169,18 +169,18 @@ def range_of_prefix(prefix, draw, SUB: tl.constexpr, ORDERED: tl.constexpr):
 class Shared(NamedTuple):
     """Prefixes that whole parts of a batch meet: where they are in a draw.
 
-    At ``at`` of the draw are (PARTS * count,) prefixes, those of each part, -1 where a part has fewer; after
+    At ``at`` of the draw are (PARTS * size,) prefixes, those of each part, -1 where a part has fewer; after
     them (E,) the same in order, E a power of 2, the largest numbers being none; then (E,) which of the first
     these are.
 
     Attributes:
         at: a multiple of 4.
-        count: S, prefixes of a part; 0: nothing is met.
+        size: S, prefixes of a part; 0: nothing is met.
         ordered: E.
     """
 
     at: int = 0
-    count: int = 0
+    size: int = 0
     ordered: int = 1
 
 

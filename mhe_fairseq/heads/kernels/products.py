@@ -19,7 +19,7 @@ from mhe_fairseq.heads.kernels.plan import (
     range_of_prefix,
     range_of_tile,
 )
-from mhe_fairseq.heads.kernels.scores import table_rows
+from mhe_fairseq.heads.kernels.scores import dot, table_rows
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def _times_rows(
             b = tl.load(w + row[:, None] * D + d[None, :], mask=real[:, None], other=0.0)
         else:
             b = tl.load(w + row[:, None] * D + d[None, :], mask=real[:, None] & (d < D)[None, :], other=0.0)
-        acc = tl.dot(a, b.to(a.dtype), acc, input_precision=PRECISION)
+        acc = dot(a, b.to(a.dtype), acc, PRECISION)
     return acc
 
 
@@ -112,15 +112,15 @@ def _outer(
         b = tl.load(x + rows[:, None] * D + d[None, :], mask=inside[:, None], other=0.0)
     else:
         b = tl.load(x + rows[:, None] * D + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0)
-    return tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
+    return dot(tl.trans(a), b, acc, PRECISION)
 
 
 @triton.jit
 def table_kernel(
     x, tok, dz, order, plan, draw, every_row, dw,
     D: tl.constexpr, L: tl.constexpr, LP: tl.constexpr, R: tl.constexpr, SUB: tl.constexpr, S: tl.constexpr,
-    AT: tl.constexpr, PARTS: tl.constexpr, ORDERED: tl.constexpr, NATURAL: tl.constexpr, TIED: tl.constexpr, PRECISION: tl.constexpr,
-    E: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
+    AT: tl.constexpr, PARTS: tl.constexpr, ORDERED: tl.constexpr, NATURAL: tl.constexpr, TIED: tl.constexpr,
+    PRECISION: tl.constexpr, E: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a table: each group's rows written once, zero where no row met the group.
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mhe_fairseq.heads.kernels.launch import cdiv, launch, power_of_2
 from mhe_fairseq.heads.kernels.level import LevelTables, Meeting, features_grad, height_of, score, table_grad
 from mhe_fairseq.heads.kernels.plan import Draw, Rows, padded_rows, plan_ranges, sort_rows
 from mhe_fairseq.heads.kernels.sampling_sums import combine_kernel, logits_kernel
 from mhe_fairseq.heads.kernels.tiles import tile_of
+from mhe_fairseq.heads.once import once
 
 
 class SamplingSpec(NamedTuple):
@@ -63,9 +65,8 @@ class _SamplingLoss(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         n, level = len(x), spec.level
         rows = sort_rows(target, spec.slots, level.length, 1, None)
-        plan = plan_ranges(
-            rows.key, level.prefixes, 1, height_of(x, level), draw.parts, None, level.prefixes
-        )
+        height = height_of(x, level, draw.levels[0].size)
+        plan = plan_ranges(rows.key, level.prefixes, 1, height, draw.parts, None, level.prefixes)
         meeting = spec.meeting(rows, plan, draw)
         z, sums, best, best_at = score(
             level, meeting, x, weight, keep=spec.keep, best=spec.accuracy, by_token=True
@@ -78,14 +79,14 @@ class _SamplingLoss(torch.autograd.Function):
         smooth = torch.empty_like(nll) if spec.smoothing else nll[:0]
         right = torch.empty_like(nll) if spec.accuracy else None
         log_z = torch.empty_like(nll)
-        tile = tile_of("combine", x.dtype, meeting.shared.count)
+        tile = tile_of("combine", x.dtype, meeting.shared.size)
         launch(
             combine_kernel, (cdiv(n, tile.constants["BM"]),),
             (
                 sums, best, best_at, rows.keys, target, plan, draw.numbers, spec.log_weight, mean, log_z, nll,
                 smooth, right, n, padded_rows(n),
             ),
-            tile, L=level.length, R=level.prefixes, S=meeting.shared.count, AT=meeting.shared.at,
+            tile, L=level.length, R=level.prefixes, S=meeting.shared.size, AT=meeting.shared.at,
             PARTS=draw.parts, EXACT=spec.is_exact, BP=power_of_2(draw.parts),
         )  # fmt: skip
         return nll, smooth, sums[:0] if right is None else right, log_z, mean_row, z, *rows, plan
@@ -99,32 +100,43 @@ class _SamplingLoss(torch.autograd.Function):
             ctx.save_for_backward(x, weight, *output[3:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_nll: Tensor | None, d_smooth: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        spec: SamplingSpec = ctx.spec
-        x, weight, log_z, mean_row, z, order, keys, key, plan = ctx.saved_tensors
-        need_x, need_weight = ctx.needs_input_grad[3:]
-        level, meeting = spec.level, spec.meeting(Rows(order, keys, key), plan, ctx.draw)
-        d_nll = torch.zeros_like(log_z) if d_nll is None else d_nll
-        dz = torch.empty_like(z)
-        tile = tile_of("logits", x.dtype, level.length)
-        launch(
-            logits_kernel, (cdiv(len(x), tile.constants["BM"]), z.size(1)),
-            (
-                z, keys, order, plan, meeting.numbers, spec.log_weight, log_z, d_nll, d_smooth, dz, len(x),
-                d_nll.stride(0), 0 if d_smooth is None else d_smooth.stride(0),
-            ),
-            tile, L=level.length, LP=level.padded, R=level.prefixes, S=meeting.shared.count,
-            AT=meeting.shared.at, PARTS=meeting.parts, BP=power_of_2(meeting.parts),
-        )  # fmt: skip
-        d_x = d_weight = None
-        if need_x:
-            d_x = torch.empty_like(x)
-            mean = None if d_smooth is None else (mean_row, d_smooth)
-            features_grad(level, meeting, weight, dz, d_x, add=False, mean=mean)
-        if need_weight:
-            every_row = None
-            if d_smooth is not None:
-                every_row = (d_smooth @ x.float()) * (-1.0 / len(spec.slots))
-            d_weight = table_grad(level, meeting, x, weight, dz, every_row)
-        return None, None, None, d_x, d_weight
+        work = partial(_gradients, ctx.spec, ctx.draw, ctx.needs_input_grad[3:])
+        return None, None, None, *once(work, d_nll, d_smooth, *ctx.saved_tensors)
+
+
+def _gradients(
+    spec: SamplingSpec,
+    draw: Draw,
+    needs: Sequence[bool],
+    d_nll: Tensor | None,
+    d_smooth: Tensor | None,
+    *saved: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of features and table; None: not needed."""
+    x, weight, log_z, mean_row, z, order, keys, key, plan = saved
+    need_x, need_weight = needs
+    level, meeting = spec.level, spec.meeting(Rows(order, keys, key), plan, draw)
+    d_nll = torch.zeros_like(log_z) if d_nll is None else d_nll
+    dz = torch.empty_like(z)
+    tile = tile_of("logits", x.dtype, level.length)
+    launch(
+        logits_kernel, (cdiv(len(x), tile.constants["BM"]), z.size(1)),
+        (
+            z, keys, order, plan, meeting.numbers, spec.log_weight, log_z, d_nll, d_smooth, dz, len(x),
+            d_nll.stride(0), 0 if d_smooth is None else d_smooth.stride(0),
+        ),
+        tile, L=level.length, LP=level.padded, R=level.prefixes, S=meeting.shared.size,
+        AT=meeting.shared.at, PARTS=meeting.parts, BP=power_of_2(meeting.parts),
+    )  # fmt: skip
+    d_x = d_weight = None
+    if need_x:
+        d_x = torch.empty_like(x)
+        mean = None if d_smooth is None else (mean_row, d_smooth)
+        features_grad(level, meeting, weight, dz, d_x, add=False, mean=mean)
+    if need_weight:
+        every_row = None
+        if d_smooth is not None:
+            every_row = (d_smooth @ x.float()) * (-1.0 / len(spec.slots))
+        d_weight = table_grad(level, meeting, x, weight, dz, every_row)
+    return d_x, d_weight

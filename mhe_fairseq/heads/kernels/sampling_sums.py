@@ -1,4 +1,4 @@
-"""What a sampled soft-max makes of its groups' sums: the estimate of the normaliser; the gradients of logits."""
+"""What a sampled soft-max makes of its groups' sums: the estimate of the normaliser. Gradients of logits."""
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # (what is jitted takes Triton's values, which have no types for mypy)
@@ -16,8 +16,8 @@ _BIG = tl.constexpr(2**30)
 @triton.jit(do_not_specialize=["N", "NP"])
 def combine_kernel(
     sums, best, best_at, slot, target, plan, draw, log_weight, mean, log_z, nll, smooth, right, N, NP,
-    L: tl.constexpr, R: tl.constexpr, S: tl.constexpr, AT: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, BP: tl.constexpr,
-    BM: tl.constexpr, BG: tl.constexpr,
+    L: tl.constexpr, R: tl.constexpr, S: tl.constexpr, AT: tl.constexpr, PARTS: tl.constexpr,
+    EXACT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
     """log Z_hat of every row from the log-sum-exps (1 + S, NP) of its own group and those its part met.
 

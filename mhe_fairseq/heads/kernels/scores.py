@@ -14,8 +14,19 @@ _BIG = tl.constexpr(2**30)
 
 
 @triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b in fp32."""
+    if PRECISION == "interpreted":
+        # The interpreter multiplies the bits of bf16 numbers as if they were whole numbers.
+        acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    else:
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
 def table_rows(base, n, tok, counts, L: tl.constexpr, TIED: tl.constexpr, FULL: tl.constexpr):
-    """Rows of a table for columns ``n`` of the group that begins at slot ``base``, and which of them count."""
+    """Rows of a table for columns ``n`` of the group that begins at slot ``base``, and which are real."""
     real = n < L
     row = base + n
     if TIED:
@@ -54,9 +65,13 @@ def score_block(
                 a = tl.load(x + rows[:, None] * D + k[None, :], mask=inside[:, None], other=0.0)
                 b = tl.load(w + row[None, :] * D + k[:, None], mask=real[None, :], other=0.0)
             else:
-                a = tl.load(x + rows[:, None] * D + k[None, :], mask=inside[:, None] & (k < D)[None, :], other=0.0)
-                b = tl.load(w + row[None, :] * D + k[:, None], mask=real[None, :] & (k < D)[:, None], other=0.0)
-            acc = tl.dot(a, b.to(a.dtype), acc, input_precision=PRECISION)
+                a = tl.load(
+                    x + rows[:, None] * D + k[None, :], mask=inside[:, None] & (k < D)[None, :], other=0.0
+                )
+                b = tl.load(
+                    w + row[None, :] * D + k[:, None], mask=real[None, :] & (k < D)[:, None], other=0.0
+                )
+            acc = dot(a, b.to(a.dtype), acc, PRECISION)
         logit = acc.to(x.dtype.element_ty).to(tl.float32)
         logit = tl.where(real[None, :], logit, float("-inf"))
         if STORE:
@@ -91,17 +106,17 @@ def score_block(
 def score_kernel(
     x, w, tok, counts, totals, order, slot, plan, draw, z, sums, best, best_at, N, NP, own_tiles,
     D: tl.constexpr, L: tl.constexpr, LP: tl.constexpr, DIV: tl.constexpr, R: tl.constexpr, SUB: tl.constexpr,
-    S: tl.constexpr, AT: tl.constexpr, PARTS: tl.constexpr, ORDERED: tl.constexpr, NATURAL: tl.constexpr, TIED: tl.constexpr,
-    FULL: tl.constexpr, BINARY: tl.constexpr, STORE: tl.constexpr, MEAN: tl.constexpr, BEST: tl.constexpr,
-    BY_TOKEN: tl.constexpr, PRECISION: tl.constexpr, BR: tl.constexpr, BP: tl.constexpr,
+    S: tl.constexpr, AT: tl.constexpr, PARTS: tl.constexpr, ORDERED: tl.constexpr, NATURAL: tl.constexpr,
+    TIED: tl.constexpr, FULL: tl.constexpr, BINARY: tl.constexpr, STORE: tl.constexpr, MEAN: tl.constexpr,
+    BEST: tl.constexpr, BY_TOKEN: tl.constexpr, PRECISION: tl.constexpr, BR: tl.constexpr, BP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Every row against its own group (block 0), and against those that its part meets (blocks 1 to S).
 
     Programs up to ``own_tiles`` have a tile of a range each, those after them a tile of a part and one of its
-    S prefixes, which are at ``AT`` of the draw. ``z`` is (N, 1 + S, LP), by place of the row: sorted, or with ``NATURAL`` the row itself for
-    blocks of parts. ``sums``, by row: log-sum-exps (1 + S, NP), with ``MEAN`` mean logits (1 + S, NP), and the
-    logits of targets (NP).
+    S prefixes, which are at ``AT`` of the draw. ``z`` is (N, 1 + S, LP), by place of the row: sorted, or with
+    ``NATURAL`` the row itself for blocks of parts. ``sums``, by row: log-sum-exps (1 + S, NP), with ``MEAN``
+    mean logits (1 + S, NP), and the logits of targets (NP).
     """
     t = tl.program_id(0)
     block = 0
@@ -156,4 +171,8 @@ def score_kernel(
             tl.store(sums + tl.cast(block, tl.int64) * NP + rows, nothing, mask=inside)
             if BEST:
                 tl.store(best + tl.cast(block, tl.int64) * NP + rows, nothing, mask=inside)
-                tl.store(best_at + tl.cast(block, tl.int64) * NP + rows, tl.full((BM,), _BIG, tl.int32), mask=inside)
+                tl.store(
+                    best_at + tl.cast(block, tl.int64) * NP + rows,
+                    tl.full((BM,), _BIG, tl.int32),
+                    mask=inside,
+                )
