@@ -11,8 +11,8 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.column_sums import column_sums, digit_views
 from mhe_fairseq.heads.input_rows import digit_rows
-from mhe_fairseq.heads.lattice import Lattice
 from mhe_fairseq.heads.kernels.product_tables import Tables
+from mhe_fairseq.heads.lattice import Lattice
 from mhe_fairseq.heads.mixture import MixtureScores
 from mhe_fairseq.heads.product_kernels import SMOOTHING_TOKENS, kernel_loss
 from mhe_fairseq.heads.single_rows import SingleRows
@@ -215,7 +215,7 @@ class ProductHead(OutputHead):
 
     def _codebook_changed(self) -> None:
         self.lattice = Lattice(self.codebook)
-        self.kernel_tables: Tables | None = None
+        self.kernel_tables: dict[torch.device, Tables | None] = {}
         if self.singles is not None:
             self.singles.regroup(self.codebook)
         digits = self.codebook.digits(torch.arange(self.vocab_size))

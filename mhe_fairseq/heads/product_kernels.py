@@ -26,7 +26,10 @@ def kernel_loss(
     head: ProductHead, features: Tensor, target: Tensor, smoothing: bool, accuracy: bool
 ) -> HeadLoss | None:
     """``head(features, target, smoothing, accuracy)`` by kernels; None: plain torch has to do it."""
-    if not len(features) or not dispatch.serve(features, head.weight) or not fits(head.lattice):
+    if not len(features) or not dispatch.serve(features, head.weight):
+        return None
+    tables = _tables(head)
+    if tables is None:
         return None
     # Only now: triton need not be there where kernels do not serve.
     from mhe_fairseq.heads.kernels import product as kernels
@@ -43,9 +46,8 @@ def kernel_loss(
     target = target.long().contiguous()
     learns = torch.is_grad_enabled() and any(each.requires_grad for each in own)
     count = min(SMOOTHING_TOKENS, head.vocab_size) if smoothing and head.mixtures > 1 else 0
-    plan = kernels.Plan(
-        _tables(head), head.mixtures, head.vocab_size, count, smoothing, accuracy and head.mixtures == 1
-    )
+    hits = accuracy and head.mixtures == 1
+    plan = kernels.Plan(tables, head.mixtures, head.vocab_size, count, smoothing, hits)
 
     def rehearse() -> None:
         _rehearse(kernels, plan, weights, head.codebook_slots, learns)
@@ -65,24 +67,23 @@ def kernel_loss(
             stats = _stats(head, outputs, target, accuracy)
             return HeadLoss(outputs.nll, outputs.smooth, stats)
 
-    tables = plan.tables
     sizes = (tables.lengths, tables.full, tables.sets, tables.path_count, *plan[1:], *weights.rows.shape)
-    return dispatch.attempt(
-        ("product", features.device, features.dtype, sizes, learns), rehearse, run
-    )
+    return dispatch.attempt(("product", features.device, features.dtype, sizes, learns), rehearse, run)
 
 
 def _padding(weights: Weights) -> tuple[None, ...]:
     return () if weights.gate is not None else (None, None)
 
 
-def _tables(head: ProductHead) -> Tables:
-    """Those of the head's codebook, made where it is first asked for."""
-    tables = head.kernel_tables
-    if tables is None or tables.info.device != head.weight.device:
-        tables = make_tables(head.lattice, head.digit_counts, head.vocab_size, head.weight.device)
-        head.kernel_tables = tables
-    return tables
+def _tables(head: ProductHead) -> Tables | None:
+    """Those of the head's codebook, made the first time that they are asked for; None: it is not for kernels."""
+    device = head.weight.device
+    if device not in head.kernel_tables:
+        made = None
+        if fits(head.lattice):
+            made = make_tables(head.lattice, head.digit_counts, head.vocab_size, device)
+        head.kernel_tables[device] = made
+    return head.kernel_tables[device]
 
 
 @torch.no_grad()
@@ -119,7 +120,9 @@ def _by_blocks(
             block = batch._replace(features=batch.features[rows], target=batch.target[rows])
             outputs = kernels.forward_pass(block, weights, plan, (nll, smooth, stats, hits, begin))
             parts.append(_stats(head, outputs, block.target, accuracy))
-    together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
+    together = (
+        {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
+    )
     return HeadLoss(nll, smooth, together)
 
 

@@ -221,7 +221,9 @@ def combine_backward(
                 part = tl.exp(joint - _log_sum_exp(joint, 1)[:, None, :])
                 part = tl.where((ss < S)[None, None, :], part, 0.0)
                 at = shares + (cells * SP)[:, :, None] + ss[None, None, :]
-                tl.store(at, part.to(shares.dtype.element_ty), mask=both[:, :, None] & (ss < SP)[None, None, :])
+                tl.store(
+                    at, part.to(shares.dtype.element_ty), mask=both[:, :, None] & (ss < SP)[None, None, :]
+                )
                 share += tl.sum(part, 2)
             d_prior -= (d_mean / S)[:, None] * share
         else:
@@ -248,7 +250,9 @@ def combine_backward(
         tl.store(d_gate + cells, d.to(d_gate.dtype.element_ty), mask=both)
 
 
-@triton.jit(do_not_specialize=["n", "smooth_stride", "vocab"], do_not_specialize_on_alignment=["target", "d_smooth"])
+@triton.jit(
+    do_not_specialize=["n", "smooth_stride", "vocab"], do_not_specialize_on_alignment=["target", "d_smooth"]
+)
 def digit_gradients(
     z, target, drawn, slots, info, members, mean, parts, d_parts, shares, d_smooth, d_z, n, smooth_stride, vocab,
     K: tl.constexpr, H: tl.constexpr, M: tl.constexpr, F: tl.constexpr, W: tl.constexpr, LP: tl.constexpr,
@@ -288,7 +292,9 @@ def digit_gradients(
                 ss = tl.arange(0, SP)
                 at = shares + ((rows * K + k) * SP)[:, None] + ss[None, :]
                 share = tl.load(at, mask=inside[:, None], other=0.0)
-                digit = _digits_of(tl.load(drawn + ss, mask=ss < S, other=0), ss < S, slots, vocab, divisor, length)
+                digit = _digits_of(
+                    tl.load(drawn + ss, mask=ss < S, other=0), ss < S, slots, vocab, divisor, length
+                )
                 here = (digit[:, None] == columns[None, :]).to(share.dtype)
                 d -= (d_mean / S)[:, None] * tl.dot(share, here, input_precision=PRECISION)
             else:

@@ -133,7 +133,7 @@ def sums_tile() -> Tile:
 
 def gradients_tile() -> Tile:
     """Of ``digit_gradients``: rows, columns."""
-    return Tile({"BM": 16, "BN": 16}) if interpreting() else Tile({"BM": 32, "BN": 64}, warps=4, stages=2)
+    return Tile({"BM": 16, "BN": 16}) if interpreting() else Tile({"BM": 32, "BN": 64}, warps=8, stages=2)
 
 
 def combine_tile(plan: Plan) -> Tile:
@@ -183,7 +183,15 @@ def forward_pass(
             tile,
             **plan.of_combine(),
         )  # fmt: skip
-    return Outputs(nll[:n], smooth if smooth is None else smooth[:n], stats[:, :n], None if hits is None else hits[:, :n], logits, gate, parts)
+    return Outputs(
+        nll[:n],
+        smooth if smooth is None else smooth[:n],
+        stats[:, :n],
+        None if hits is None else hits[:, :n],
+        logits,
+        gate,
+        parts,
+    )
 
 
 def empty_outputs(features: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, int]:
@@ -282,17 +290,21 @@ class ProductLoss(torch.autograd.Function):
         features, rows, bias, gate, gate_bias, target, drawn, slots, plan = inputs
         outputs = Outputs(*output)
         kept = (outputs.logits, outputs.gate, outputs.parts)
-        ctx.mark_non_differentiable(*(each for each in (outputs.stats, outputs.hits, *kept) if each is not None))
+        ctx.mark_non_differentiable(
+            *(each for each in (outputs.stats, outputs.hits, *kept) if each is not None)
+        )
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(features, rows, gate, target, drawn, slots, *kept)
         ctx.plan = plan
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_nll: Tensor | None, d_smooth: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        return (*_Backward.apply(d_nll, d_smooth, *ctx.saved_tensors, ctx.plan, ctx.needs_input_grad[:5]),) + (
-            None,
-        ) * 4
+    def backward(
+        ctx: Any, d_nll: Tensor | None, d_smooth: Tensor | None, *_: Any
+    ) -> tuple[Tensor | None, ...]:
+        return (
+            *_Backward.apply(d_nll, d_smooth, *ctx.saved_tensors, ctx.plan, ctx.needs_input_grad[:5]),
+        ) + (None,) * 4
 
 
 class _Backward(torch.autograd.Function):

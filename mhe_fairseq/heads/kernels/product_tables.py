@@ -113,7 +113,5 @@ def _paths(lattice: Lattice) -> list[list[int]]:
     """The numbers of the sets along each way from the root to the end: H of them."""
     below: list[list[list[int]]] = [[[]]]
     for level in reversed(lattice.levels):
-        below = [
-            [[edge.number, *rest] for edge in edges for rest in below[edge.child]] for edges in level
-        ]
+        below = [[[edge.number, *rest] for edge in edges for rest in below[edge.child]] for edges in level]
     return below[0]
