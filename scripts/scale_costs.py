@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -177,7 +178,7 @@ def busiest(lengths: tuple[int, int], ranks: int, drawn: int, head: str, shuffle
             )
         else:
             parts, inclusion = PARTS, inclusion_probabilities(0.5 * shares + 0.5 / lengths[0], drawn)
-            groups = torch.cat(sample_groups(inclusion, generator, PARTS))
+            groups = torch.from_numpy(np.concatenate(sample_groups(inclusion.numpy(), generator, PARTS)))
         load = gold + torch.bincount(rank_of[groups], minlength=ranks) / parts
         most += float(load.max()) * ranks / (1 + drawn) / 100
     return most

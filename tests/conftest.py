@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
+
+# Triton's own functions are made for its interpreter, or not, when it is first imported, and parts of torch
+# import it. The tests of kernels (tests/heads/kernels) need the former; all others run without it.
+if importlib.util.find_spec("triton") is not None:
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
 
 import pytest
 import torch

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.decoder import TokenLoss
+from mhe_fairseq.models.target_count import TargetCount
 
 #: Prefix of the logged sums of a head's own statistics.
 _STAT = "mhe_"
@@ -69,9 +70,13 @@ class HeadCriterion(FairseqCriterion):
                 f"--criterion {self.name} is for --arch {self.arch} and the like, and the model is {kind}; "
                 f"give --criterion {wanted}"
             )
+        # Before the model: see TargetCount. sample["ntokens"] is another number where prefixes are ignored,
+        # words of context are not scored, or few tokens are masked.
+        count = TargetCount(target, self.padding_idx)
         loss: TokenLoss = model(
             **sample["net_input"],
             target=target,
+            count=count,
             smoothing=self.eps > 0,
             accuracy=self.report_accuracy or not model.training,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -188,9 +189,13 @@ class OutputHead(nn.Module, ABC):
         """``count`` tokens, one from each of ``count`` equal strata of 0..V-1, so that every token has
         the same expected number of draws. Shape: (count,) long."""
         generator = self._generator() if generator is None else generator
-        jitter = torch.rand(count, generator=generator, dtype=torch.float64)
-        points = (torch.arange(count, dtype=torch.float64) + jitter) * (self.vocab_size / count)
-        return points.long().clamp_(max=self.vocab_size - 1).to(device)
+        return torch.from_numpy(self._sample_numbers(count, generator)).to(device, non_blocking=True)
+
+    def _sample_numbers(self, count: int, generator: torch.Generator | None) -> np.ndarray:
+        """``_sample_tokens`` on the host: torch takes as long for each of these steps as for a kernel."""
+        jitter = to_numpy(torch.rand(count, generator=generator, dtype=torch.float64))
+        tokens = ((np.arange(count) + jitter) * (self.vocab_size / count)).astype(np.int64)
+        return tokens.clip(max=self.vocab_size - 1)
 
     def token_of_slot(self, slots: Tensor) -> Tensor:
         """(...) long -> (...) long; -1 at holes."""
@@ -238,6 +243,11 @@ class OutputHead(nn.Module, ABC):
         self.codebook = loaded
         self._token_of_slot = loaded.token_of_slot
         self._codebook_changed()
+
+
+def to_numpy(drawn: Tensor) -> np.ndarray:
+    """Numbers drawn on the CPU. Not ``Tensor.numpy``, which fails inside the transforms of torch.func."""
+    return np.array(drawn.tolist())
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook, ravel, unravel
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads import cascade_kernels
 from mhe_fairseq.heads import cascade_multilabel as multilabel
-from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
+from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, to_numpy, wide
 from mhe_fairseq.heads.cascade_level import Level, LevelLoss
 from mhe_fairseq.heads.cascade_search import Beams, best_first
 from mhe_fairseq.heads.input_rows import prefix_rows
@@ -72,6 +74,7 @@ class CascadeHead(OutputHead):
     finds_best = True
     searches_beams = True
     group_counts: Tensor
+    _kernel_tables: cascade_kernels.CascadeTables | None
 
     def __init__(
         self,
@@ -119,6 +122,14 @@ class CascadeHead(OutputHead):
     def forward(
         self, features: Tensor, target: Tensor, smoothing: bool = True, accuracy: bool = False
     ) -> HeadLoss:
+        if cascade_kernels.serves(self, features):
+            whole = cascade_kernels.loss(self, features, target, smoothing, accuracy)
+            if whole is not None:
+                parts = [
+                    LevelLoss(nll, None, None if whole.digit_right is None else whole.digit_right[h])
+                    for h, nll in enumerate(whole.digit_nll)
+                ]
+                return HeadLoss(whole.nll, whole.smooth, self._stats(parts, features, target, accuracy))
         digits = self.digits(target)
         sampled = None
         if smoothing and self.smoothing_form == "sampled":
@@ -259,12 +270,25 @@ class CascadeHead(OutputHead):
         a part of the batch, not of all of it every so often. Which part a row is in hangs on its gold group
         and the update, not on its place: batches that are split over processes draw the same.
         """
+        tokens, part = (torch.from_numpy(each).to(group.device) for each in self.drawn_tokens())
+        return tokens[part[group]]
+
+    def drawn_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of each part of a batch, (parts, S), and the part of each first digit, (L_1,), int64."""
         parts, count = SMOOTHING_PARTS, self.groups_sampled
         generator = self._generator()
-        tokens = self._sample_tokens(parts * count, torch.device("cpu"), generator)
-        tokens = tokens[torch.randperm(len(tokens), generator=generator)].view(parts, count)
-        part = torch.randperm(self.codebook.lengths[0], generator=generator) % parts
-        return tokens.to(group.device)[part.to(group.device)[group]]
+        tokens = self._sample_numbers(parts * count, generator)
+        order = to_numpy(torch.randperm(len(tokens), generator=generator))
+        part = to_numpy(torch.randperm(self.codebook.lengths[0], generator=generator)) % parts
+        return tokens[order].reshape(parts, count), part
+
+    def kernel_tables(self, device: torch.device) -> cascade_kernels.CascadeTables:
+        """What kernels read of the codebook, made where it is first asked for."""
+        if self._kernel_tables is None or self._kernel_tables.device != device:
+            # Inside a transform of torch.func they would be of that transform only.
+            with torch._C._DisableFuncTorch():
+                self._kernel_tables = cascade_kernels.CascadeTables.of(self, device)
+        return self._kernel_tables
 
     def _group_loss(self, features: Tensor, gold: Tensor, smoothing: bool, accuracy: bool) -> LevelLoss:
         logits = wide(self.group(features))
@@ -297,6 +321,7 @@ class CascadeHead(OutputHead):
 
     def _codebook_changed(self) -> None:
         book = self.codebook
+        self._kernel_tables = None
         self.group.regroup(book)
         counts = (book.token_of_slot >= 0).long()
         for level in reversed(self.levels):

@@ -9,11 +9,13 @@ rows at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from mhe_fairseq.heads.once import once
 
 #: Bytes of logits worked on at a time. On the CPU they and what is made of them stay in the cache; elsewhere
 #: blocks only bound the temporaries, and few of them keep the number of calls small.
@@ -101,7 +103,6 @@ def column_sums(
 class _ColumnSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
         logits: Tensor,
         lengths: tuple[int, ...],
         sets: Sequence[DigitSet],
@@ -121,35 +122,52 @@ class _ColumnSums(torch.autograd.Function):
         together = views[0].index_select(-1, shared[:, 0])
         for h, view in enumerate(views[1:], start=1):
             together += view.index_select(-1, shared[:, h])
-        ctx.save_for_backward(logits, sums, own, shared)
-        ctx.lengths, ctx.sets = lengths, sets
         return sums, picked, together
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        logits, ctx.lengths, ctx.sets, own, shared = inputs
+        ctx.save_for_backward(logits, output[0], own, shared)
+
+    @staticmethod
     def backward(ctx: Any, d_sums: Tensor, d_own: Tensor, d_shared: Tensor) -> tuple[Tensor | None, ...]:
-        logits, sums, own, shared = ctx.saved_tensors
-        # Not in place of the logits: with ``retain_graph`` they are needed again.
-        grad = torch.empty_like(logits)
-        views, grads = digit_views(logits, ctx.lengths), digit_views(grad, ctx.lengths)
-        k = views[0].size(1)
-        for block in _blocks(logits):
-            rows, d_rows = [view[block] for view in views], [view[block] for view in grads]
-            for number, each in enumerate(ctx.sets):
-                total, d_total = sums[number, block].unsqueeze(-1), d_sums[number, block].unsqueeze(-1)
-                if number < len(views):
-                    # The first to write here; all digits are written, so the rest can add.
-                    torch.sub(rows[number], total, out=d_rows[number]).exp_().mul_(d_total)
-                else:
-                    part = (each.read(rows[each.level]) - total).exp_().mul_(d_total)
-                    each.add(d_rows[each.level], part)
-            for h, d_row in enumerate(d_rows):
-                d_row.scatter_add_(-1, _own_index(own[block], h, k), d_own[h, block].unsqueeze(-1))
-                if len(shared):
-                    # As fast as ``index_add_`` is slow in the last dimension.
-                    index = shared[:, h].expand(*d_row.shape[:2], -1)
-                    d_row.scatter_add_(-1, index, d_shared[block])
-        return grad, None, None, None, None
+        work = partial(_gradient, ctx.lengths, ctx.sets)
+        return once(work, d_sums, d_own, d_shared, *ctx.saved_tensors), None, None, None, None
+
+
+def _gradient(
+    lengths: tuple[int, ...],
+    sets: Sequence[DigitSet],
+    d_sums: Tensor,
+    d_own: Tensor,
+    d_shared: Tensor,
+    logits: Tensor,
+    sums: Tensor,
+    own: Tensor,
+    shared: Tensor,
+) -> Tensor:
+    """Of the logits."""
+    # Not in place of the logits: with ``retain_graph`` they are needed again.
+    grad = torch.empty_like(logits)
+    views, grads = digit_views(logits, lengths), digit_views(grad, lengths)
+    k = views[0].size(1)
+    for block in _blocks(logits):
+        rows, d_rows = [view[block] for view in views], [view[block] for view in grads]
+        for number, each in enumerate(sets):
+            total, d_total = sums[number, block].unsqueeze(-1), d_sums[number, block].unsqueeze(-1)
+            if number < len(views):
+                # The first to write here; all digits are written, so the rest can add.
+                torch.sub(rows[number], total, out=d_rows[number]).exp_().mul_(d_total)
+            else:
+                part = (each.read(rows[each.level]) - total).exp_().mul_(d_total)
+                each.add(d_rows[each.level], part)
+        for h, d_row in enumerate(d_rows):
+            d_row.scatter_add_(-1, _own_index(own[block], h, k), d_own[h, block].unsqueeze(-1))
+            if len(shared):
+                # As fast as ``index_add_`` is slow in the last dimension.
+                index = shared[:, h].expand(*d_row.shape[:2], -1)
+                d_row.scatter_add_(-1, index, d_shared[block])
+    return grad
 
 
 def digit_views(logits: Tensor, lengths: Sequence[int]) -> list[Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mhe_fairseq.heads.once import once
 from mhe_fairseq.heads.shards import Shard, check_same
 
 
@@ -69,35 +70,40 @@ def total_over_ranks(value: Tensor, shard: Shard) -> Tensor:
 
 class _Moved(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
-        ctx.back = received, sent, group
-        return _move(rows, sent, received, group)
+    def forward(rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
+        return _move(sent, received, group, rows)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, sent, received, group = inputs
+        ctx.back = partial(_move, received, sent, group)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _move(grad, *ctx.back), None, None, None
+        return once(ctx.back, grad), None, None, None
 
 
 class _Total(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return _summed(value, group)
+    def forward(value: Tensor, group: Any) -> Tensor:
+        return _summed(group, value)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _summed(grad, ctx.group), None
+        return once(partial(_summed, ctx.group), grad), None
 
 
-def _summed(value: Tensor, group: Any) -> Tensor:
+def _summed(group: Any, value: Tensor) -> Tensor:
     total = value.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group)
     return total
 
 
-def _move(rows: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
+def _move(sent: list[int], received: list[int], group: Any, rows: Tensor) -> Tensor:
     out = rows.new_empty(sum(received), *rows.shape[1:])
     _all_to_all(out, rows.contiguous(), received, sent, group)
     return out

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from mhe_fairseq.heads.base import to_numpy
 
 
 def inclusion_probabilities(share: Tensor, count: int) -> Tensor:
@@ -24,31 +27,32 @@ def inclusion_probabilities(share: Tensor, count: int) -> Tensor:
 
 
 def sample_groups(
-    inclusion: Tensor, generator: torch.Generator | None = None, parts: int = 1
-) -> list[Tensor]:
+    inclusion: np.ndarray, generator: torch.Generator | None = None, parts: int = 1
+) -> list[np.ndarray]:
     """A sample of different groups for each of ``parts`` parts of a batch.
 
     In every part's sample a group is with its inclusion probability (systematic sampling in random order);
     the parts share the order and their shifts are spread evenly, so that together they meet as many groups
-    as they can.
+    as they can. What is drawn is torch's, what is computed with it numpy's: on a GPU's host each of the few
+    small operations of a part would take as long as a kernel.
 
-    Shape: (L,) float64 that add up to a whole number G -> ``parts`` times (G,) long, rising.
+    Shape: (L,) float64 that add up to a whole number G -> ``parts`` times (G,) int64, rising.
     """
-    order = torch.randperm(len(inclusion), generator=generator)
-    spread = torch.randperm(parts, generator=generator)
-    shift = torch.rand((), generator=generator, dtype=torch.float64)
-    return [systematic(inclusion, order, shift) for shift in (spread + shift) / parts]
+    order = to_numpy(torch.randperm(len(inclusion), generator=generator))
+    spread = to_numpy(torch.randperm(parts, generator=generator))
+    shift = to_numpy(torch.rand(1, generator=generator, dtype=torch.float64))
+    return [systematic(inclusion, order, each) for each in (spread + shift) / parts]
 
 
-def systematic(inclusion: Tensor, order: Tensor, shift: Tensor) -> Tensor:
+def systematic(inclusion: np.ndarray, order: np.ndarray, shift: float) -> np.ndarray:
     """The groups at ``shift``, ``shift`` + 1, ... when groups lie end to end in ``order``, each as long as
-    its probability; as none is longer than 1, none is met twice. Shape: (L,), (L,), () -> (G,)."""
-    ends = inclusion[order].cumsum(0)
+    its probability; as none is longer than 1, none is met twice. Shape: (L,), (L,) -> (G,)."""
+    ends = inclusion[order].cumsum()
     count = round(float(ends[-1]))
-    points = torch.arange(count, dtype=torch.float64) + shift
-    met = torch.searchsorted(ends, points, right=True).clamp_(max=len(order) - 1)
+    met = np.searchsorted(ends, np.arange(count) + shift, side="right").clip(max=len(order) - 1)
     # `unique` sorts; it drops something only when rounding lets two points meet one group.
-    return order[met].unique()
+    found: np.ndarray = np.unique(order[met])
+    return found
 
 
 def expected_share(group_of_token: Tensor, sizes: Tensor) -> Tensor:

@@ -8,18 +8,23 @@ group's part of it is written once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from mhe_fairseq.heads.once import once
 
 #: Bytes from which on a gradient on the CPU lies in huge pages.
 _HUGE = 2**28
 
 #: Up to so many rows are few; see ``_parts``.
 _FEW = 8
+
+#: (group, begin, end): pairs ``begin .. end`` are of ``group``.
+Runs = list[tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -30,13 +35,13 @@ class Pairs:
         order: (R,) long: where each of the sorted pairs was when they were given.
         rows: (R,) long: the row of every pair; a row may be in many pairs, or in none.
         groups: (R,) long, rising.
-        runs: (group, begin, end): pairs ``begin .. end`` are of ``group``; each group at most once.
+        runs: each group at most once.
     """
 
     order: Tensor
     rows: Tensor
     groups: Tensor
-    runs: list[tuple[int, int, int]]
+    runs: Runs
 
     @classmethod
     def of(cls, groups: Tensor, rows: Tensor | None = None) -> Pairs:
@@ -138,13 +143,12 @@ def grouped_linear(x: Tensor, weight: Tensor, layout: Layout, pairs: Pairs) -> T
 
     Shape: x (N, d), R pairs -> (R, L).
     """
-    layout.to(x.device)
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(kind))
     # Autocast would know some of the products below and not others.
     with torch.autocast(kind, enabled=False):
-        logits: Tensor = _GroupedLinear.apply(x, weight, layout, pairs)
+        logits: Tensor = _GroupedLinear.apply(x, weight, pairs.rows, pairs.runs, layout)
     return logits
 
 
@@ -153,35 +157,51 @@ class _GroupedLinear(torch.autograd.Function):
     # most of the memory beside the gradients.
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, layout: Layout, pairs: Pairs) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.layout, ctx.pairs = layout, pairs
-        logits = x.new_empty(len(pairs.rows), layout.length)
-        for group, begin, end in pairs.runs:
-            members = x.index_select(0, pairs.rows[begin:end])
+    def forward(x: Tensor, weight: Tensor, rows: Tensor, runs: Runs, layout: Layout) -> Tensor:
+        layout.to(x.device)
+        logits = x.new_empty(len(rows), layout.length)
+        for group, begin, end in runs:
+            members = x.index_select(0, rows[begin:end])
             product_with_rows(members, layout.read(weight, group, x.dtype), out=logits[begin:end])
         return logits
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, rows, ctx.runs, ctx.layout = inputs
+        ctx.save_for_backward(x, weight, rows)
+
+    @staticmethod
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        layout, pairs = ctx.layout, ctx.pairs
         need_x, need_weight = ctx.needs_input_grad[:2]
-        d_x = torch.zeros_like(x) if need_x else None
-        d_weight = _empty_like(weight) if need_weight else None
-        for group, begin, end in pairs.runs:
-            d, rows = d_logits[begin:end], pairs.rows[begin:end]
-            if d_weight is not None:
-                layout.write_product(d_weight, group, d, x.index_select(0, rows))
-            if d_x is not None:
-                d_x.index_add_(0, rows, product(d, layout.read(weight, group, x.dtype)))
+        work = partial(_gradients, ctx.runs, ctx.layout, need_x, need_weight)
+        return *once(work, d_logits, *ctx.saved_tensors), None, None, None
+
+
+def _gradients(
+    runs: Runs,
+    layout: Layout,
+    need_x: bool,
+    need_weight: bool,
+    d_logits: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of x and of the weight."""
+    d_x = torch.zeros_like(x) if need_x else None
+    d_weight = _empty_like(weight) if need_weight else None
+    for group, begin, end in runs:
+        d, own = d_logits[begin:end], rows[begin:end]
         if d_weight is not None:
-            touched = {group for group, _, _ in pairs.runs}
-            for group in range(layout.groups):
-                if group not in touched:
-                    layout.zero(d_weight, group)
-        return d_x, d_weight, None, None
+            layout.write_product(d_weight, group, d, x.index_select(0, own))
+        if d_x is not None:
+            d_x.index_add_(0, own, product(d, layout.read(weight, group, x.dtype)))
+    if d_weight is not None:
+        touched = {group for group, _, _ in runs}
+        for group in range(layout.groups):
+            if group not in touched:
+                layout.zero(d_weight, group)
+    return d_x, d_weight
 
 
 def product_with_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:

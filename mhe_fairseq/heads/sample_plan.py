@@ -124,9 +124,10 @@ def chunks_of(pairs: list[int], homes: list[int], sizes: list[int], most: int) -
     return chunks
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Which groups are scored for which of the N rows: R pairs (row, group), sorted by group, then row.
+
+    A named tuple: ``torch.func`` finds the tensors in it.
 
     Every row is paired with its gold group ("home"), and with no group twice.
 
@@ -147,6 +148,11 @@ class Plan:
     home_cells: Tensor
     scored: Tensor
     chunks: list[Chunk]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All but ``chunks``, in order."""
+        return self[:-1]
 
     @classmethod
     def of(cls, meets: Tensor, gold: Tensor, place: Tensor, sizes: Tensor) -> Plan:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mhe_fairseq.heads.base import wide
-from mhe_fairseq.heads.sample_plan import GroupRows, Plan, add_product
+from mhe_fairseq.heads.once import once
+from mhe_fairseq.heads.sample_plan import Chunk, GroupRows, Plan, add_product
 
 
 class SampledScores(torch.autograd.Function):
@@ -30,7 +31,6 @@ class SampledScores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
         x: Tensor,
         weight: Tensor,
         groups: GroupRows,
@@ -39,7 +39,8 @@ class SampledScores(torch.autograd.Function):
         want_mean: bool,
         want_best: bool,
         mean_of_all: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
+        """What is asked for, and after it what the backward pass needs."""
         lowest, rows = wide(x[:0]), plan.rows
         best, peak = lowest.new_empty(len(rows)), lowest.new_empty(len(rows))
         of_scored = want_mean and not mean_of_all
@@ -68,52 +69,74 @@ class SampledScores(torch.autograd.Function):
         elif want_mean:
             mean_weight = weight.mean(dim=0, dtype=gold.dtype)
             mean = wide(x) @ mean_weight
-        ctx.groups, ctx.plan, ctx.want_mean, ctx.mean_of_all = groups, plan, want_mean, mean_of_all
-        ctx.save_for_backward(x, weight, (log_sums - log_z[rows]).exp_(), mean_weight, *softs)
+        share = (log_sums - log_z[rows]).exp_()
         best = _most_by_row(best, rows, x.size(0)) if want_best else best[:0]
-        ctx.mark_non_differentiable(best)
-        return log_z, gold, mean, best
+        return log_z, gold, mean, best, share, mean_weight, *softs
 
     @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, g_log_z: Tensor, g_gold: Tensor, g_mean: Tensor, _: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        x, weight, share, mean_weight, *softs = ctx.saved_tensors
-        groups: GroupRows = ctx.groups
-        plan: Plan = ctx.plan
-        g_each = None
-        if ctx.want_mean and ctx.mean_of_all:
-            row = ((g_mean @ wide(x)) / weight.size(0)).to(weight.dtype)
-            grad_weight = row.expand_as(weight).clone(memory_format=torch.contiguous_format)
-            grad_x = torch.outer(g_mean, mean_weight)
-        else:
-            # Sums over groups are of fp32 for half precision too.
-            grad_weight, grad_x = torch.zeros_like(weight), torch.zeros_like(x, dtype=share.dtype)
-        if ctx.want_mean and not ctx.mean_of_all:
-            # The mean over a row's own scored tokens hangs on each of them alike.
-            g_each = (g_mean / plan.scored)[plan.rows].unsqueeze(1)
-        g_soft = (share * g_log_z[plan.rows]).unsqueeze(1)
-        g_home = g_gold[plan.rows[plan.home]]
-        for chunk, soft in zip(plan.chunks, softs, strict=True):
-            d = soft * g_soft[chunk.pairs]
-            d.view(-1).index_add_(0, plan.home_cells[chunk.targets], g_home[chunk.targets])
-            if g_each is not None:
-                d += g_each[chunk.pairs]
-            d = d.to(x.dtype)
-            members = plan.features(x, chunk)
-            for group, part in chunk.parts():
-                groups.add_product(grad_weight, group, d[part], members[part])
-                table = groups.read(weight, group).to(x.dtype)
-                if members is x:
-                    add_product(grad_x, d, table)
-                else:
-                    # Gathered features make way for their gradients.
-                    torch.mm(d[part], table, out=members[part])
-            if members is not x:
-                grad_x.index_add_(0, plan.rows[chunk.pairs], members.to(grad_x.dtype))
-            del d, members  # before the next ones are made
-        return grad_x.to(x.dtype), grad_weight, None, None, None, None, None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, weight, ctx.groups, plan, _, want_mean, _, mean_of_all = inputs
+        _, _, _, best, *kept = output
+        ctx.chunks, ctx.want_mean, ctx.mean_of_all = plan.chunks, want_mean, mean_of_all
+        ctx.mark_non_differentiable(best, *kept)
+        # A gradient of zeros for each soft-max would be as large as all of them.
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, *plan.tensors, *kept)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, *saved = ctx.saved_tensors
+        given = [wide(x[:0]).new_zeros(len(x)) if grad is None else grad for grad in grads[:3]]
+        work = partial(_gradients, ctx.groups, ctx.chunks, ctx.want_mean, ctx.mean_of_all)
+        return *once(work, *given, x, *saved), None, None, None, None, None, None
+
+
+def _gradients(
+    groups: GroupRows,
+    chunks: list[Chunk],
+    want_mean: bool,
+    mean_of_all: bool,
+    g_log_z: Tensor,
+    g_gold: Tensor,
+    g_mean: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *kept: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Of x and of the weight. ``kept``: the plan's tensors, and what the forward pass gave."""
+    plan, (share, mean_weight, *softs) = Plan._make([*kept[:5], chunks]), kept[5:]
+    g_each = None
+    if want_mean and mean_of_all:
+        row = ((g_mean @ wide(x)) / weight.size(0)).to(weight.dtype)
+        grad_weight = row.expand_as(weight).clone(memory_format=torch.contiguous_format)
+        grad_x = torch.outer(g_mean, mean_weight)
+    else:
+        # Sums over groups are of fp32 for half precision too.
+        grad_weight, grad_x = torch.zeros_like(weight), torch.zeros_like(x, dtype=share.dtype)
+    if want_mean and not mean_of_all:
+        # The mean over a row's own scored tokens hangs on each of them alike.
+        g_each = (g_mean / plan.scored)[plan.rows].unsqueeze(1)
+    g_soft = (share * g_log_z[plan.rows]).unsqueeze(1)
+    g_home = g_gold[plan.rows[plan.home]]
+    for chunk, soft in zip(plan.chunks, softs, strict=True):
+        d = soft * g_soft[chunk.pairs]
+        d.view(-1).index_add_(0, plan.home_cells[chunk.targets], g_home[chunk.targets])
+        if g_each is not None:
+            d += g_each[chunk.pairs]
+        d = d.to(x.dtype)
+        members = plan.features(x, chunk)
+        for group, part in chunk.parts():
+            groups.add_product(grad_weight, group, d[part], members[part])
+            table = groups.read(weight, group).to(x.dtype)
+            if members is x:
+                add_product(grad_x, d, table)
+            else:
+                # Gathered features make way for their gradients.
+                torch.mm(d[part], table, out=members[part])
+        if members is not x:
+            grad_x.index_add_(0, plan.rows[chunk.pairs], members.to(grad_x.dtype))
+        del d, members  # before the next ones are made
+    return grad_x.to(x.dtype), grad_weight
 
 
 def _most_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:

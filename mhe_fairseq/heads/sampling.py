@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads import sampling_kernels
 from mhe_fairseq.heads.base import HeadLoss, wide
 from mhe_fairseq.heads.group_sample import expected_share, inclusion_probabilities, sample_groups
 from mhe_fairseq.heads.sample_plan import GroupRows, Plan, consecutive
@@ -90,6 +92,7 @@ class SamplingHead(SoftmaxHead):
     group_of_token: Tensor
     place_in_group: Tensor
     tokens_by_group: Tensor
+    _kernel_tables: sampling_kernels.SamplingTables | None
 
     def __init__(
         self,
@@ -118,6 +121,10 @@ class SamplingHead(SoftmaxHead):
     ) -> HeadLoss:
         """Loss of a batch: the estimate in training mode (stats ``sampled_nll`` and, with ``accuracy``,
         ``sampled_accuracy``: the target beats the tokens sampled), exact in eval mode."""
+        if sampling_kernels.serves(self, features):
+            whole = sampling_kernels.loss(self, features, target, smoothing, accuracy)
+            if whole is not None:
+                return whole
         if not self.training:
             return super().forward(features, target, smoothing, accuracy)
         device = features.device.type
@@ -126,7 +133,7 @@ class SamplingHead(SoftmaxHead):
         # The products are in the features' type; autocast would make the sums after them half precision.
         with torch.autocast(device, enabled=False):
             plan = self._plan(target)
-            log_z, gold, mean, best = SampledScores.apply(
+            log_z, gold, mean, best, *_ = SampledScores.apply(
                 features,
                 self.table.weight,
                 GroupRows(self.tokens_by_group, self._starts, self._first),
@@ -166,11 +173,32 @@ class SamplingHead(SoftmaxHead):
         if self.variant == "batch":
             yield 0, len(gold), gold.unique()
         elif self.variant == "shared":
-            yield 0, len(gold), self._sure
-            ends = torch.linspace(0, len(gold), PARTS + 1).long().tolist()
-            samples = sample_groups(self.inclusion[self._drawn], self._generator(), PARTS)
-            for begin, end, sample in zip(ends[:-1], ends[1:], samples, strict=True):
-                yield begin, end, self._drawn[sample]
+            for part, sample in enumerate(self.drawn()):
+                begin, end = (len(gold) * edge // PARTS for edge in (part, part + 1))
+                yield begin, end, torch.from_numpy(sample)
+
+    def drawn(self) -> list[np.ndarray]:
+        """The groups that each part of a batch is scored on, int64."""
+        samples = sample_groups(self._inclusion[self._drawn], self._generator(), PARTS)
+        return [np.concatenate([self._sure, self._drawn[sample]]) for sample in samples]
+
+    @property
+    def drawn_groups(self) -> int:
+        """Groups that have tokens."""
+        return len(self._sizes)
+
+    @property
+    def log_weights(self) -> Tensor:
+        """What is added to the logits of each group when it was drawn. Shape: -> (groups,) float64."""
+        return self._log_weight
+
+    def kernel_tables(self, device: torch.device) -> sampling_kernels.SamplingTables:
+        """What kernels read of the codebook, made where it is first asked for."""
+        if self._kernel_tables is None or self._kernel_tables.device != device:
+            # Inside a transform of torch.func they would be of that transform only.
+            with torch._C._DisableFuncTorch():
+                self._kernel_tables = sampling_kernels.SamplingTables.of(self, device)
+        return self._kernel_tables
 
     def _codebook_changed(self) -> None:
         first, order = self._groups_of(self.codebook)
@@ -197,7 +225,9 @@ class SamplingHead(SoftmaxHead):
         if self.variant == "shared":
             self.inclusion = inclusion_probabilities(expected_share(first, sizes), self.groups)
             self._log_weight = -self.inclusion.log()
-        self._sure, self._drawn = (self.inclusion == 1).nonzero()[:, 0], (self.inclusion < 1).nonzero()[:, 0]
+        self._inclusion = self.inclusion.numpy()
+        self._sure, self._drawn = np.flatnonzero(self._inclusion == 1), np.flatnonzero(self._inclusion < 1)
+        self._kernel_tables = None
 
     @staticmethod
     def _groups_of(codebook: Codebook) -> tuple[Tensor, Tensor]:

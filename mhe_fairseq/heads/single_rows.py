@@ -51,21 +51,26 @@ class SingleRows(nn.Module):
         rows = first[tokens] + length * torch.arange(self.copies).unsqueeze(1)
         self.tokens = tokens.repeat(self.copies).to(self.tokens.device)
         self.rows = rows.flatten().to(self.rows.device)
-        self._kept: tuple[tuple[object, ...], Tensor] | None = None
+        self._kept: tuple[tuple[Tensor, Tensor], tuple[object, ...], Tensor] | None = None
 
     def forward(self, own: Tensor) -> Tensor:
         """Rows with the embeddings added. Shape: (R, d) -> (R, d), R at least K L_1."""
         if not len(self.tokens):
             return own
         embedding = self._embedding[0].weight
-        if self.training or torch.is_grad_enabled():
+        addends = (own, embedding)
+        are_parameters = all(isinstance(each, nn.Parameter) for each in addends)
+        if self.training or torch.is_grad_enabled() or not are_parameters:
+            # What ``torch.func`` has in place of parameters has no address, or is gone after the call.
             self._kept = None
             return self._sum(own, embedding)
-        # A parameter's version counts what was written into it; moved or cast, it lies elsewhere.
-        now = tuple((each.data_ptr(), each._version, each.dtype) for each in (own, embedding))
-        if self._kept is None or self._kept[0] != now:
-            self._kept = (now, self._sum(own, embedding))
-        return self._kept[1]
+        # A parameter's version counts what was written into it; moved or cast, it lies elsewhere. Held here,
+        # no other one can come to lie where it was.
+        now = tuple((each.data_ptr(), each._version, each.dtype) for each in addends)
+        kept = self._kept
+        if kept is None or kept[1] != now or any(a is not b for a, b in zip(kept[0], addends, strict=True)):
+            kept = self._kept = (addends, now, self._sum(own, embedding))
+        return kept[2]
 
     @torch.no_grad()
     def clear(self, own: Tensor) -> None:
@@ -99,8 +104,11 @@ class GroupLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, d) -> (N, L_1)."""
-        weight = self.weight if self.singles is None else self.singles(self.weight)
-        return F.linear(input, weight, self.bias)
+        return F.linear(input, self.rows(), self.bias)
+
+    def rows(self) -> Tensor:
+        """The rows in use, (L_1, d)."""
+        return self.weight if self.singles is None else self.singles(self.weight)
 
     def regroup(self, codebook: Codebook) -> None:
         """Take the groups of a codebook of the same lengths."""

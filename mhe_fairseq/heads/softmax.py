@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import HeadLoss, OutputHead, wide
+from mhe_fairseq.heads.pieces import loss_in_pieces
 from mhe_fairseq.heads.tied import OutputTable
 
 
@@ -43,11 +43,10 @@ class SoftmaxHead(OutputHead):
         self, features: Tensor, target: Tensor, smoothing: bool = True, accuracy: bool = False
     ) -> HeadLoss:
         weight = self.table.weight
-        pieces = self._pieces(features, target)
-        if len(pieces) == 1:
-            nll = _nll(features, weight, target)
+        if 0 < self.chunk < features.size(0):
+            nll = loss_in_pieces(_nll, self.chunk, features, weight, target)
         else:
-            nll = torch.cat([self._piece_nll(x, weight, y) for x, y in pieces])
+            nll = _nll(features, weight, target)
         smooth = None
         if smoothing:
             # mean_v -log p(v) = log Z - x . mean_v W_v = nll + x . (W_target - mean_v W_v): exact, O(d)
@@ -69,12 +68,6 @@ class SoftmaxHead(OutputHead):
     def _pieces(self, features: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
         size = self.chunk or max(1, features.size(0))
         return list(zip(features.split(size), target.split(size), strict=True)) or [(features, target)]
-
-    def _piece_nll(self, features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return _nll(features, weight, target)
-        nll: Tensor = checkpoint(_nll, features, weight, target, use_reentrant=False)
-        return nll
 
     @torch.no_grad()
     def _correct(self, features: Tensor, target: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from mhe_fairseq.models.agreement import agreed
 from mhe_fairseq.models.decoder import TokenLoss
 from mhe_fairseq.models.options import PLANNED, HeadOptions
 from mhe_fairseq.models.signature import sign
+from mhe_fairseq.models.target_count import TargetCount
 
 
 class HeadModelMixin:
@@ -47,14 +48,16 @@ class HeadModelMixin:
         target: Tensor | None = None,
         smoothing: bool = False,
         accuracy: bool = False,
+        count: TargetCount | None = None,
         **kwargs: Any,
     ) -> Any:
-        """fairseq's ``forward``; with ``target`` (B, T), padded, a ``TokenLoss`` instead."""
+        """fairseq's ``forward``; with ``target`` (B, T), padded, a ``TokenLoss`` instead. ``count``: how many
+        targets there are, if the caller began to count them before."""
         output = super().forward(*inputs, **kwargs)  # type: ignore[misc]
         if target is None:
             return output
         side = self.head_side
-        loss: TokenLoss = side.head_loss(output[0], target, side.padding_idx, smoothing, accuracy)
+        loss: TokenLoss = side.head_loss(output[0], target, side.padding_idx, smoothing, accuracy, count)
         return loss
 
     def get_normalized_probs(

@@ -13,6 +13,7 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import OutputHead
 from mhe_fairseq.heads.sharded_state import ShardedHead
 from mhe_fairseq.models.options import HeadOptions
+from mhe_fairseq.models.target_count import TargetCount, kept_positions
 
 
 class TokenLoss(NamedTuple):
@@ -43,18 +44,35 @@ class HeadDecoderMixin:
     _warned: bool = False
 
     def head_loss(
-        self, features: Tensor, target: Tensor, padding: int, smoothing: bool, accuracy: bool
+        self,
+        features: Tensor,
+        target: Tensor,
+        padding: int,
+        smoothing: bool,
+        accuracy: bool,
+        count: TargetCount | None = None,
     ) -> TokenLoss:
-        """Loss of features (B, T, d) against target (B, T); padding never reaches the head."""
+        """Loss of features (B, T, d) against target (B, T); padding never reaches the head.
+
+        With a ``count`` of this target that was made before the model was called, an accelerator is not
+        waited for here.
+        """
+        if count is None or not count.is_of(target, padding):
+            count = TargetCount(target, padding)
         keep = target.ne(padding)
-        kept = self.head_input(features[keep])
-        loss = self.head(kept, target[keep], smoothing=smoothing, accuracy=accuracy)
-        # masked_scatter keeps the graph even when no position is kept.
-        empty = loss.nll.new_zeros(target.shape)
-        nll = empty.masked_scatter(keep, loss.nll)
-        smooth = None if loss.smooth is None else empty.masked_scatter(keep, loss.smooth)
+        index = kept_positions(keep.flatten(), count.value())
+        kept = self.head_input(_rows(features, index))
+        loss = self.head(
+            kept, target.flatten().index_select(0, index), smoothing=smoothing, accuracy=accuracy
+        )
+
+        def placed(values: Tensor) -> Tensor:
+            # It keeps the graph even when no position is kept.
+            return values.new_zeros(keep.numel()).index_copy(0, index, values).view(target.shape)
+
+        smooth = None if loss.smooth is None else placed(loss.smooth)
         stats = {name: value.sum() for name, value in loss.stats.items()}
-        return TokenLoss(nll, smooth, stats, keep.sum())
+        return TokenLoss(placed(loss.nll), smooth, stats, keep.sum())
 
     def head_input(self, features: Tensor) -> Tensor:
         """What the head reads, of the features that ``forward`` gives. Shape: (N, d) -> (N, d)."""
@@ -154,3 +172,15 @@ class MHETransformerDecoder(HeadDecoderMixin, TransformerDecoderBase):
         super().upgrade_state_dict_named(state_dict, name)
         state_dict.pop(f"{name}.output_projection.weight", None)
         return state_dict
+
+
+def _rows(features: Tensor, index: Tensor) -> Tensor:
+    """Rows of (B, T, d), read as (B * T, d). Shape: (N,) long -> (N, d).
+
+    fairseq's layers have time first, and what they give is a view of that: flattened it would be copied.
+    """
+    by_time = features.transpose(0, 1)
+    if by_time.is_contiguous() and not features.is_contiguous():
+        batch, length = features.shape[:2]
+        return by_time.flatten(0, 1).index_select(0, index % length * batch + index // length)
+    return features.flatten(0, 1).index_select(0, index)

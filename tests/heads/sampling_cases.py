@@ -37,9 +37,9 @@ def samples_of(head: SamplingHead, count: int) -> list[Tensor]:
     """The groups that the rows of a batch are scored on, drawn or sure."""
     sure, drawn = (head.inclusion == 1).nonzero()[:, 0], (head.inclusion < 1).nonzero()[:, 0]
     ends = torch.linspace(0, count, PARTS + 1).long().diff().tolist()
-    samples = sample_groups(head.inclusion[drawn], head._generator(), PARTS)
+    samples = sample_groups(head.inclusion[drawn].numpy(), head._generator(), PARTS)
     return [
-        torch.cat([sure, drawn[sample]])
+        torch.cat([sure, drawn[torch.as_tensor(sample)]])
         for rows, sample in zip(ends, samples, strict=True)
         for _ in range(rows)
     ]

@@ -35,7 +35,7 @@ def test_samples_are_of_different_groups_and_of_the_right_frequency(groups: int)
     generator = torch.Generator().manual_seed(0)
     seen = torch.zeros(7, dtype=torch.float64)
     for _ in range(4000):
-        (sample,) = sample_groups(inclusion, generator)
+        (sample,) = map(torch.from_numpy, sample_groups(inclusion.numpy(), generator))
         assert sample.numel() == groups == sample.unique().numel()
         seen[sample] += 1 / 4000
     torch.testing.assert_close(seen, inclusion, atol=0.03, rtol=0)
@@ -49,7 +49,7 @@ def test_the_parts_of_a_batch_each_follow_the_probabilities_and_together_meet_mo
     generator = torch.Generator().manual_seed(0)
     seen = torch.zeros(parts, 20, dtype=torch.float64)
     for _ in range(2000):
-        samples = sample_groups(inclusion, generator, parts)
+        samples = [torch.from_numpy(each) for each in sample_groups(inclusion.numpy(), generator, parts)]
         for part, sample in enumerate(samples):
             assert len(sample) == 3
             seen[part, sample] += 1 / 2000

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -32,7 +33,7 @@ from tests.heads.sampling_cases import (
 
 def fix_sample(monkeypatch: pytest.MonkeyPatch, groups: list[int]) -> None:
     """Every part of a batch draws the same groups, counted among those that are not sure."""
-    monkeypatch.setattr(sampling, "sample_groups", lambda *_: [torch.tensor(groups).long()] * PARTS)
+    monkeypatch.setattr(sampling, "sample_groups", lambda *_: [np.array(groups, dtype=np.int64)] * PARTS)
 
 
 # ---- the normaliser
@@ -47,7 +48,7 @@ def all_samples(inclusion: Tensor) -> list[tuple[float, list[int]]]:
         cuts = torch.cat([torch.tensor([0.0, 1.0]).double(), ends - ends.floor()]).sort().values
         for low, high in zip(cuts[:-1], cuts[1:], strict=True):
             if high - low > 1e-12:
-                sample = systematic(inclusion, torch.tensor(order), (low + high) / 2)
+                sample = systematic(inclusion.numpy(), np.array(order), float(low + high) / 2)
                 outcomes.append((float(high - low) / len(orders), sample.tolist()))
     return outcomes
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
@@ -54,10 +54,11 @@ def test_rows_and_gradients(book: Codebook, copies: int, seed: int) -> None:
 @torch.no_grad()
 def test_sums_are_kept_until_an_addend_changes() -> None:
     embedding, singles = make(BOOK)
-    own = torch.zeros(3, DIM, dtype=torch.float64)
+    own = nn.Parameter(torch.zeros(3, DIM, dtype=torch.float64))
     singles.eval()
     rows = singles(own)
     assert singles(own) is rows
+    assert singles(nn.Parameter(own.data)) is not rows
     embedding.weight.add_(1.0)
     torch.testing.assert_close(singles(own)[0], rows[0] + 1.0)
     own[0] = 5.0
@@ -68,6 +69,37 @@ def test_sums_are_kept_until_an_addend_changes() -> None:
     singles.regroup(Codebook((3, 4), torch.tensor([0, 1, 11])))
     embedding.weight[2] = 7.0
     assert singles(own)[:, 0].tolist() == [5.0, 0.0, 7.0]
+
+
+def test_nothing_is_kept_of_what_stands_for_parameters() -> None:
+    """Which may have no address, or be gone when others come to lie where they were."""
+    embedding, singles = make(BOOK)
+    own = torch.zeros(3, DIM, dtype=torch.float64)
+    singles.eval()
+
+    def rows(weight: Tensor, own: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.func.functional_call(
+                _Named(embedding, singles), {"embedding.weight": weight}, (own,)
+            )
+
+    weight = embedding.weight.detach()
+    for scale in (1.0, 2.0):
+        changed = scale * weight
+        torch.testing.assert_close(rows(changed, own)[0], changed[1])
+        seen = torch.func.grad(lambda x: (x.sum(), rows(x, own)), has_aux=True)(changed)[1]  # noqa: B023
+        torch.testing.assert_close(seen[0], changed[1])
+        assert singles._kept is None
+
+
+class _Named(nn.Module):
+    def __init__(self, embedding: nn.Embedding, singles: SingleRows) -> None:
+        super().__init__()
+        self.embedding, self.singles = embedding, singles
+
+    def forward(self, own: Tensor) -> Tensor:
+        rows: Tensor = self.singles(own)
+        return rows
 
 
 def test_what_is_kept_has_no_gradient_to_lose() -> None:

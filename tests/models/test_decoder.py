@@ -9,6 +9,8 @@ from torch import nn
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import ProductHead
 from mhe_fairseq.models.decoder import HeadDecoderMixin
+from mhe_fairseq.models.target_count import TargetCount
+from tests.waits import Waits
 
 VOCAB, DIM, PAD = 30, 5, 1
 
@@ -39,6 +41,75 @@ def test_only_padding_gives_zero_and_gradients() -> None:
     (loss.nll.sum() + loss.smooth.sum()).backward()  # type: ignore[union-attr]
     assert loss.tokens == 0
     assert all(p.grad is not None and not p.grad.any() for p in decoder.parameters())
+
+
+def test_the_values_are_those_of_picking_by_a_mask() -> None:
+    """Bit for bit, whether features are contiguous or a view of time first."""
+    torch.manual_seed(3)
+    target = torch.randint(4, VOCAB, (4, 6)).masked_fill(torch.rand(4, 6) < 0.4, PAD)
+    keep = target.ne(PAD)
+    for is_by_time in (False, True):
+        made = torch.randn(6, 4, DIM).transpose(0, 1) if is_by_time else torch.randn(4, 6, DIM)
+        results = []
+        for is_old in (False, True):
+            decoder, features = Decoder().eval(), made.detach().clone().requires_grad_()
+            assert features.is_contiguous() is not is_by_time
+            if is_old:
+                loss = decoder.head(features[keep], target[keep])
+                nll, smooth = (
+                    torch.zeros(4, 6).masked_scatter(keep, part) for part in (loss.nll, loss.smooth)
+                )
+            else:
+                found = decoder.head_loss(features, target, PAD, True, False)
+                nll, smooth = found.nll, found.smooth  # type: ignore[assignment]
+            (nll.sum() + 0.1 * smooth.sum()).backward()
+            results.append([nll, smooth, features.grad, *(p.grad for p in decoder.parameters())])
+        for mine, theirs in zip(*results, strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1, 1)])
+def test_batches_without_room(shape: tuple[int, int]) -> None:
+    decoder, target = Decoder(), torch.full(shape, PAD + 1)
+    for features in (torch.randn(*shape, DIM), torch.randn(*shape[::-1], DIM).transpose(0, 1)):
+        loss = decoder.head_loss(features, target, PAD, True, True)
+        (loss.nll.sum() + loss.smooth.sum()).backward()  # type: ignore[union-attr]
+        assert loss.nll.shape == shape and loss.tokens == target.numel()
+        assert all(p.grad is not None for p in decoder.parameters())
+
+
+def test_an_accelerator_is_not_waited_for() -> None:
+    decoder, features = Decoder(), torch.randn(2, 3, DIM, requires_grad=True)
+    target = torch.tensor([[4, 5, 2], [6, PAD, PAD]])
+    count = TargetCount(target, PAD)
+    with Waits() as waits:
+        loss = decoder.head_loss(features, target, PAD, True, False, count)
+        (loss.nll.sum() + loss.smooth.sum()).backward()  # type: ignore[union-attr]
+    assert waits.found == []
+    with Waits() as waits:
+        decoder.head_loss(features, target, PAD, True, False)
+    assert waits.found == ["_local_scalar_dense"], "without a count made before there is one wait"
+    with Waits() as waits:
+        features[target.ne(PAD)]
+    assert waits.found, "what picked the tokens before would"
+
+
+def test_a_count_of_other_targets_is_not_used() -> None:
+    decoder, features = Decoder(), torch.randn(2, 3, DIM)
+    target = torch.tensor([[4, 5, 2], [6, PAD, PAD]])
+    expected = decoder.head_loss(features, target, PAD, False, False).nll
+    stale = target.clone()
+    changed = TargetCount(stale, PAD)
+    stale[0, 0] = PAD
+    for count, given in (
+        (TargetCount(torch.full_like(target, PAD), PAD), target),
+        (TargetCount(target[:1], PAD), target),
+        (TargetCount(target, 4), target),
+        (changed, stale),
+    ):
+        loss = decoder.head_loss(features, given, PAD, False, False, count)
+        assert torch.equal(loss.nll, expected * given.ne(PAD))
+        assert loss.tokens == given.ne(PAD).sum()
 
 
 def test_probabilities_and_a_samples_target() -> None:

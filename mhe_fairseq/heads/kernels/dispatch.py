@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from typing import TypeVar
@@ -28,6 +29,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _said: set[str] = set()
 _ready: set[object] = set()
 _broken: set[object] = set()
+_pretending = False
 
 Result = TypeVar("Result")
 
@@ -38,6 +40,8 @@ def serve(*tensors: Tensor) -> bool:
     Raises:
         MHEError: ``MHE_KERNELS=1`` and something is missing, or another value than 0 and 1.
     """
+    if _pretending:
+        return all(each.dtype in _DTYPES for each in tensors)
     lacking = _lacking(tensors[0].device)
     switch = os.environ.get(SWITCH, "")
     if switch == "0":
@@ -62,6 +66,21 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@contextmanager
+def pretend() -> Iterator[None]:
+    """Kernels serve tensors of any device within, whatever ``MHE_KERNELS`` says, and nothing is rehearsed.
+
+    For reading what would be launched, on a machine without a GPU: what is launched must not run, so that
+    ``launch.watched`` is needed beside it.
+    """
+    global _pretending
+    before, _pretending = _pretending, True
+    try:
+        yield
+    finally:
+        _pretending = before
+
+
 def attempt(key: object, rehearse: Callable[[], object], run: Callable[[], Result]) -> Result | None:
     """``run``, after a rehearsal the first time that ``key`` is seen; None where the rehearsal failed once.
 
@@ -69,9 +88,12 @@ def attempt(key: object, rehearse: Callable[[], object], run: Callable[[], Resul
     first real step: one that does not compile on this GPU then costs a line in the log, not the training.
     Running out of memory is no such failure and is raised as ever.
     """
+    if _pretending:
+        return run()
     if key in _broken:
         return None
-    if key not in _ready:
+    # Nothing is rehearsed inside a transform of torch.func: there is no backward pass to call there.
+    if key not in _ready and torch._C._functorch.peek_interpreter_stack() is None:
         if not interpreting():
             say("mhe: compiling kernels for the output layer (a few seconds each, kept for the next run)")
         try:
@@ -91,6 +113,24 @@ def attempt(key: object, rehearse: Callable[[], object], run: Callable[[], Resul
     return run()
 
 
+def kind_of(tensor: Tensor) -> tuple[object, ...]:
+    """What of a tensor decides which kernels are compiled, for the key of ``attempt``."""
+    return (tensor.device, tensor.dtype, tensor.shape[1:], tensor.requires_grad)
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """The same memory, outside the graph: for a rehearsal."""
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+def differentiate(losses: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> None:
+    """A rehearsal's backward pass, where there is one."""
+    wanted = [each for each in inputs if each.requires_grad]
+    if torch.is_grad_enabled() and wanted:
+        total = torch.stack([each.sum() for each in losses if each is not None]).sum()
+        torch.autograd.grad(total, wanted, allow_unused=True)
+
+
 def say(message: str, level: int = logging.INFO) -> None:
     """Log a line once a process."""
     if message not in _said:
@@ -101,7 +141,7 @@ def say(message: str, level: int = logging.INFO) -> None:
 def _lacking(device: torch.device) -> str | None:
     """What is missing for kernels on this device, None: nothing."""
     if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
-        return f"it is on the {'CPU' if device.type == 'cpu' else device.type}, not on a CUDA GPU"
+        return f"features are on the {'CPU' if device.type == 'cpu' else device.type}, not on a CUDA GPU"
     version = triton_version()
     if version is None:
         return "triton is not installed"

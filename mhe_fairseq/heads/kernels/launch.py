@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mhe_fairseq.heads.kernels.dispatch import interpreting
+
 
 class Tile(NamedTuple):
     """How a kernel is cut: constants of its own (``BM``, ``BN``, ...), and how it is compiled."""
@@ -38,7 +40,9 @@ class Launch(NamedTuple):
 _watcher: Callable[[Launch], bool] | None = None
 
 
-def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], tile: Tile, **constants: Any) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], tile: Tile, **constants: Any
+) -> None:
     """Launch a kernel: ``arguments`` are its first parameters in order, the others are constants."""
     constants |= tile.constants
     if _watcher is not None and not _watcher(Launch(kernel, grid, arguments, constants, tile)):
@@ -58,7 +62,9 @@ def watched(watcher: Callable[[Launch], bool]) -> Iterator[None]:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Of products of fp32 numbers, as torch's own: exact unless the user allowed TF32."""
+    """Of products, for ``scores.dot``: of fp32 numbers as torch's own, exact unless the user allowed TF32."""
+    if interpreting():
+        return "interpreted"
     return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
