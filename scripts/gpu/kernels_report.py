@@ -77,8 +77,9 @@ def shipped(heads: Sequence[str], dtypes: Sequence[str], quick: bool) -> tuple[l
         found, idle = everything(heads, dtypes, SIZES)
         return representatives(found), idle
     found, idle = everything(heads, dtypes, QUICK_SIZES)
-    first = {signature.name: signature for signature in reversed(found)}
-    return [signature for signature in found if first[signature.name] is signature], idle
+    # A kernel of another tile is another: that of a mixture has products, that of one component none.
+    first = {(each.name, each.settings): each for each in reversed(found)}
+    return [each for each in found if first[each.name, each.settings] is each], idle
 
 
 def conclude(wrong: Sequence[str], count: int, seconds: float) -> int:

@@ -178,4 +178,4 @@ def _range(counts: list[int]) -> str:
     return f"{counts[0]}, {counts[-1]}"
 
 
-PART = Part("b", "launches, operators and host waits", 40, checks, show)
+PART = Part("b", "launches, operators and host waits", 25, checks, show)

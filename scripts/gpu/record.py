@@ -9,15 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mhe_fairseq.heads.kernels import dispatch, launch
 from mhe_fairseq.heads.kernels.launch import Launch, Tile
 from scripts.gpu.cases import KINDS, Case, Shape
-
-#: Tensors of more numbers are left as the allocator gives them: pages that nobody writes take no memory.
-_LARGE = 1 << 20
-
+from scripts.gpu.idle import Idle
 
 #: Constants up to this one say what a kernel does; larger ones are sizes.
 _FEW = 3
@@ -134,7 +130,7 @@ class Recorder:
                 )
             return False
 
-        with dispatch.pretend(), launch.watched(watcher), _Idle():
+        with dispatch.pretend(), launch.watched(watcher), Idle():
             run()
         return count
 
@@ -142,8 +138,7 @@ class Recorder:
         """The launches of a head's ``steps``: of a training step with "smoothing" or without it ("plain"),
         or of "scoring", which wants no gradient."""
         count = 0
-        with _Idle():
-            case = Case(name, shape, torch.device("cpu"))
+        case = Case(name, shape, torch.device("cpu"), fill=False)
         for step in steps:
             where = f"V = {shape.vocab:,}, d = {shape.dim:,}, N = {shape.tokens:,}, {step}"
             count += self.record(partial(_step, case, step), name, shape.dtype, where)
@@ -180,33 +175,3 @@ def representatives(signatures: Sequence[Signature]) -> list[Signature]:
     """Of those that differ in sizes alone, the last."""
     last = {each.likeness: each for each in signatures}
     return [each for each in signatures if each is last[each.likeness]]
-
-
-class _Idle(TorchDispatchMode):
-    """Large tables are not filled, converted or copied, and small tensors are zero where they would be left
-    as they are: no kernel fills them here, and what reads them must find indices that are in range."""
-
-    _EMPTY = frozenset(
-        {
-            torch.ops.aten.empty.memory_format,
-            torch.ops.aten.empty_like.default,
-            torch.ops.aten.empty_strided.default,
-            torch.ops.aten.new_empty.default,
-            torch.ops.aten.new_empty_strided.default,
-        }
-    )
-    _FILL = frozenset({torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default})
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if args and isinstance(args[0], Tensor) and args[0].numel() > _LARGE:
-            if func in self._FILL or func is torch.ops.aten.zero_.default:
-                return args[0]
-            if func is torch.ops.aten._to_copy.default:
-                return torch.empty_like(args[0], dtype=kwargs.get("dtype") or args[0].dtype)
-        out = func(*args, **kwargs)
-        if func in self._EMPTY and isinstance(out, Tensor) and out.numel() <= _LARGE:
-            out.zero_()
-        return out
