@@ -59,13 +59,17 @@ KINDS: dict[str, Kind] = {
         tied=True, singles=True,
     ),
     "product-3": Kind(lambda dim, book, _: ProductHead(dim, book), digits=3),
-    "product-tied": Kind(lambda dim, book, embed: ProductHead(dim, book, tied=embed), tied=True, singles=True),
+    "product-tied": Kind(
+        lambda dim, book, embed: ProductHead(dim, book, tied=embed), tied=True, singles=True
+    ),
     "mixture-tied": Kind(
         lambda dim, book, embed: ProductHead(dim, book, mixtures=MIXTURES, tied=embed),
         tied=True, singles=True,
     ),
     "softmax": Kind(lambda dim, book, _: SoftmaxHead(dim, book), kernels=False),
-    "softmax-tied": Kind(lambda dim, book, embed: SoftmaxHead(dim, book, tied=embed), tied=True, kernels=False),
+    "softmax-tied": Kind(
+        lambda dim, book, embed: SoftmaxHead(dim, book, tied=embed), tied=True, kernels=False
+    ),
 }  # fmt: skip
 
 #: The six whose time matters most, in this order.

@@ -5,11 +5,11 @@
     python scripts/gpu/check.py --parts a,c --seconds c=150
     python scripts/gpu/check.py --smoke  # the whole script on the CPU, tiny: does it run?
 
-Parts: (a) values of every head against float64, (b) launches, operators and host waits of a step, (c) times and
-peak memory beside other output layers. It needs torch with CUDA and its triton, nothing else; peers
-(cut-cross-entropy, liger-kernel) are timed where they are installed. Tables in markdown go to standard output,
-all that was seen to a JSON file, after each part. The exit status is 1 if a check failed; a time above its target
-is told and is no failure.
+Parts: (a) values of every head against float64, (b) launches, operators and host waits of a step, (c) times
+and peak memory beside other output layers. It needs torch with CUDA and its triton, nothing else; peers
+(cut-cross-entropy, liger-kernel) are timed where they are installed. Tables in markdown go to standard
+output, all that was seen to a JSON file, after each part. The exit status is 1 if a check failed; a time
+above its target is told and is no failure.
 """
 
 from __future__ import annotations
@@ -98,11 +98,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", default="", help=f"time limits of parts (default: {limits})")
     parser.add_argument("--json", type=Path, default=Path("gpu-check.json"), help="default: %(default)s")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes on the CPU, in Triton's interpreter")
-    parser.add_argument("--jobs", type=int, default=cores(), help="processes that compile (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=cores(), help="processes that compile (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     try:
         parts = [PARTS[letter] for letter in _letters(args.parts)]
         limits_given = _limits(args.seconds)
+        if args.jobs < 1:
+            raise CheckError(f"--jobs must be at least 1, got {args.jobs}")
         if args.json.is_dir() or not args.json.absolute().parent.is_dir():
             raise CheckError(f"--json {args.json}: give a file in a folder that exists")
         if not args.smoke and not torch.cuda.is_available():

@@ -88,9 +88,7 @@ def compile_for(signature: Signature, arch: int) -> Compiled:
     result is in Triton's cache afterwards, where a launch on such a GPU finds it.
     """
     begin = time.monotonic()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        done = warm(signature, arch)
+    done = warm(signature, arch)
     usage, code = _read(done.asm["cubin"])
     registers, stack = (int(re.search(rf"\b{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))  # type: ignore[index]
     factors = set(_DOT.findall(done.asm["ttir"]))
@@ -111,13 +109,15 @@ def warm(signature: Signature, arch: int) -> Any:
 
     driver.set_active(_Card(arch))
     tile = signature.tile
-    return signature.kernel.warmup(
-        *signature.arguments,
-        **signature.constants,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        grid=(1,),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of defaults that will change, once a process
+        return signature.kernel.warmup(
+            *signature.arguments,
+            **signature.constants,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            grid=(1,),
+        )
 
 
 class _Card:

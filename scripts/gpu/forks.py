@@ -29,7 +29,7 @@ def in_forks(
         until: by ``time.monotonic``, when what is not done is given up: it is not yielded.
     """
     context = multiprocessing.get_context("fork")
-    running: dict[Connection, tuple[int, multiprocessing.process.BaseProcess]] = {}
+    running: dict[Connection, tuple[int, multiprocessing.context.ForkProcess]] = {}
     todo = list(range(len(works)))[::-1]
     try:
         while todo or running:

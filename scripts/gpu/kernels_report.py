@@ -4,11 +4,12 @@
     python scripts/gpu/kernels_report.py --arch 80,90,100
     python scripts/gpu/kernels_report.py --quick           # one type, one shape a kernel, sm_90
 
-Every head is built on the CPU, in several sizes and types, and its launches are recorded instead of done; each
-kernel is then compiled as a launch on the named GPU would compile it (of those that differ in sizes alone, one). A line tells a kernel's registers, bytes
-of stack a thread (what did not fit into registers), shared memory, and its instructions for tensor cores and
-for asynchronous copies. A kernel that does not compile, spills, needs more shared memory than the GPU has, or
-multiplies half-precision matrices without tensor cores is named at the end, and the exit status is 1.
+Every head is built on the CPU, in several sizes and types, and its launches are recorded instead of done;
+each kernel is then compiled as a launch on the named GPU would compile it (of those that differ in sizes
+alone, one). A line tells a kernel's registers, bytes of stack a thread (what did not fit into registers),
+shared memory, and its instructions for tensor cores and for asynchronous copies. A kernel that does not
+compile, spills, needs more shared memory than the GPU has, or multiplies half-precision matrices without
+tensor cores is named at the end, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from scripts.gpu.forks import cores, in_forks
 from scripts.gpu.record import Signature, everything, representatives
 
 #: V, d and N of the batches that are recorded. What changes from batch to batch must not matter, so that few
-#: tokens tell as much as many. Of kernels that differ in sizes alone the last is compiled: it is a common one.
+#: tokens tell as much as many. Of kernels that differ in sizes alone the last is compiled, a common one.
 SIZES = (
     (32_768, 512, 63),
     (1_048_576, 512, 64),
@@ -70,9 +71,7 @@ def report(signatures: Sequence[Signature], archs: Sequence[int], jobs: int) -> 
     return wrong
 
 
-def shipped(
-    heads: Sequence[str], dtypes: Sequence[str], quick: bool
-) -> tuple[list[Signature], list[str]]:
+def shipped(heads: Sequence[str], dtypes: Sequence[str], quick: bool) -> tuple[list[Signature], list[str]]:
     """The distinct kernels that the heads launch, and heads that launch none."""
     if not quick:
         found, idle = everything(heads, dtypes, SIZES)
@@ -86,8 +85,9 @@ def conclude(wrong: Sequence[str], count: int, seconds: float) -> int:
     """Say how it went; returns the exit status."""
     for line in wrong:
         print(f"kernels_report.py: {line}", file=sys.stderr)
-    verdict = f"{len(wrong)} faults" if len(wrong) != 1 else "1 fault"
-    print(f"{count} kernels compiled in {seconds:.0f} s, {verdict if wrong else 'no fault'}")
+    kernels = f"{count} kernel{'' if count == 1 else 's'}"
+    verdict = f"{len(wrong)} fault{'' if len(wrong) == 1 else 's'}" if wrong else "no fault"
+    print(f"{kernels} compiled in {seconds:.0f} s, {verdict}")
     return 1 if wrong else 0
 
 
@@ -114,7 +114,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     begin = time.monotonic()
     signatures, idle = shipped(heads, dtypes, args.quick)
-    print(f"triton {triton_version()}; {len(signatures)} kernels recorded in {time.monotonic() - begin:.0f} s")
+    print(
+        f"triton {triton_version()}; {len(signatures)} kernels recorded in {time.monotonic() - begin:.0f} s"
+    )
     wrong = report(signatures, archs, args.jobs)
     wrong += [f"{head} launches no kernel" for head in idle]
     return conclude(wrong, len(signatures) * len(archs), time.monotonic() - begin)

@@ -97,7 +97,9 @@ def run_part(part: Part, settings: Settings, seconds: float, say: Callable[[str]
         with _time_limit(seconds):
             checks += part.checks(settings)
             for check in checks:
-                outcome.checks.append({"name": check.name, "ok": False, "error": "cut off: its part's time was over"})
+                outcome.checks.append(
+                    {"name": check.name, "ok": False, "error": "cut off: its part's time was over"}
+                )
                 outcome.checks[-1] = _done(check)
                 if outcome.checks[-1]["ok"] is False:
                     say(f"  {check.name}: {_why(outcome.checks[-1])}")

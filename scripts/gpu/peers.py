@@ -30,7 +30,9 @@ class Peer:
         torch.manual_seed(1)
         weight = torch.randn(shape.vocab, shape.dim, device=device) * shape.dim**-0.5
         self.weight = nn.Parameter(weight.to(shape.weights))
-        target = (torch.rand(shape.tokens, generator=generator, dtype=torch.float64) ** 4 * shape.vocab).long()
+        target = (
+            torch.rand(shape.tokens, generator=generator, dtype=torch.float64) ** 4 * shape.vocab
+        ).long()
         self.target = target.clamp_(max=shape.vocab - 1).to(device)
 
     def prepare(self) -> None:

@@ -10,10 +10,13 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from scripts.gpu.cases import DTYPES, KINDS, MAIN, Shape
+from mhe_fairseq.heads.kernels import tiles
+from scripts.gpu import values
+from scripts.gpu.cases import KINDS, MAIN, Shape
 from scripts.gpu.compiled import warm
 from scripts.gpu.forks import in_forks
 from scripts.gpu.record import Recorder, Signature
+from scripts.gpu.times import overridden
 
 #: What changes from batch to batch compiles nothing, so that few tokens tell as much as many.
 _TOKENS = 64
@@ -21,17 +24,19 @@ _TOKENS = 64
 
 def cases() -> Iterator[tuple[str, Shape]]:
     """Heads and sizes of parts (a) to (c), in the order in which they are needed."""
-    names = [name for name, kind in KINDS.items() if kind.kernels]
-    for dtype in DTYPES:
+    small, large = values.SMALL, values.LARGE
+    for dtype, names in values.TYPES.items():
         for name in names:
-            yield name, Shape(997, 64, _TOKENS, dtype)
-    for name in names:
-        yield name, Shape(32_768, 512, _TOKENS)
+            if KINDS[name].kernels:
+                yield name, Shape(small.vocab, small.dim, _TOKENS, dtype)
+    for name in MAIN:
+        yield name, Shape(large.vocab, large.dim, _TOKENS)
+    for name, kind in KINDS.items():
+        if kind.kernels:
+            yield name, Shape(32_768, 512, _TOKENS)
     for vocab in (262_144, 1_048_576):
         for name in MAIN:
             yield name, Shape(vocab, 512, _TOKENS)
-    for name in names:
-        yield name, Shape(30_011, 512, _TOKENS)
 
 
 def precompile(arch: int, jobs: int, seconds: float) -> dict[str, object]:
@@ -40,9 +45,15 @@ def precompile(arch: int, jobs: int, seconds: float) -> dict[str, object]:
     until = begin + seconds
     recorder = Recorder()
     for name, shape in cases():
+        # Scores without a gradient are asked for in part (a) alone.
+        recorder.case(name, shape, ("smoothing", "scoring") if shape.vocab < 32_768 else ("smoothing",))
         if time.monotonic() > begin + seconds / 3:
             break
-        recorder.case(name, shape, ("smoothing", "scoring"))
+    for kernel, candidates in tiles.CANDIDATES.items():
+        for tile in candidates:
+            with overridden(kernel, tile):
+                for vocab in (32_768, 262_144):
+                    recorder.case("cascade", Shape(vocab, 512, _TOKENS))
     signatures = list(recorder.found.values())
     recorded = time.monotonic() - begin
     works = [partial(_compile, each, arch) for each in signatures]

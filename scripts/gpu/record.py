@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ def _kind(argument: Any, plain: bool) -> Any:
 
 def _address(tensor: Tensor) -> int:
     """Where its data begins, as far as that says how it is aligned: allocators align to 64 bytes and more."""
-    return tensor.storage_offset() * tensor.element_size()
+    return int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _small(argument: Any) -> Any:
@@ -145,7 +146,7 @@ class Recorder:
             case = Case(name, shape, torch.device("cpu"))
         for step in steps:
             where = f"V = {shape.vocab:,}, d = {shape.dim:,}, N = {shape.tokens:,}, {step}"
-            count += self.record(lambda step=step: _step(case, step), name, shape.dtype, where)
+            count += self.record(partial(_step, case, step), name, shape.dtype, where)
         return count
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ TARGETS: dict[str, dict[int, float]] = {
 }
 
 _VOCABS = (32_768, 262_144, 1_048_576)
-_SMOKE_VOCABS = (97, 211)
+_SMOKE_VOCABS = (41, 61)
 
 #: Seconds of rounds of one vocabulary, and the most rounds.
 _SECONDS, _ROUNDS = 8.0, 7
@@ -53,20 +54,21 @@ def checks(settings: Settings) -> Sequence[Check]:
     """Our heads at each V; peers and plain torch; profiles; other tiles."""
     vocabs = _SMOKE_VOCABS if settings.smoke else _VOCABS
     found = [Check(f"V = {vocab:,}", partial(_times, _heads(vocab, settings), settings)) for vocab in vocabs]
-    found += [Check(f"profile {name}", partial(_profile, name, vocabs[0], settings)) for name in MAIN]
+    profiled = MAIN[:1] if settings.smoke else MAIN
+    found += [Check(f"profile {name}", partial(_profile, name, vocabs[0], settings)) for name in profiled]
     found += [
         Check(f"peers, V = {vocab:,}", partial(_times, _peers(vocab, settings), settings))
         for vocab in vocabs[:2]
     ]
     found += [
-        Check(f"tiles of {kernel}", partial(_tiles, kernel, vocabs[:2], settings))
-        for kernel in getattr(tiles, "CANDIDATES", {})
+        Check(f"tiles of {kernel}", partial(_tiles, kernel, vocabs[: 1 if settings.smoke else 2], settings))
+        for kernel in list(tiles.CANDIDATES)[: 1 if settings.smoke else None]
     ]
     return found
 
 
 def _shape(vocab: int, settings: Settings) -> Shape:
-    return Shape(vocab, 16, 24) if settings.smoke else Shape(vocab, 512, 4096)
+    return Shape(vocab, 16, 5) if settings.smoke else Shape(vocab, 512, 4096)
 
 
 def _case(name: str, vocab: int, settings: Settings) -> Case:
@@ -146,8 +148,10 @@ def _times(makers: dict[str, Callable[[], Step]], settings: Settings) -> Seen:
         except Exception as error:  # out of memory, a peer that does not know the card, ...
             failed[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     seconds: dict[str, list[float]] = defaultdict(list)
-    end = time.monotonic() + (0.0 if settings.smoke else _SECONDS)
-    for _ in range(_ROUNDS):
+    end = time.monotonic() + _SECONDS
+    if settings.smoke:
+        seconds = {name: [_once(step)] for name, step in steps.items()}
+    for _ in range(0 if settings.smoke else _ROUNDS):
         for name, samples in interleave(steps, 1, _synchronizer(settings)).items():
             seconds[name] += samples.seconds
         if time.monotonic() > end:
@@ -164,6 +168,14 @@ def _times(makers: dict[str, Callable[[], Step]], settings: Settings) -> Seen:
     ours = [name for name in failed if name.removesuffix(_PLAIN) in MAIN]
     wrong = "; ".join(f"{name}: {failed[name]}" for name in ours)
     return not ours, {"wrong": wrong, "steps": rows, "failed": failed, "absent": absent}
+
+
+def _once(step: Step) -> float:
+    """Seconds of one step on the CPU."""
+    step.prepare()
+    begin = time.monotonic()
+    step.run()
+    return time.monotonic() - begin
 
 
 def _synchronizer(settings: Settings) -> Callable[[], None]:
@@ -209,37 +221,40 @@ def _profile(name: str, vocab: int, settings: Settings) -> Seen:
 
 
 def _tiles(kernel: str, vocabs: Sequence[int], settings: Settings) -> Seen:
-    """Milliseconds of one kernel's launches in a step of each head that has it, by tile."""
+    """Milliseconds a step of one kernel by tile, in the first head that has it."""
     found: list[dict[str, Any]] = []
     for name in MAIN:
         for vocab in vocabs:
             case = _case(name, vocab, settings)
             chosen = _kernel_times(case, None, settings)
-            for tile in tiles.CANDIDATES[kernel]:
-                tiles.override[kernel] = tile
+            for tile in tiles.CANDIDATES[kernel][: 1 if settings.smoke else None]:
+                row: dict[str, Any] = {"head": name, "vocab": vocab, "tile": _tile(tile)}
                 try:
-                    seen = _kernel_times(case, tile, settings)
+                    with overridden(kernel, tile):
+                        seen = _kernel_times(case, tile, settings)
                 except Exception as error:  # too much shared memory, say: a candidate is no promise
-                    found.append({"head": name, "vocab": vocab, "tile": _tile(tile), "error": str(error)[:200]})
+                    found.append(row | {"error": str(error)[:200]})
                     continue
-                finally:
-                    del tiles.override[kernel]
                 for launched, (ms, words) in seen.items():
-                    before = chosen.get(launched)
-                    found.append(
-                        {
-                            "head": name,
-                            "vocab": vocab,
-                            "kernel": launched,
-                            "tile": words,
-                            "ms": ms,
-                            "chosen": before and before[1],
-                            "chosen_ms": before and before[0],
-                        }
-                    )
-            if not any(each["head"] == name for each in found):
+                    before, its = chosen.get(launched, (None, ""))
+                    row |= {"kernel": launched, "ms": ms, "chosen": its, "chosen_ms": before}
+                    if words != its:
+                        found.append(dict(row))
+            if not found:
                 break  # this head does not have the kernel
+        if found:
+            break
     return None, {"tiles": found}
+
+
+@contextmanager
+def overridden(kernel: str, tile: Tile) -> Iterator[None]:
+    """A kernel has this tile within."""
+    tiles.override[kernel] = tile
+    try:
+        yield
+    finally:
+        del tiles.override[kernel]
 
 
 def _kernel_times(case: Case, only: Tile | None, settings: Settings) -> dict[str, tuple[float, str]]:
@@ -295,11 +310,18 @@ def show(outcome: Outcome) -> None:
         vocab = int(check["name"].rpartition("= ")[2].replace(",", ""))
         lines = [_row(name, row, vocab) for name, row in rows.items()]
         lines += [[name, "failed", "", "", why] for name, why in check["failed"].items()]
-        title = f"A step, {check['name']}" + (f" (not here: {', '.join(check['absent'])})" if check["absent"] else "")
+        title = f"A step, {check['name']}" + (
+            f" (not here: {', '.join(check['absent'])})" if check["absent"] else ""
+        )
         outcome.tables.append((title, ["layer", "ms, wall", "ms, events", "peak MiB", "target"], lines))
     profiles = [check for check in outcome.checks if "kernels" in check]
     lines = [
-        [check["name"].removeprefix("profile "), f"{check['total_ms']:.3f}", str(check["entries"]), _most(check)]
+        [
+            check["name"].removeprefix("profile "),
+            f"{check['total_ms']:.3f}",
+            str(check["entries"]),
+            _most(check),
+        ]
         for check in profiles
     ]
     if lines:
