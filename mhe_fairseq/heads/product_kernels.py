@@ -12,7 +12,8 @@ from mhe_fairseq.heads.kernels import dispatch
 from mhe_fairseq.heads.kernels.product_tables import Tables, fits, make_tables
 
 if TYPE_CHECKING:
-    from mhe_fairseq.heads.kernels.product import Outputs, Plan, Weights
+    from mhe_fairseq.heads.kernels.product import Batch, Outputs, Weights
+    from mhe_fairseq.heads.kernels.product_plan import Plan
     from mhe_fairseq.heads.product import ProductHead
 
 #: Bytes of logits at a time where no gradient is wanted.
@@ -34,75 +35,70 @@ def kernel_loss(
     # Only now: triton need not be there where kernels do not serve.
     from mhe_fairseq.heads.kernels import product as kernels
 
-    own = [features, head.rows(), head.bias]
+    given = [features, head.rows(), head.bias]
     if head.gate is not None:
-        own += [head.gate.weight, head.gate.bias]
+        given += [head.gate.weight, head.gate.bias]
     kind = features.device.type
     if torch.is_autocast_enabled(kind):
-        own = [each.to(torch.get_autocast_dtype(kind)) for each in own]
-    if any(each.dtype != own[0].dtype for each in own):
+        given = [each.to(torch.get_autocast_dtype(kind)) for each in given]
+    if any(each.dtype != given[0].dtype for each in given):
         return None
-    features, weights = own[0], kernels.Weights(*own[1:])
-    target = target.long().contiguous()
-    learns = torch.is_grad_enabled() and any(each.requires_grad for each in own)
     count = min(SMOOTHING_TOKENS, head.vocab_size) if smoothing and head.mixtures > 1 else 0
     hits = accuracy and head.mixtures == 1
     plan = kernels.Plan(tables, head.mixtures, head.vocab_size, count, smoothing, hits)
-
-    def rehearse() -> None:
-        _rehearse(kernels, plan, weights, head.codebook_slots, learns)
+    target = target.long().contiguous()
+    # Inside a transform of torch.func kernels get at plain tensors in an autograd.Function only.
+    learns = torch.is_grad_enabled() and any(each.requires_grad for each in given)
+    learns = learns or torch._C._functorch.peek_interpreter_stack() is not None
+    features, weights = given[0], kernels.Weights(*given[1:])
 
     def run() -> HeadLoss:
-        drawn = None
+        drawn, exact = None, plan
         if count:
-            # On the CPU, where the generator is; the device need not be waited for.
-            drawn = head._sample_tokens(count, torch.device("cpu")).to(features.device, non_blocking=True)
+            drawn = head._sample_tokens(count, features.device)
+            exact = plan._replace(drawn=len(drawn))
         batch = kernels.Batch(features, target, drawn, head.codebook_slots)
-        exact = plan if drawn is None else plan._replace(drawn=len(drawn))
         # Autocast would know some of the products and not others.
         with torch.autocast(kind, enabled=False):
             if not learns:
                 return _by_blocks(head, kernels, batch, weights, exact, accuracy)
-            outputs = kernels.Outputs(*kernels.ProductLoss.apply(*own, *_padding(weights), *batch[1:], exact))
-            stats = _stats(head, outputs, target, accuracy)
-            return HeadLoss(outputs.nll, outputs.smooth, stats)
+            outputs = kernels.Outputs(*kernels.ProductLoss.apply(exact, features, *weights, *batch[1:]))
+        return HeadLoss(outputs.nll, outputs.smooth, _stats(head, outputs, target, accuracy))
 
-    sizes = (tables.lengths, tables.full, tables.sets, tables.path_count, *plan[1:], *weights.rows.shape)
-    return dispatch.attempt(("product", features.device, features.dtype, sizes, learns), rehearse, run)
-
-
-def _padding(weights: Weights) -> tuple[None, ...]:
-    return () if weights.gate is not None else (None, None)
+    sizes = (tables.lengths, tables.full, tables.sets, tables.path_count, *plan[1:])
+    return dispatch.attempt(
+        ("product", sizes, learns, *map(dispatch.kind_of, given)),
+        lambda: _rehearse(
+            kernels, plan, kernels.Batch(features, target, None, head.codebook_slots), weights, learns
+        ),
+        run,
+    )
 
 
 def _tables(head: ProductHead) -> Tables | None:
-    """Those of the head's codebook, made the first time that they are asked for; None: it is not for kernels."""
+    """Those of the head's codebook, made when they are first asked for; None: it is not for kernels."""
     device = head.weight.device
     if device not in head.kernel_tables:
         made = None
         if fits(head.lattice):
-            made = make_tables(head.lattice, head.digit_counts, head.vocab_size, device)
+            # What is made inside a transform of torch.func is of that transform: kernels cannot read it.
+            with torch._C._DisableFuncTorch():
+                made = make_tables(head.lattice, head.codebook, device)
         head.kernel_tables[device] = made
     return head.kernel_tables[device]
 
 
 @torch.no_grad()
-def _rehearse(kernels: Any, plan: Plan, weights: Weights, slots: Tensor, learns: bool) -> None:
-    """One token, past autograd: inside ``torch.func`` no tensor may be made to require a gradient."""
-    blank = kernels.Weights(*(None if w is None else _zeros(w) for w in weights))
-    features = blank.rows[:1]
-    token = torch.zeros(1, dtype=torch.long, device=slots.device)
-    drawn = token.expand(plan.drawn).contiguous() if plan.drawn else None
-    batch = kernels.Batch(features, token, drawn, slots)
-    with torch.autocast(slots.device.type, enabled=False):
-        out = kernels.forward_pass(batch, blank, plan, kernels.empty_outputs(features, plan))
+def _rehearse(kernels: Any, plan: Plan, batch: Batch, weights: Weights, learns: bool) -> None:
+    """The launches of a step of one token."""
+    target = batch.target[:1]
+    drawn = target.new_zeros(plan.drawn) if plan.drawn else None
+    batch = kernels.Batch(batch.features[:1], target, drawn, batch.slots)
+    with torch.autocast(target.device.type, enabled=False):
+        out = kernels.forward_pass(batch, weights, plan, kernels.empty_outputs(batch.features, plan))
         if learns:
-            kept = (out.logits, out.gate, out.parts)
-            kernels.backward_pass(batch, blank, plan, kept, out.nll, out.smooth, (True,) * 5)
-
-
-def _zeros(like: Tensor) -> Tensor:
-    return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
+            kept, losses = (out.logits, out.gate, out.parts), (out.nll, out.smooth)
+            kernels.backward_pass(batch, weights.rows, weights.gate, plan, kept, losses, (True,) * 5)
 
 
 def _by_blocks(

@@ -1,80 +1,25 @@
 """The loss of a product of digits, or a mixture of them, in a handful of launches: values and gradients.
 
-The logits are made by a matrix product and stay in its type. Beside them only a few numbers a token are kept,
-see ``digits``; the one gradient of the logits' size is written once and goes into matrix products again.
+The logits are made by a matrix product and stay in its type. Beside them only a few numbers a token are
+kept, see ``product_sums``; the one gradient of the logits' size is written once and goes into matrix
+products again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from mhe_fairseq.heads.kernels import digits
-from mhe_fairseq.heads.kernels.dispatch import interpreting
-from mhe_fairseq.heads.kernels.launch import Tile, cdiv, launch, power_of_2, precision
-from mhe_fairseq.heads.kernels.product_tables import Tables
-
-#: Drawn tokens that a program of ``combine`` has at hand at a time.
-_DRAWN = 64
-
-#: Numbers of all components and paths or drawn tokens that a program of ``combine`` has at hand, about.
-_CELLS = 2048
-
-
-class Plan(NamedTuple):
-    """What does not change with the batch.
-
-    Attributes:
-        mixtures: K.
-        vocab: V.
-        drawn: S, drawn tokens of the smoothing term, for K > 1.
-        smoothing: with the smoothing term.
-        hits: also report which digits' best value is the target's, for K = 1.
-    """
-
-    tables: Tables
-    mixtures: int
-    vocab: int
-    drawn: int
-    smoothing: bool
-    hits: bool
-
-    @property
-    def heads(self) -> int:
-        """H."""
-        return len(self.tables.lengths)
-
-    @property
-    def fields(self) -> int:
-        """F, numbers of a token and component in ``parts``."""
-        return self.tables.sets + self.heads * (2 if self.mixtures == 1 else 1)
-
-    @property
-    def shares(self) -> int:
-        """SP, the padded S."""
-        return max(16, power_of_2(self.drawn))
-
-    def common(self) -> dict[str, Any]:
-        """Constants of all kernels."""
-        k = self.mixtures
-        sizes = {"K": k, "H": self.heads, "M": self.tables.sets, "F": self.fields, "W": k * self.tables.width}
-        return sizes
-
-    def of_combine(self) -> dict[str, Any]:
-        """Constants of the kernels that combine the parts."""
-        return self.common() | {
-            "P": self.tables.path_count,
-            "S": self.drawn,
-            "GATED": self.mixtures > 1,
-            "FULL": self.tables.full,
-            "SMOOTH": self.smoothing,
-        }
+from mhe_fairseq.heads.kernels import product_combine, product_sums
+from mhe_fairseq.heads.kernels.launch import cdiv, launch, precision
+from mhe_fairseq.heads.kernels.product_plan import Plan, combine_tile, gradients_tile, sums_tile
+from mhe_fairseq.heads.once import once
 
 
 class Weights(NamedTuple):
@@ -126,34 +71,14 @@ class Gradients(NamedTuple):
     gate_bias: Tensor | None
 
 
-def sums_tile() -> Tile:
-    """Of ``digit_sums``: rows, columns of a step."""
-    return Tile({"BM": 16, "BN": 16}) if interpreting() else Tile({"BM": 16, "BN": 128}, warps=4, stages=2)
-
-
-def gradients_tile() -> Tile:
-    """Of ``digit_gradients``: rows, columns."""
-    return Tile({"BM": 16, "BN": 16}) if interpreting() else Tile({"BM": 32, "BN": 64}, warps=8, stages=2)
-
-
-def combine_tile(plan: Plan) -> Tile:
-    """Of ``combine`` and its backward: as many rows as leave a program's numbers in registers."""
-    kp, pp = power_of_2(plan.mixtures), power_of_2(plan.tables.path_count)
-    bs = min(_DRAWN, plan.shares) if plan.mixtures > 1 and plan.smoothing else 1
-    rows = min(32, max(1, _CELLS // (kp * max(pp, bs))))
-    rows = max(rows, 8) if interpreting() else rows
-    small = rows * kp * max(pp, bs) <= 256
-    return Tile({"BM": rows, "KP": kp, "PP": pp, "BS": bs}, warps=1 if small else 4, stages=2)
-
-
 def forward_pass(
     batch: Batch, weights: Weights, plan: Plan, out: tuple[Tensor, Tensor | None, Tensor, Tensor | None, int]
 ) -> Outputs:
     """One batch, or some rows of one.
 
     Args:
-        out: nll, smooth, stats and hits of all the batch's rows, and the first row of these: a multiple of 64,
-            so that kernels find aligned memory whatever N.
+        out: nll, smooth, stats and hits of all the batch's rows, and the first row of these: a multiple of
+            64, so that kernels find aligned memory whatever N.
     """
     with _on(batch.features.device):
         logits = F.linear(batch.features, weights.rows, weights.bias)
@@ -167,19 +92,24 @@ def forward_pass(
         hits = None if hits is None else hits[:, begin:]
         tile = sums_tile()
         launch(
-            digits.digit_sums,
+            product_sums.digit_sums,
             (cdiv(n, tile.constants["BM"]), plan.mixtures * tables.sets),
-            (logits, batch.target, batch.slots, tables.info, tables.members, tables.mean, parts, hits, n, total,
-             plan.vocab),
+            (
+                logits, batch.target, batch.slots, tables.info, tables.members, tables.mean, parts, hits,
+                n, total, plan.vocab,
+            ),
             tile,
-            **plan.common(), LP=tables.most, MEAN=plan.mixtures == 1 and plan.smoothing, HITS=hits is not None,
+            **plan.common(), LP=tables.most, MEAN=plan.mixtures == 1 and plan.smoothing,
+            HITS=hits is not None,
         )  # fmt: skip
         tile = combine_tile(plan)
         launch(
-            digits.combine,
+            product_combine.combine,
             (cdiv(n, tile.constants["BM"]),),
-            (logits, parts, gate, batch.drawn, batch.slots, tables.info, tables.paths, nll, smooth, stats, n, total,
-             plan.vocab),
+            (
+                logits, parts, gate, batch.drawn, batch.slots, tables.info, tables.paths, nll, smooth, stats,
+                n, total, plan.vocab,
+            ),
             tile,
             **plan.of_combine(),
         )  # fmt: skip
@@ -207,19 +137,21 @@ def empty_outputs(features: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None, 
 
 def backward_pass(
     batch: Batch,
-    weights: Weights,
+    rows: Tensor,
+    gate_rows: Tensor | None,
     plan: Plan,
-    outputs: tuple[Tensor, Tensor | None, Tensor],
-    d_nll: Tensor | None,
-    d_smooth: Tensor | None,
+    kept: Sequence[Any],
+    losses: tuple[Tensor | None, Tensor | None],
     needed: tuple[bool, ...],
 ) -> Gradients:
     """Gradients of the features and weights that are ``needed`` (in the order of ``Gradients``).
 
     Args:
-        outputs: logits, the gate's logits, parts.
+        kept: logits, the gate's logits, parts.
+        losses: gradients of nll and smooth.
     """
-    logits, gate, parts = outputs
+    logits, gate, parts = kept
+    d_nll, d_smooth = losses
     tables, n, x = plan.tables, len(logits), batch.features
     # A gradient may be one number for all rows, as that of a sum is.
     d_nll, nll_stride = (tables.zero, 0) if d_nll is None else (d_nll, d_nll.stride(0))
@@ -231,28 +163,35 @@ def backward_pass(
         shares = logits.new_empty(n, plan.mixtures, plan.shares) if gated and plan.smoothing else None
         tile = combine_tile(plan)
         launch(
-            digits.combine_backward,
+            product_combine.combine_backward,
             (cdiv(n, tile.constants["BM"]),),
-            (logits, parts, gate, batch.drawn, batch.slots, tables.info, tables.paths, tables.incidence, d_nll,
-             d_smooth, d_parts, d_gate, shares, n, nll_stride, smooth_stride, plan.vocab),
+            (
+                logits, parts, gate, batch.drawn, batch.slots, tables.info, tables.paths, tables.incidence,
+                d_nll, d_smooth, d_parts, d_gate, shares, n, nll_stride, smooth_stride, plan.vocab,
+            ),
             tile,
             **plan.of_combine(), SP=plan.shares,
         )  # fmt: skip
         d_logits = torch.empty_like(logits)
         tile = gradients_tile()
         launch(
-            digits.digit_gradients,
-            (cdiv(n, tile.constants["BM"]), plan.mixtures * plan.heads,
-             cdiv(max(tables.lengths), tile.constants["BN"])),
-            (logits, batch.target, batch.drawn, batch.slots, tables.info, tables.members, tables.mean, parts,
-             d_parts, shares, d_smooth, d_logits, n, smooth_stride, plan.vocab),
+            product_sums.digit_gradients,
+            (
+                cdiv(n, tile.constants["BM"]),
+                plan.mixtures * plan.heads,
+                cdiv(max(tables.lengths), tile.constants["BN"]),
+            ),
+            (
+                logits, batch.target, batch.drawn, batch.slots, tables.info, tables.members, tables.mean,
+                parts, d_parts, shares, d_smooth, d_logits, n, smooth_stride, plan.vocab,
+            ),
             tile,
             **plan.common(), LP=tables.most, S=plan.drawn, SP=plan.shares, GATED=gated, SMOOTH=plan.smoothing,
             PRECISION=precision(logits.dtype),
         )  # fmt: skip
-        d_x = d_logits @ weights.rows if needed[0] else None
-        if d_x is not None and d_gate is not None and weights.gate is not None:
-            d_x.addmm_(d_gate, weights.gate)
+        d_x = d_logits @ rows if needed[0] else None
+        if d_x is not None and d_gate is not None and gate_rows is not None:
+            d_x.addmm_(d_gate, gate_rows)
         return Gradients(
             d_x,
             d_logits.T @ x if needed[1] else None,
@@ -263,13 +202,11 @@ def backward_pass(
 
 
 class ProductLoss(torch.autograd.Function):
-    """The rows' ``Outputs`` for a plan, and their gradients.
-
-    Intermediate results are outputs as well: what ``setup_context`` keeps must be seen by ``torch.func``.
-    """
+    """The ``Outputs`` of a batch. What the backward pass needs is among them, as ``torch.func`` wants it."""
 
     @staticmethod
     def forward(
+        plan: Plan,
         features: Tensor,
         rows: Tensor,
         bias: Tensor,
@@ -278,73 +215,44 @@ class ProductLoss(torch.autograd.Function):
         target: Tensor,
         drawn: Tensor | None,
         slots: Tensor,
-        plan: Plan,
     ) -> tuple[Tensor | None, ...]:
-        batch = Batch(features, target, drawn, slots)
-        return tuple(
-            forward_pass(batch, Weights(rows, bias, gate, gate_bias), plan, empty_outputs(features, plan))
-        )
+        batch, weights = Batch(features, target, drawn, slots), Weights(rows, bias, gate, gate_bias)
+        return tuple(forward_pass(batch, weights, plan, empty_outputs(features, plan)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        features, rows, bias, gate, gate_bias, target, drawn, slots, plan = inputs
+        ctx.plan, features, rows, _, gate, _, *rest = inputs
         outputs = Outputs(*output)
         kept = (outputs.logits, outputs.gate, outputs.parts)
-        ctx.mark_non_differentiable(
-            *(each for each in (outputs.stats, outputs.hits, *kept) if each is not None)
-        )
+        fixed = (outputs.stats, outputs.hits, *kept)
+        ctx.mark_non_differentiable(*(each for each in fixed if each is not None))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(features, rows, gate, target, drawn, slots, *kept)
-        ctx.plan = plan
+        ctx.save_for_backward(features, rows, gate, *rest, *kept)
 
     @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, d_nll: Tensor | None, d_smooth: Tensor | None, *_: Any
-    ) -> tuple[Tensor | None, ...]:
-        return (
-            *_Backward.apply(d_nll, d_smooth, *ctx.saved_tensors, ctx.plan, ctx.needs_input_grad[:5]),
-        ) + (None,) * 4
+    def backward(ctx: Any, d_nll: Tensor | None, d_smooth: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        work = partial(_gradients, ctx.plan, ctx.needs_input_grad[1:6])
+        return None, *once(work, d_nll, d_smooth, *ctx.saved_tensors), None, None, None
 
 
-class _Backward(torch.autograd.Function):
-    """``backward_pass``. A function of its own, because ``torch.func`` gives wrapped tensors to a backward and
-    bare ones, which kernels need, to a forward."""
-
-    @staticmethod
-    def forward(
-        d_nll: Tensor | None,
-        d_smooth: Tensor | None,
-        features: Tensor,
-        rows: Tensor,
-        gate: Tensor | None,
-        target: Tensor,
-        drawn: Tensor | None,
-        slots: Tensor,
-        logits: Tensor,
-        gate_logits: Tensor | None,
-        parts: Tensor,
-        plan: Plan,
-        needed: tuple[bool, ...],
-    ) -> tuple[Tensor | None, ...]:
-        batch, weights = Batch(features, target, drawn, slots), Weights(rows, rows, gate)
-        kept = (logits, gate_logits, parts)
-        return tuple(backward_pass(batch, weights, plan, kept, d_nll, d_smooth, needed))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError("the loss of a product of digits is not differentiable twice")
+def _gradients(
+    plan: Plan,
+    needed: tuple[bool, ...],
+    d_nll: Tensor | None,
+    d_smooth: Tensor | None,
+    features: Tensor,
+    rows: Tensor,
+    gate: Tensor | None,
+    target: Tensor,
+    drawn: Tensor | None,
+    slots: Tensor,
+    *kept: Any,
+) -> tuple[Tensor | None, ...]:
+    """Of features, rows and bias of the digits, rows and bias of the gate."""
+    batch = Batch(features, target, drawn, slots)
+    return tuple(backward_pass(batch, rows, gate, plan, kept, (d_nll, d_smooth), needed))
 
 
-@contextmanager
-def _on(device: torch.device) -> Iterator[None]:
+def _on(device: torch.device) -> AbstractContextManager[object]:
     """Kernels go to the current device."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            yield
-    else:
-        yield
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.heads.kernels.launch import power_of_2
 from mhe_fairseq.heads.lattice import Lattice
 
@@ -20,8 +21,8 @@ MOST_PATHS = 64
 
 @dataclass(frozen=True)
 class Tables:
-    """See ``digits`` for the tables. Sets are numbered as in ``Lattice.sets``, but those that are not all values
-    of a digit by their level.
+    """See ``product_sums`` for the tables. Sets are numbered as in ``Lattice.sets``, but those that are not
+    all values of a digit by their level.
 
     Attributes:
         lengths: (L_1, ..., L_H).
@@ -60,12 +61,8 @@ def fits(lattice: Lattice) -> bool:
     return len(lattice.sets) <= MOST_SETS and counts[0] <= MOST_PATHS
 
 
-def make_tables(lattice: Lattice, digit_counts: Tensor, vocab_size: int, device: torch.device) -> Tables:
-    """Tables of a lattice that ``fits``.
-
-    Args:
-        digit_counts: (sum(L),) long: tokens with each value of each digit.
-    """
+def make_tables(lattice: Lattice, codebook: Codebook, device: torch.device) -> Tables:
+    """Tables of a codebook whose lattice ``fits``."""
     lengths = lattice.lengths
     heads = len(lengths)
     # All slots are tokens: the digits' own sets are all that is needed.
@@ -91,6 +88,9 @@ def make_tables(lattice: Lattice, digit_counts: Tensor, vocab_size: int, device:
     for column, path in enumerate(paths):
         incidence[path, column] = 1
 
+    digits = codebook.digits(torch.arange(len(codebook)))
+    counts = [torch.bincount(digits[:, h], minlength=length) for h, length in enumerate(lengths)]
+
     def put(table: Tensor) -> Tensor:
         return table.contiguous().to(device, non_blocking=True)
 
@@ -104,7 +104,7 @@ def make_tables(lattice: Lattice, digit_counts: Tensor, vocab_size: int, device:
         put(members),
         put(paths.to(torch.int32)),
         put(incidence),
-        put((digit_counts.cpu().double() / vocab_size).float()),
+        put((torch.cat(counts).double() / len(codebook)).float()),
         torch.zeros(1, device=device),
     )
 
