@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +23,8 @@ from mhe_fairseq.heads.once import once
 _RIGHT, _GROUP_LOG_SUM = 3, 6
 
 
-class CascadeSpec(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class CascadeSpec:
     """What stays the same from batch to batch.
 
     Attributes:

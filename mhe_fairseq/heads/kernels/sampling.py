@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from mhe_fairseq.heads.kernels.tiles import tile_of
 from mhe_fairseq.heads.once import once
 
 
-class SamplingSpec(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class SamplingSpec:
     """What stays the same from batch to batch.
 
     Attributes:
