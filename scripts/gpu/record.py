@@ -60,6 +60,11 @@ class Signature:
         return name, kinds, few, warps, stages
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """Constants that turn something on."""
+        return tuple(sorted(name for name, value in self.constants.items() if value is True))
+
+    @property
     def settings(self) -> str:
         """The tile, in words."""
         sizes = " ".join(f"{name} {size}" for name, size in self.tile.constants.items())
@@ -158,7 +163,10 @@ def _step(case: Case, step: str) -> None:
 
 
 def everything(
-    heads: Iterable[str], dtypes: Sequence[str], sizes: Sequence[tuple[int, int, int]]
+    heads: Iterable[str],
+    dtypes: Sequence[str],
+    sizes: Sequence[tuple[int, int, int]],
+    steps: Sequence[str] = ("smoothing",),
 ) -> tuple[list[Signature], list[str]]:
     """The distinct kernels of heads in all types and sizes (V, d, N), and heads that launch none though they
     should."""
@@ -166,7 +174,7 @@ def everything(
     for name in counts:
         for size in sizes:
             for dtype in dtypes:
-                counts[name] += recorder.case(name, Shape(*size, dtype), ("smoothing", "plain", "scoring"))
+                counts[name] += recorder.case(name, Shape(*size, dtype), steps)
     idle = [name for name, count in counts.items() if count == 0 and KINDS[name].kernels]
     return list(recorder.found.values()), idle
 
