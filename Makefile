@@ -1,6 +1,7 @@
 # make quickstart   from nothing to a translated, scored test set (15 minutes on 2 cores)
 # make compare      the same with the softmax and with each head, two tables (an hour and more)
 # make pretrain-demo  a small language model with the softmax and with a cascade, and a picture of both (10 minutes)
+# make gpu-check    values, launches, times and memory of the output layers on a GPU (4 minutes)
 # make test         every test;  make test-fast: without the slow ones
 # make lint         ruff and mypy
 # make clean        remove what the above made
@@ -17,7 +18,7 @@ PYTEST_FLAGS :=
 
 export PYTHON PIP_FLAGS VENV
 
-.PHONY: quickstart compare pretrain-demo venv test test-fast lint clean
+.PHONY: quickstart compare pretrain-demo gpu-check venv test test-fast lint clean
 
 quickstart: $(VENV)/.installed
 	@$(RUN) scripts/quickstart.sh
@@ -32,6 +33,11 @@ compare: $(VENV)/.installed
 # DEMO_FLAGS="--updates 1000 --layers 6" for a larger one; scripts/pretrain_demo.py --help tells all.
 pretrain-demo: $(VENV)/.installed-plot
 	@$(RUN) python scripts/pretrain_demo.py $(DEMO_FLAGS)
+
+# With PYTHON=python3 that interpreter runs it, whose torch has CUDA, and no .venv is made; GPU_FLAGS="--parts a,c" and
+# the like: scripts/gpu/check.py --help tells all.
+gpu-check: $(if $(PYTHON),,$(VENV)/.installed)
+	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) scripts/gpu/check.py $(GPU_FLAGS)
 
 venv: $(VENV)/.installed
 

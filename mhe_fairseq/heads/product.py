@@ -11,12 +11,11 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.column_sums import column_sums, digit_views
 from mhe_fairseq.heads.input_rows import digit_rows
+from mhe_fairseq.heads.kernels.product_tables import Tables
 from mhe_fairseq.heads.lattice import Lattice
 from mhe_fairseq.heads.mixture import MixtureScores
+from mhe_fairseq.heads.product_kernels import SMOOTHING_TOKENS, kernel_loss
 from mhe_fairseq.heads.single_rows import SingleRows
-
-#: Tokens drawn for the smoothing term of a mixture.
-SMOOTHING_TOKENS = 64
 
 
 class ProductHead(OutputHead):
@@ -88,6 +87,9 @@ class ProductHead(OutputHead):
     def forward(
         self, features: Tensor, target: Tensor, smoothing: bool = True, accuracy: bool = False
     ) -> HeadLoss:
+        served = kernel_loss(self, features, target, smoothing, accuracy)
+        if served is not None:
+            return served
         logits, log_gate = self._logits(features)
         digits = self._digits(target)
         drawn = self._drawn_digits() if smoothing and self.mixtures > 1 else digits[:0]
@@ -104,7 +106,9 @@ class ProductHead(OutputHead):
         if smoothing:
             smooth = -self._mean_log_joint(logits, prior, shared)
             smooth = smooth if log_mass is None else smooth + log_mass
-        stats = self._stats(logits, log_gate, own - digit_mass, digits, target, accuracy)
+        stats = self._digit_nll(log_gate, own - digit_mass)
+        if accuracy:
+            stats |= self._accuracy(logits, log_gate, target)
         return HeadLoss(nll, smooth, stats)
 
     def log_probs(self, features: Tensor) -> Tensor:
@@ -141,9 +145,14 @@ class ProductHead(OutputHead):
     def _logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, K * sum(L_h)) logits, fp32 or float64, and (N, K) log pi_k."""
         logits = wide(F.linear(features, self.rows(), self.bias))
-        if self.gate is None:
-            return logits, logits.new_zeros(features.size(0), 1)
-        return logits, F.log_softmax(wide(self.gate(features)), dim=-1)
+        return logits, self._log_gate(logits, None if self.gate is None else self.gate(features))
+
+    @staticmethod
+    def _log_gate(logits: Tensor, gate: Tensor | None) -> Tensor:
+        """log pi_k of the gate's logits, and of none 0: (N, K), in the type of the digits' logits."""
+        if gate is None:
+            return logits.new_zeros(logits.size(0), 1)
+        return F.log_softmax(wide(gate), dim=-1)
 
     def rows(self) -> Tensor:
         """Output rows, (K * sum(L_h), d): of the first digit of all components, of the second, ..."""
@@ -156,7 +165,9 @@ class ProductHead(OutputHead):
         return digit_rows(self._digits(tokens), self.weight.split(lengths), self.digit_counts.split(lengths))
 
     def _scores(self, features: Tensor) -> MixtureScores:
-        logits, log_gate = self._logits(features)
+        return self._scores_of(*self._logits(features))
+
+    def _scores_of(self, logits: Tensor, log_gate: Tensor) -> MixtureScores:
         return MixtureScores(digit_views(logits, self.codebook.lengths), log_gate)
 
     def _mean_log_joint(self, logits: Tensor, prior: Tensor, shared: Tensor) -> Tensor:
@@ -174,37 +185,37 @@ class ProductHead(OutputHead):
         return self._digits(self._sample_tokens(count, self.codebook_slots.device))
 
     @torch.no_grad()
-    def _stats(
-        self,
-        logits: Tensor,
-        log_gate: Tensor,
-        picked: Tensor,
-        digits: Tensor,
-        target: Tensor,
-        accuracy: bool,
-    ) -> dict[str, Tensor]:
-        """Loss of each digit under its marginal, and with ``accuracy`` whether digits and token are right.
+    def _digit_nll(self, log_gate: Tensor, picked: Tensor) -> dict[str, Tensor]:
+        """Loss of each digit under its marginal.
 
         Args:
             picked: (H, N, K): log p_kh(y_h).
         """
-        stats: dict[str, Tensor] = {}
         marginal = (log_gate + picked).logsumexp(dim=-1)
-        for h in range(self.heads):
-            stats[f"digit_{h + 1}_nll"] = -marginal[h]
-        if accuracy:
-            scores = MixtureScores(digit_views(logits, self.codebook.lengths), log_gate)
-            for h, best in enumerate(scores.marginal_argmax()):
-                stats[f"digit_{h + 1}_accuracy"] = best.eq(digits[:, h]).to(picked.dtype)
-            tokens = self._best(scores, 1)[1].squeeze(-1)
-            stats["accuracy"] = tokens.eq(target).to(picked.dtype)
-        return stats
+        return {f"digit_{h + 1}_nll": -marginal[h] for h in range(self.heads)}
+
+    @torch.no_grad()
+    def _accuracy(self, logits: Tensor, log_gate: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Whether each digit, by itself, and the token are right, from the logits (N, K * sum(L_h))."""
+        scores, digits = self._scores_of(logits, log_gate), self._digits(target)
+        stats = {
+            f"digit_{h + 1}_accuracy": best.eq(digits[:, h]).to(logits.dtype)
+            for h, best in enumerate(scores.marginal_argmax())
+        }
+        return stats | {"accuracy": self._token_accuracy(logits, log_gate, target)}
+
+    @torch.no_grad()
+    def _token_accuracy(self, logits: Tensor, log_gate: Tensor, target: Tensor) -> Tensor:
+        """Whether the best token is the target: 0 or 1, (N,)."""
+        tokens = self._best(self._scores_of(logits, log_gate), 1)[1].squeeze(-1)
+        return tokens.eq(target).to(logits.dtype)
 
     def _digits(self, tokens: Tensor) -> Tensor:
         return unravel(self.codebook_slots[tokens], self.codebook.lengths)
 
     def _codebook_changed(self) -> None:
         self.lattice = Lattice(self.codebook)
+        self.kernel_tables: dict[torch.device, Tables | None] = {}
         if self.singles is not None:
             self.singles.regroup(self.codebook)
         digits = self.codebook.digits(torch.arange(self.vocab_size))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from typing import TypeVar
@@ -28,6 +29,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _said: set[str] = set()
 _ready: set[object] = set()
 _broken: set[object] = set()
+_pretending = False
 
 Result = TypeVar("Result")
 
@@ -38,6 +40,8 @@ def serve(*tensors: Tensor) -> bool:
     Raises:
         MHEError: ``MHE_KERNELS=1`` and something is missing, or another value than 0 and 1.
     """
+    if _pretending:
+        return all(each.dtype in _DTYPES for each in tensors)
     lacking = _lacking(tensors[0].device)
     switch = os.environ.get(SWITCH, "")
     if switch == "0":
@@ -62,6 +66,21 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@contextmanager
+def pretend() -> Iterator[None]:
+    """Kernels serve tensors of any device within, whatever ``MHE_KERNELS`` says, and nothing is rehearsed.
+
+    For reading what would be launched, on a machine without a GPU: what is launched must not run, so that
+    ``launch.watched`` is needed beside it.
+    """
+    global _pretending
+    before, _pretending = _pretending, True
+    try:
+        yield
+    finally:
+        _pretending = before
+
+
 def attempt(key: object, rehearse: Callable[[], object], run: Callable[[], Result]) -> Result | None:
     """``run``, after a rehearsal the first time that ``key`` is seen; None where the rehearsal failed once.
 
@@ -69,6 +88,8 @@ def attempt(key: object, rehearse: Callable[[], object], run: Callable[[], Resul
     first real step: one that does not compile on this GPU then costs a line in the log, not the training.
     Running out of memory is no such failure and is raised as ever.
     """
+    if _pretending:
+        return run()
     if key in _broken:
         return None
     # Nothing is rehearsed inside a transform of torch.func: there is no backward pass to call there.

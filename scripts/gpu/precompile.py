@@ -1,0 +1,75 @@
+"""Compiles what the check will launch, in as many processes as there are cores: one by one it takes minutes.
+
+What is compiled lands in Triton's cache on disk, where the launches find it. Kernels that are missed here are
+compiled when they are first launched, as ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+
+from mhe_fairseq.heads.kernels import tiles
+from scripts.gpu import values
+from scripts.gpu.cases import KINDS, MAIN, Shape
+from scripts.gpu.compiled import warm
+from scripts.gpu.forks import in_forks
+from scripts.gpu.record import Recorder, Signature
+from scripts.gpu.times import overridden
+
+#: What changes from batch to batch compiles nothing, so that few tokens tell as much as many.
+_TOKENS = 64
+
+
+def cases() -> Iterator[tuple[str, Shape]]:
+    """Heads and sizes of parts (a) to (c), in the order in which they are needed."""
+    small, large = values.SMALL, values.LARGE
+    for dtype, names in values.TYPES.items():
+        for name in names:
+            if KINDS[name].kernels:
+                yield name, Shape(small.vocab, small.dim, _TOKENS, dtype)
+    for name in MAIN:
+        yield name, Shape(large.vocab, large.dim, _TOKENS)
+    for name, kind in KINDS.items():
+        if kind.kernels:
+            yield name, Shape(32_768, 512, _TOKENS)
+    for vocab in (262_144, 1_048_576):
+        for name in MAIN:
+            yield name, Shape(vocab, 512, _TOKENS)
+
+
+def precompile(arch: int, jobs: int, seconds: float) -> dict[str, object]:
+    """Compile for this compute capability; returns what was done, and what failed."""
+    begin = time.monotonic()
+    until = begin + seconds
+    recorder = Recorder()
+    for name, shape in cases():
+        # Scores without a gradient are asked for in part (a) alone.
+        recorder.case(name, shape, ("smoothing", "scoring") if shape.vocab < 32_768 else ("smoothing",))
+        if time.monotonic() > begin + seconds / 3:
+            break
+    for kernel, candidates in tiles.CANDIDATES.items():
+        for tile in candidates:
+            with overridden(kernel, tile):
+                for vocab in (32_768, 262_144):
+                    recorder.case("cascade", Shape(vocab, 512, _TOKENS))
+    signatures = list(recorder.found.values())
+    recorded = time.monotonic() - begin
+    works = [partial(_compile, each, arch) for each in signatures]
+    failed, done = {}, 0
+    for number, result in in_forks(works, jobs, until):
+        done += 1
+        if isinstance(result, Exception):
+            failed[f"{signatures[number].name}, {signatures[number].where}"] = str(result)
+    return {
+        "kernels": len(signatures),
+        "compiled": done,
+        "failed": failed,
+        "recording_seconds": round(recorded, 1),
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+
+
+def _compile(signature: Signature, arch: int) -> None:
+    warm(signature, arch)

@@ -1,0 +1,416 @@
+"""A product's loss by kernels, against plain torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mhe_fairseq.coding import Codebook
+from mhe_fairseq.heads import ProductHead, product_kernels
+from mhe_fairseq.heads.kernels import dispatch, launch, product_tables
+from tests.heads.kernels.both import (
+    PHASES,
+    TOLERANCE,
+    Operators,
+    check_same,
+    losses_and_gradients,
+    operators_of_a_step,
+    plain_torch,
+)
+from tests.heads.oracle import codebooks, features_for, product_oracle, targets_for
+
+FLOAT = torch.float32
+DIM = 12
+#: Columns are read 16 at a time.
+HOLED = Codebook((9, 37), vocab_size=320)
+WHOLE = Codebook((6, 35))
+DEEP = Codebook((3, 5, 18), vocab_size=250)
+
+mixtures_1_or_3 = pytest.mark.parametrize("mixtures", [1, 3])
+
+
+class Model(nn.Module):
+    """A head, and the embedding that it is tied to."""
+
+    def __init__(self, book: Codebook, mixtures: int, tied: bool, dim: int) -> None:
+        super().__init__()
+        embed = nn.Embedding(len(book), dim)
+        self.head = ProductHead(dim, book, mixtures, tied=embed if tied else None)
+        # Without groups of one token the embedding is not read.
+        reads = self.head.singles is not None and len(self.head.singles.tokens)
+        self.embed = embed if reads else None
+
+
+def build(
+    book: Codebook,
+    mixtures: int = 1,
+    dtype: torch.dtype = FLOAT,
+    seed: int = 1,
+    std: float = 0.5,
+    tied: bool = False,
+    dim: int = DIM,
+) -> Model:
+    torch.manual_seed(seed)
+    model = Model(book, mixtures, tied, dim)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=std)
+    return model.to(dtype).train()
+
+
+def batch(book: Codebook, count: int, dtype: torch.dtype = FLOAT, seed: int = 1) -> tuple[Tensor, Tensor]:
+    return features_for(count, DIM, dtype, seed), targets_for(book, count, seed)
+
+
+@given(
+    # Of a token alone the loss is 0, and what is left of it rounding.
+    book=codebooks(max_vocab=150).filter(lambda book: len(book) > 4),
+    mixtures=st.sampled_from([1, 1, 2, 3]),
+    tied=st.booleans(),
+    count=st.sampled_from([0, 1, 7, 33]),
+    smoothing=st.booleans(),
+    accuracy=st.booleans(),
+    training=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, phases=PHASES)
+def test_losses_and_gradients_are_those_of_plain_torch(
+    book: Codebook, mixtures: int, tied: bool, count: int, smoothing: bool, accuracy: bool, training: bool,
+    seed: int,
+) -> None:  # fmt: skip
+    model = build(book, mixtures, seed=seed, tied=tied).train(training)
+    x, y = batch(book, count, seed=seed)
+    if not product_tables.fits(model.head.lattice):
+        return
+    check_same(model, model.head, x, y, smoothing=smoothing, accuracy=accuracy)
+
+
+@mixtures_1_or_3
+@pytest.mark.parametrize("book", [HOLED, WHOLE, DEEP], ids=repr)
+def test_digits_of_many_values(book: Codebook, mixtures: int) -> None:
+    model = build(book, mixtures)
+    check_same(model, model.head, *batch(book, 40), accuracy=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@mixtures_1_or_3
+def test_half_precision(mixtures: int, dtype: torch.dtype) -> None:
+    model = build(HOLED, mixtures, dtype, std=0.3)
+    check_same(model, model.head, *batch(HOLED, 20, dtype))
+
+
+@mixtures_1_or_3
+def test_large_logits_and_logits_far_from_zero(mixtures: int) -> None:
+    model = build(HOLED, mixtures)
+    with torch.no_grad():
+        model.head.weight.mul_(20.0)
+        model.head.bias.add_(300.0)
+    model.head.set_num_updates(3)
+    x, y = batch(HOLED, 17)
+    found = losses_and_gradients(model, model.head, x, y)
+    with plain_torch():
+        expected = losses_and_gradients(model, model.head, x, y)
+    for name, value in expected.items():
+        assert torch.isfinite(value).all() and torch.isfinite(found[name]).all()
+        scale = float(value.abs().max())
+        # fp32 has three decimals at 300, and sums of it lose one.
+        torch.testing.assert_close(found[name], value, rtol=0, atol=max(1e-3 * scale, 5e-4), msg=name)
+
+
+@mixtures_1_or_3
+def test_a_token_alone_is_sure(mixtures: int) -> None:
+    head = build(Codebook((2, 3), torch.tensor([4])), mixtures).head
+    x, y = batch(head.codebook, 5)
+    loss = head(x.requires_grad_(), y)
+    assert loss.smooth is not None
+    (loss.nll + loss.smooth).sum().backward()
+    assert x.grad is not None
+    for value in (loss.nll, loss.smooth, x.grad):
+        torch.testing.assert_close(value, torch.zeros_like(value), rtol=0, atol=2e-6)
+
+
+@mixtures_1_or_3
+def test_against_the_dense_oracle(mixtures: int) -> None:
+    head = build(HOLED, mixtures).head
+    x, y = batch(HOLED, 30)
+    expected = product_oracle(head, x).gather(1, y.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(head.log_prob(x, y).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "gate.weight", "gate.bias", "features"])
+def test_what_is_frozen_gets_no_gradient(name: str) -> None:
+    head = build(HOLED, 3).head
+    x, y = batch(HOLED, 9)
+    grads = []
+    for context in (torch.enable_grad(), plain_torch()):
+        head.zero_grad()
+        head.set_num_updates(3)
+        leaf = x.clone().requires_grad_(name != "features")
+        if name != "features":
+            head.get_parameter(name).requires_grad_(False)
+        with context:
+            loss = head(leaf, y)
+            assert loss.smooth is not None
+            (loss.nll + loss.smooth).sum().backward()
+        named = {each: parameter.grad for each, parameter in head.named_parameters()}
+        grads.append({"features": leaf.grad, **named})
+    assert grads[0][name] is None
+    for each, value in grads[1].items():
+        if value is not None:
+            torch.testing.assert_close(grads[0][each], value, rtol=1e-4, atol=1e-5, msg=each)
+
+
+@mixtures_1_or_3
+def test_a_graph_kept_gives_the_same_gradients_again_to_the_bit(mixtures: int) -> None:
+    head = build(HOLED, mixtures).head
+    x, y = batch(HOLED, 20)
+    wanted = [x.requires_grad_(), *head.parameters()]
+    loss = head(x, y)
+    assert loss.smooth is not None
+    first = torch.autograd.grad(loss.nll.sum() + loss.smooth.sum(), wanted, retain_graph=True)
+    again = torch.autograd.grad(loss.nll.sum() + loss.smooth.sum(), wanted)
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one, other)
+
+
+@mixtures_1_or_3
+@pytest.mark.parametrize("part", ["nll", "smooth"])
+def test_one_of_both_losses(part: str, mixtures: int) -> None:
+    head = build(HOLED, mixtures).head
+    x, y = batch(HOLED, 9)
+    x.requires_grad_()
+    grads = []
+    for context in (torch.enable_grad(), plain_torch()):
+        head.set_num_updates(3)
+        with context:
+            grads.append(torch.autograd.grad(getattr(head(x, y), part).sum(), [x, *head.parameters()]))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6)
+
+
+def test_features_and_targets_that_are_not_contiguous() -> None:
+    model = build(HOLED)
+    x, y = features_for(20, 40, FLOAT, 1)[:, 3 : 3 + DIM], targets_for(HOLED, 40, 1)[::2]
+    check_same(model, model.head, x, y)
+
+
+@mixtures_1_or_3
+def test_autocast_gives_fp32_gradients_of_fp32_weights(mixtures: int) -> None:
+    model = build(HOLED, mixtures, std=0.3)
+    found = []
+    for context in (torch.enable_grad(), plain_torch()):
+        model.head.set_num_updates(3)
+        with context, torch.autocast("cpu", torch.bfloat16):
+            found.append(losses_and_gradients(model, model.head, *batch(HOLED, 20)))
+    assert found[0]["head.weight"].dtype == FLOAT
+    for name, value in found[1].items():
+        atol = float(value.abs().max()) * TOLERANCE[torch.bfloat16]
+        torch.testing.assert_close(found[0][name], value, rtol=0, atol=atol, msg=name)
+
+
+@mixtures_1_or_3
+def test_gradient_checkpointing(mixtures: int) -> None:
+    head = build(HOLED, mixtures).head
+    x, y = batch(HOLED, 9)
+    head.set_num_updates(3)
+    wanted = [x.requires_grad_(), head.weight]
+    expected = torch.autograd.grad(head(x, y).nll.sum(), wanted)
+    nll = torch.utils.checkpoint.checkpoint(lambda x: head(x, y).nll, x, use_reentrant=False)
+    for one, other in zip(torch.autograd.grad(nll.sum(), wanted), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@mixtures_1_or_3
+def test_torch_func(mixtures: int) -> None:
+    head = build(HOLED, mixtures).head
+    x, y = batch(HOLED, 9)
+    head.set_num_updates(3)
+    parameters = {name: each.detach() for name, each in head.named_parameters()}
+
+    def total(parameters: dict[str, Any]) -> Any:
+        loss = torch.func.functional_call(head, parameters, (x, y))
+        return loss.nll.sum() + 0.3 * loss.smooth.sum()
+
+    # Before anything else: the tables that it makes must serve outside as well.
+    found = torch.func.grad(total)(parameters)
+    loss = head(x, y)
+    assert loss.smooth is not None
+    (loss.nll.sum() + 0.3 * loss.smooth.sum()).backward()
+    for name, parameter in head.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, msg=name)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    head = build(HOLED).head
+    x, y = batch(HOLED, 3)
+    (first,) = torch.autograd.grad(head(x.requires_grad_(), y).nll.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated twice"):
+        first.sum().backward()
+
+
+@mixtures_1_or_3
+def test_scoring_has_a_block_of_logits_at_a_time(mixtures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = build(HOLED, mixtures).head
+    x, y = batch(HOLED, 70)
+    monkeypatch.setattr(product_kernels, "_BLOCK", 1)
+    rows = []
+
+    def watch(launched: launch.Launch) -> bool:
+        rows.append(len(launched.arguments[0]))
+        return True
+
+    with torch.no_grad(), launch.watched(watch):
+        found = head(x, y, accuracy=True)
+    assert rows == [64, 64, 6, 6]
+    with torch.no_grad(), plain_torch():
+        head.set_num_updates(0)
+        expected = head(x, y, accuracy=True)
+    torch.testing.assert_close(found.nll, expected.nll)
+    assert found.stats.keys() == expected.stats.keys()
+    for name, value in expected.stats.items():
+        torch.testing.assert_close(found.stats[name], value, msg=name)
+    assert head.log_prob(x, y).grad_fn is not None, "scores can be differentiated"
+
+
+def test_of_digits_as_likely_the_first_is_the_best() -> None:
+    head = build(WHOLE).head
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()
+        head.bias[6 + 20] = head.bias[6 + 3] = 1.0
+    x, y = batch(WHOLE, 5)
+    y[:3] = torch.tensor([3, 20, 35 + 3])
+    stats = head(x, y, accuracy=True).stats
+    assert stats["accuracy"].tolist()[:3] == [1.0, 0.0, 0.0]
+    assert stats["digit_1_accuracy"].tolist()[:3] == [1.0, 1.0, 0.0]
+    assert stats["digit_2_accuracy"].tolist()[:3] == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of the interpreter
+@mixtures_1_or_3
+def test_what_is_no_token_has_no_loss(mixtures: int) -> None:
+    head = build(HOLED, mixtures).head
+    x, y = batch(HOLED, 4)
+    y[1], y[2] = -1, len(HOLED)
+    assert head(x, y).nll.isnan().tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(("mixtures", "most"), [(1, 30), (8, 40)])
+def test_a_step_is_few_operators_and_never_waits(mixtures: int, most: int) -> None:
+    head = build(HOLED, mixtures).head
+    x, y = batch(HOLED, 5)
+    operators = operators_of_a_step(head, x.requires_grad_(), y)
+    # One more on a GPU: what was drawn is copied there.
+    assert operators.total < most, operators.counts
+    assert not operators.waits
+
+
+@mixtures_1_or_3
+def test_validation_never_waits_where_there_are_no_holes(mixtures: int) -> None:
+    head = build(WHOLE, mixtures).head.eval()
+    operators, accuracy = Operators(), mixtures == 1
+    with torch.no_grad():
+        head(*batch(WHOLE, 9), accuracy=accuracy)  # makes the codebook's tables
+        with operators, launch.watched(operators.saw):
+            head(*batch(WHOLE, 9), accuracy=accuracy)
+    assert not operators.waits
+
+
+@mixtures_1_or_3
+def test_any_number_of_tokens_is_the_same_kernel(mixtures: int) -> None:
+    """What Triton compiles for depends on types, constants, and whether memory is aligned; and on numbers."""
+    head = build(HOLED, mixtures).head
+    seen: set[tuple[object, ...]] = set()
+    counts = [1, 2, 3, 15, 16, 17, 31, 32, 48, 63, 64, 65, *range(100, 190)]
+
+    def watch(launched: launch.Launch) -> bool:
+        kernel = launched.kernel
+        # In the interpreter a kernel is a plain function; what it was decorated with is kept beside it.
+        names = list(kernel.arg_names)
+        key: list[object] = [kernel.__name__, tuple(sorted(launched.constants.items()))]
+        for name, each in zip(names, launched.arguments, strict=False):
+            if isinstance(each, Tensor):
+                key.append((each.dtype, each.data_ptr() % 16))
+            elif each is None:
+                key.append(None)
+            else:
+                assert name in ("n", "total_rows", "vocab", "nll_stride", "smooth_stride")
+        seen.add(tuple(key))
+        return False
+
+    with launch.watched(watch):
+        for count in counts:
+            x, y = batch(HOLED, count)
+            loss = head(x, y)
+            assert loss.smooth is not None
+            (loss.nll.mean() + loss.smooth.mean()).backward()
+    assert len(seen) == 4
+
+
+def test_what_kernels_are_not_for_is_plain_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product_tables, "MOST_PATHS", 1)
+    head = build(HOLED).head
+    launches: list[launch.Launch] = []
+    with launch.watched(lambda each: launches.append(each) or True):  # type: ignore[func-returns-value]
+        found = head(*batch(HOLED, 9)).nll
+        assert head.to(torch.float64)(*batch(HOLED, 9, torch.float64)).nll.dtype == torch.float64
+    assert not launches
+    with plain_torch():
+        torch.testing.assert_close(found, build(HOLED).head(*batch(HOLED, 9)).nll)
+
+
+@mixtures_1_or_3
+def test_a_kernel_that_does_not_work_leaves_it_to_plain_torch(
+    mixtures: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mhe_fairseq.heads.kernels import product
+
+    monkeypatch.setattr(dispatch, "_ready", set())
+    monkeypatch.setattr(dispatch, "_said", set())
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ValueError("not on this GPU")
+
+    model = build(HOLED, mixtures)
+    model.head.set_num_updates(3)
+    x, y = batch(HOLED, 9)
+    with plain_torch():
+        expected = losses_and_gradients(model, model.head, x, y)
+    with monkeypatch.context() as patched:
+        patched.setattr(product, "backward_pass", fails)
+        found = losses_and_gradients(model, model.head, x, y)
+    assert "not on this GPU" in caplog.text
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@mixtures_1_or_3
+def test_a_rehearsal_is_the_launches_of_a_step(mixtures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_ready", set())
+    head = build(HOLED, mixtures).head
+    names: list[str] = []
+
+    def watch(launched: launch.Launch) -> bool:
+        names.append(launched.kernel.__name__)
+        return True
+
+    x, y = batch(HOLED, 5)
+    with launch.watched(watch):
+        for _ in range(2):
+            loss = head(x, y)
+            assert loss.smooth is not None
+            (loss.nll.sum() + loss.smooth.sum()).backward()
+    assert names == ["digit_sums", "combine", "combine_backward", "digit_gradients"] * 3
+
+
+def test_another_codebook_has_tables_of_its_own() -> None:
+    first, second = build(HOLED).head, build(Codebook((9, 37), torch.arange(320).flip(0))).head
+    x, y = batch(HOLED, 9)
+    first.log_prob(x, y)
+    first.adopt_codebook = True
+    first.load_state_dict(second.state_dict())
+    torch.testing.assert_close(first.log_prob(x, y), second.log_prob(x, y))
