@@ -53,4 +53,10 @@ echo "installing mhe-fairseq${EXTRAS:+ [$EXTRAS]} and what it needs, by constrai
 "$VENV/bin/python" -m pip install -qq --disable-pip-version-check ${FLAGS[@]+"${FLAGS[@]}"} \
     -c constraints.txt -e ".${EXTRAS:+[$EXTRAS]}" ||
     fail "pip could not install everything; its message is above, and the same command may be run again"
+# Tests run the GPU kernels in Triton's interpreter. A CUDA build of torch has brought the triton that it
+# wants; beside a CPU build there is none, and this is the one that goes with numpy of constraints.txt.
+if [[ ,$EXTRAS, == *,test,* ]] && "$VENV/bin/python" -c 'import torch; exit(torch.version.cuda is not None)'; then
+    "$VENV/bin/python" -m pip install -qq --disable-pip-version-check ${FLAGS[@]+"${FLAGS[@]}"} --no-deps \
+        triton==3.9.0 || fail "pip could not install triton==3.9.0; its message is above"
+fi
 rm -f "$mark"

@@ -41,18 +41,23 @@ def sample_groups(
     order = to_numpy(torch.randperm(len(inclusion), generator=generator))
     spread = to_numpy(torch.randperm(parts, generator=generator))
     shift = to_numpy(torch.rand(1, generator=generator, dtype=torch.float64))
-    return [systematic(inclusion, order, each) for each in (spread + shift) / parts]
+    return systematic(inclusion, order, (spread + shift) / parts)
 
 
-def systematic(inclusion: np.ndarray, order: np.ndarray, shift: float) -> np.ndarray:
-    """The groups at ``shift``, ``shift`` + 1, ... when groups lie end to end in ``order``, each as long as
-    its probability; as none is longer than 1, none is met twice. Shape: (L,), (L,) -> (G,)."""
+def systematic(inclusion: np.ndarray, order: np.ndarray, shifts: np.ndarray) -> list[np.ndarray]:
+    """For each shift the groups at ``shift``, ``shift`` + 1, ... when groups lie end to end in ``order``,
+    each as long as its probability; as none is longer than 1, none is met twice.
+
+    Shape: (L,), (L,), (P,) -> P times (G,), rising.
+    """
     ends = inclusion[order].cumsum()
-    count = round(float(ends[-1]))
-    met = np.searchsorted(ends, np.arange(count) + shift, side="right").clip(max=len(order) - 1)
-    # `unique` sorts; it drops something only when rounding lets two points meet one group.
-    found: np.ndarray = np.unique(order[met])
-    return found
+    points = np.arange(round(float(ends[-1]))) + shifts[:, np.newaxis]
+    met = np.searchsorted(ends, points, side="right").clip(max=len(order) - 1)
+    found = np.sort(order[met], axis=1)
+    if (found[:, 1:] == found[:, :-1]).any():
+        # Rounding has let two points meet one group.
+        return [np.unique(each) for each in found]
+    return list(found)
 
 
 def expected_share(group_of_token: Tensor, sizes: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,16 @@ def once(work: Callable[..., Any], *tensors: Tensor | None) -> Any:
     ``work`` gets plain tensors, not those of ``torch.func``'s levels, and may write to new ones as it likes.
     So it must read no tensor but ``tensors``, and those that no transformation can have made.
     """
+    if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+        return work(*tensors)  # the pass of a training: nobody makes a graph of it
     return _Once.apply(work, *tensors)
+
+
+def signed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps the signature of an ``autograd.Function``'s ``forward``, which torch works out anew in every call
+    of one with a ``setup_context``: as long as a kernel's launch takes."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
 
 
 class _Once(torch.autograd.Function):

@@ -97,7 +97,9 @@ def loss(
             return sampling_loss(spec, draw, target, features, weight)
 
     found = dispatch.attempt(
-        ("sampling", spec[3:], draw.parts, draw.levels, *map(dispatch.kind_of, (features, weight))),
+        ("sampling", tables.level.prefixes, tables.level.length, draw.parts, draw.levels)
+        + (head.training, smoothing, accuracy, keep)
+        + tuple(map(dispatch.kind_of, (features, weight))),
         lambda: _rehearse(spec, draw, target[:1], features, weight),
         run,
     )

@@ -80,5 +80,9 @@ class SoftmaxHead(OutputHead):
 def _nll(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     """(N, d), (V, d), (N,) -> (N,) -log softmax(W x)_target, arithmetic after the product in fp32."""
     if features.dtype in (torch.float32, torch.float64):
-        return F.linear_cross_entropy(features, weight, target, reduction="none")
+        # torch has it since 2.13.
+        fused = getattr(F, "linear_cross_entropy", None)
+        if fused is not None:
+            nll: Tensor = fused(features, weight, target, reduction="none")
+            return nll
     return F.cross_entropy(wide(F.linear(features, weight)), target, reduction="none")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding import Codebook, plan_lengths
 from mhe_fairseq.heads import CascadeHead, HeadLoss, OutputHead, ProductHead, SamplingHead, SoftmaxHead
+from scripts.gpu.idle import LARGE, Idle
 
 MIXTURES = 8
 
@@ -104,7 +105,7 @@ class Model(nn.Module):
 
     def __init__(self, kind: Kind, dim: int, book: Codebook) -> None:
         super().__init__()
-        embed = nn.Embedding(len(book), dim)
+        embed = nn.Embedding(len(book) if kind.tied else 1, dim)
         nn.init.normal_(embed.weight, std=dim**-0.5)
         self.embed = embed if kind.tied else None
         self.head = kind.make(dim, book, embed)
@@ -140,16 +141,28 @@ class Case:
         device: where.
         seed: of weights, features and targets.
         shuffled: of the codebook, see ``make_codebook``.
+        fill: False leaves large tables as they are, for looking at what would be done with them.
     """
 
     def __init__(
-        self, name: str, shape: Shape, device: torch.device, seed: int = 1, shuffled: bool = False
+        self,
+        name: str,
+        shape: Shape,
+        device: torch.device,
+        seed: int = 1,
+        shuffled: bool = False,
+        fill: bool = True,
     ) -> None:
         kind = KINDS[name]
         self.name, self.shape, self.device = name, shape, device
         torch.manual_seed(seed)
         book = make_codebook(shape.vocab, kind.digits, kind.singles, shuffled)
-        self.model = Model(kind, shape.dim, book).to(shape.weights).to(device).train()
+        with Idle():
+            self.model = Model(kind, shape.dim, book).to(device, shape.weights).train()
+        for parameter in self.model.parameters():
+            # Where it is: numbers for a million rows take a CPU many seconds.
+            if parameter.numel() > LARGE and fill:
+                nn.init.normal_(parameter, std=shape.dim**-0.5)
         self.updates = 0
         self.batch(shape.tokens, seed)
 

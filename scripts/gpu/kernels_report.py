@@ -30,7 +30,7 @@ if __name__ == "__main__":
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from mhe_fairseq.heads.kernels.dispatch import triton_version
-from scripts.gpu.cases import DTYPES, KINDS
+from scripts.gpu.cases import DTYPES, KINDS, MAIN
 from scripts.gpu.compiled import SHARED, Compiled, compile_for, faults
 from scripts.gpu.forks import cores, in_forks
 from scripts.gpu.record import Signature, everything, representatives
@@ -74,11 +74,12 @@ def report(signatures: Sequence[Signature], archs: Sequence[int], jobs: int) -> 
 def shipped(heads: Sequence[str], dtypes: Sequence[str], quick: bool) -> tuple[list[Signature], list[str]]:
     """The distinct kernels that the heads launch, and heads that launch none."""
     if not quick:
-        found, idle = everything(heads, dtypes, SIZES)
+        found, idle = everything(heads, dtypes, SIZES, ("smoothing", "plain", "scoring"))
         return representatives(found), idle
-    found, idle = everything(heads, dtypes, QUICK_SIZES)
-    first = {signature.name: signature for signature in reversed(found)}
-    return [signature for signature in found if first[signature.name] is signature], idle
+    found, idle = everything([each for each in heads if each in MAIN] or heads, dtypes, QUICK_SIZES)
+    # A kernel of another tile is another, and one with other parts, as a mixture's, which has products.
+    first = {(each.name, each.settings, each.parts): each for each in reversed(found)}
+    return [each for each in found if first[each.name, each.settings, each.parts] is each], idle
 
 
 def conclude(wrong: Sequence[str], count: int, seconds: float) -> int:
@@ -98,7 +99,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", help="compute capabilities (default: 80,90,100; with --quick 90)")
     parser.add_argument("--head", help=f"some of {', '.join(_with_kernels())} (default: all)")
     parser.add_argument("--dtype", help=f"some of {', '.join(TYPES)} (default: all; with --quick bf16)")
-    parser.add_argument("--quick", action="store_true", help="one type, one shape a kernel, one GPU")
+    parser.add_argument(
+        "--quick", action="store_true", help="the main heads, one type, one shape a kernel, one GPU"
+    )
     parser.add_argument("--jobs", type=int, default=cores(), help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
     try:

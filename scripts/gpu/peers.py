@@ -60,6 +60,7 @@ def _cross_entropy(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 def compiled() -> Loss:
     """Linear and cross-entropy under ``torch.compile``."""
+    torch._dynamo.reset()  # of another V, it would be compiled for every V
     return torch.compile(_cross_entropy)
 
 

@@ -16,7 +16,7 @@ from scripts.gpu.cases import KINDS, MAIN, Shape
 from scripts.gpu.compiled import warm
 from scripts.gpu.forks import in_forks
 from scripts.gpu.record import Recorder, Signature
-from scripts.gpu.times import overridden
+from scripts.gpu.tile_times import overridden
 
 #: What changes from batch to batch compiles nothing, so that few tokens tell as much as many.
 _TOKENS = 64

@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mhe_fairseq.heads.kernels import dispatch, launch
 from mhe_fairseq.heads.kernels.launch import Launch, Tile
 from scripts.gpu.cases import KINDS, Case, Shape
+from scripts.gpu.idle import Idle
 
-#: Tensors of more numbers are left as the allocator gives them: pages that nobody writes take no memory.
-_LARGE = 1 << 20
-
+#: Tokens of a vocabulary whose first step alone is recorded.
+_MANY = 300_000
 
 #: Constants up to this one say what a kernel does; larger ones are sizes.
 _FEW = 3
@@ -62,6 +61,11 @@ class Signature:
             if name in self.tile.constants or not isinstance(value, int) or value <= _FEW
         )
         return name, kinds, few, warps, stages
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Constants that turn something on."""
+        return tuple(sorted(name for name, value in self.constants.items() if value is True))
 
     @property
     def settings(self) -> str:
@@ -134,7 +138,7 @@ class Recorder:
                 )
             return False
 
-        with dispatch.pretend(), launch.watched(watcher), _Idle():
+        with dispatch.pretend(), launch.watched(watcher), Idle():
             run()
         return count
 
@@ -142,8 +146,7 @@ class Recorder:
         """The launches of a head's ``steps``: of a training step with "smoothing" or without it ("plain"),
         or of "scoring", which wants no gradient."""
         count = 0
-        with _Idle():
-            case = Case(name, shape, torch.device("cpu"))
+        case = Case(name, shape, torch.device("cpu"), fill=False)
         for step in steps:
             where = f"V = {shape.vocab:,}, d = {shape.dim:,}, N = {shape.tokens:,}, {step}"
             count += self.record(partial(_step, case, step), name, shape.dtype, where)
@@ -163,7 +166,10 @@ def _step(case: Case, step: str) -> None:
 
 
 def everything(
-    heads: Iterable[str], dtypes: Sequence[str], sizes: Sequence[tuple[int, int, int]]
+    heads: Iterable[str],
+    dtypes: Sequence[str],
+    sizes: Sequence[tuple[int, int, int]],
+    steps: Sequence[str] = ("smoothing",),
 ) -> tuple[list[Signature], list[str]]:
     """The distinct kernels of heads in all types and sizes (V, d, N), and heads that launch none though they
     should."""
@@ -171,7 +177,9 @@ def everything(
     for name in counts:
         for size in sizes:
             for dtype in dtypes:
-                counts[name] += recorder.case(name, Shape(*size, dtype), ("smoothing", "plain", "scoring"))
+                # A table of a million rows takes its time, even where nothing is launched.
+                some = steps[:1] if size[0] > _MANY else steps
+                counts[name] += recorder.case(name, Shape(*size, dtype), some)
     idle = [name for name, count in counts.items() if count == 0 and KINDS[name].kernels]
     return list(recorder.found.values()), idle
 
@@ -180,33 +188,3 @@ def representatives(signatures: Sequence[Signature]) -> list[Signature]:
     """Of those that differ in sizes alone, the last."""
     last = {each.likeness: each for each in signatures}
     return [each for each in signatures if each is last[each.likeness]]
-
-
-class _Idle(TorchDispatchMode):
-    """Large tables are not filled, converted or copied, and small tensors are zero where they would be left
-    as they are: no kernel fills them here, and what reads them must find indices that are in range."""
-
-    _EMPTY = frozenset(
-        {
-            torch.ops.aten.empty.memory_format,
-            torch.ops.aten.empty_like.default,
-            torch.ops.aten.empty_strided.default,
-            torch.ops.aten.new_empty.default,
-            torch.ops.aten.new_empty_strided.default,
-        }
-    )
-    _FILL = frozenset({torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default})
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if args and isinstance(args[0], Tensor) and args[0].numel() > _LARGE:
-            if func in self._FILL or func is torch.ops.aten.zero_.default:
-                return args[0]
-            if func is torch.ops.aten._to_copy.default:
-                return torch.empty_like(args[0], dtype=kwargs.get("dtype") or args[0].dtype)
-        out = func(*args, **kwargs)
-        if func in self._EMPTY and isinstance(out, Tensor) and out.numel() <= _LARGE:
-            out.zero_()
-        return out

@@ -5,20 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 
 from mhe_fairseq.bench.timing import interleave
-from mhe_fairseq.heads.kernels import launch, tiles
-from mhe_fairseq.heads.kernels.launch import Launch, Tile
+from mhe_fairseq.heads.kernels import tiles
 from scripts.gpu.cases import MAIN, Case, Shape
 from scripts.gpu.parts import Check, Outcome, Part, Seen, Settings
 from scripts.gpu.peers import PEERS, Peer
-from scripts.gpu.record import kernel_name
+from scripts.gpu.tile_times import synchronizer, tile_times
 from scripts.gpu.values import plain
 
 #: Milliseconds that a step should take at most, by V.
@@ -32,10 +30,10 @@ TARGETS: dict[str, dict[int, float]] = {
 }
 
 _VOCABS = (32_768, 262_144, 1_048_576)
-_SMOKE_VOCABS = (41, 61)
+_SMOKE_VOCABS = (41,)
 
 #: Seconds of rounds of one vocabulary, and the most rounds.
-_SECONDS, _ROUNDS = 8.0, 7
+_SECONDS, _ROUNDS = 5.0, 7
 
 _PLAIN = ", plain torch"
 
@@ -61,7 +59,10 @@ def checks(settings: Settings) -> Sequence[Check]:
         for vocab in vocabs[:2]
     ]
     found += [
-        Check(f"tiles of {kernel}", partial(_tiles, kernel, vocabs[: 1 if settings.smoke else 2], settings))
+        Check(
+            f"tiles of {kernel}",
+            partial(tile_times, kernel, partial(_case, settings=settings), vocabs[:2], settings),
+        )
         for kernel in list(tiles.CANDIDATES)[: 1 if settings.smoke else None]
     ]
     return found
@@ -152,7 +153,7 @@ def _times(makers: dict[str, Callable[[], Step]], settings: Settings) -> Seen:
     if settings.smoke:
         seconds = {name: [_once(step)] for name, step in steps.items()}
     for _ in range(0 if settings.smoke else _ROUNDS):
-        for name, samples in interleave(steps, 1, _synchronizer(settings)).items():
+        for name, samples in interleave(steps, 1, synchronizer(settings)).items():
             seconds[name] += samples.seconds
         if time.monotonic() > end:
             break
@@ -178,10 +179,6 @@ def _once(step: Step) -> float:
     return time.monotonic() - begin
 
 
-def _synchronizer(settings: Settings) -> Callable[[], None]:
-    return torch.cuda.synchronize if settings.device.type == "cuda" else lambda: None
-
-
 def _peak(step: Step, settings: Settings) -> float:
     """MiB that a step takes beside what is there before it; 0 on the CPU."""
     if settings.device.type != "cuda":
@@ -205,11 +202,11 @@ def _profile(name: str, vocab: int, settings: Settings) -> Seen:
         case.prepare()
         case.run()
     case.prepare()
-    _synchronizer(settings)()
+    synchronizer(settings)()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     with profile(activities=activities) as profiler:
         case.run()
-        _synchronizer(settings)()
+        synchronizer(settings)()
     field = "self_device_time_total" if is_cuda else "self_cpu_time_total"
     events = [(each.key, float(getattr(each, field)) / 1000, each.count) for each in profiler.key_averages()]
     events = sorted((each for each in events if each[1] > 0), key=lambda each: -each[1])
@@ -218,87 +215,6 @@ def _profile(name: str, vocab: int, settings: Settings) -> Seen:
         "entries": sum(each[2] for each in events),
         "kernels": [{"name": key[:80], "ms": ms, "count": count} for key, ms, count in events[:12]],
     }
-
-
-def _tiles(kernel: str, vocabs: Sequence[int], settings: Settings) -> Seen:
-    """Milliseconds a step of one kernel by tile, in the first head that has it."""
-    found: list[dict[str, Any]] = []
-    for name in MAIN:
-        for vocab in vocabs:
-            case = _case(name, vocab, settings)
-            chosen = _kernel_times(case, None, settings)
-            for tile in tiles.CANDIDATES[kernel][: 1 if settings.smoke else None]:
-                row: dict[str, Any] = {"head": name, "vocab": vocab, "tile": _tile(tile)}
-                try:
-                    with overridden(kernel, tile):
-                        seen = _kernel_times(case, tile, settings)
-                except Exception as error:  # too much shared memory, say: a candidate is no promise
-                    found.append(row | {"error": str(error)[:200]})
-                    continue
-                for launched, (ms, words) in seen.items():
-                    before, its = chosen.get(launched, (None, ""))
-                    row |= {"kernel": launched, "ms": ms, "chosen": its, "chosen_ms": before}
-                    if words != its:
-                        found.append(dict(row))
-            if not found:
-                break  # this head does not have the kernel
-        if found:
-            break
-    return None, {"tiles": found}
-
-
-@contextmanager
-def overridden(kernel: str, tile: Tile) -> Iterator[None]:
-    """A kernel has this tile within."""
-    tiles.override[kernel] = tile
-    try:
-        yield
-    finally:
-        del tiles.override[kernel]
-
-
-def _kernel_times(case: Case, only: Tile | None, settings: Settings) -> dict[str, tuple[float, str]]:
-    """Milliseconds a step, and the tile, of each kernel (with ``only``, of those that have this tile)."""
-    runs: list[dict[str, float]] = []
-    words: dict[str, str] = {}
-    for _ in range(2 if settings.smoke else 6):
-        marks: list[tuple[str, Any, Any]] = []
-
-        def watcher(seen: Launch, marks: list[tuple[str, Any, Any]] = marks) -> bool:
-            is_it = only is None or seen.tile == only
-            name = kernel_name(seen.kernel)
-            begin = _mark(settings) if is_it else None
-            seen.kernel[seen.grid](
-                *seen.arguments, **seen.constants, num_warps=seen.tile.warps, num_stages=seen.tile.stages
-            )
-            if is_it:
-                words[name] = _tile(seen.tile)
-                marks.append((name, begin, _mark(settings)))
-            return False
-
-        case.prepare()
-        with launch.watched(watcher):
-            case.run()
-        _synchronizer(settings)()
-        total: dict[str, float] = defaultdict(float)
-        for name, begin, end in marks:
-            total[name] += begin.elapsed_time(end) if settings.device.type == "cuda" else 1000 * (end - begin)
-        runs.append(total)
-    runs = runs[1:]  # the first compiles
-    return {name: (statistics.median(run.get(name, 0.0) for run in runs), words[name]) for name in words}
-
-
-def _mark(settings: Settings) -> Any:
-    if settings.device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _tile(tile: Tile) -> str:
-    sizes = " ".join(f"{name} {size}" for name, size in tile.constants.items())
-    return f"{sizes}, {tile.warps} warps, {tile.stages} stages"
 
 
 def show(outcome: Outcome) -> None:
@@ -351,4 +267,4 @@ def _most(check: dict[str, Any]) -> str:
     return "; ".join(f"{each['name'][:32]} {each['ms']:.3f}" for each in check["kernels"][:4])
 
 
-PART = Part("c", "times and memory", 100, checks, show)
+PART = Part("c", "times and memory", 110, checks, show)

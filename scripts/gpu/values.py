@@ -17,6 +17,9 @@ from scripts.gpu.parts import Check, Outcome, Part, Seen, Settings
 #: Largest relative error (of norms) that is right.
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 1e-3}
 
+#: A larger one is right too where plain torch's own in the same type is nearly as large.
+AS_PLAIN = 1.5
+
 #: Candidates of a search.
 _BEST = 5
 
@@ -28,19 +31,21 @@ LARGE = Shape(30_011, 512, 1001)
 TYPES: dict[str, Sequence[str]] = {"bf16": tuple(KINDS), "fp32": tuple(KINDS), "fp16": MAIN}
 
 _SMOKE = Shape(41, 16, 5)
+#: Heads that the interpreter is quick with.
+_QUICK = ("cascade", "product")
 
 
 def checks(settings: Settings) -> Sequence[Check]:
     """Small sizes in all types, then few tokens, then sizes of a real layer in bf16."""
     if settings.smoke:
-        # All heads once, the main ones in another type, and few tokens where the interpreter is quick.
+        names = (*MAIN, "cascade-3", "cascade-singles", "product-tied", "softmax")
         return [
             *(
                 Check(f"{name} fp32", partial(_values, name, _with(_SMOKE, "fp32"), settings))
-                for name in KINDS
+                for name in names
             ),
-            *(Check(f"{name} bf16", partial(_values, name, _SMOKE, settings)) for name in MAIN[:4]),
-            *(Check(f"{name}, few tokens", partial(_few, name, _SMOKE, settings)) for name in MAIN[:4]),
+            *(Check(f"{name} bf16", partial(_values, name, _SMOKE, settings)) for name in _QUICK),
+            *(Check(f"{name}, few tokens", partial(_few, name, _SMOKE, settings)) for name in _QUICK),
         ]
     return [
         *(
@@ -71,23 +76,32 @@ def _values(name: str, shape: Shape, settings: Settings) -> Seen:
     with plain():
         expected = _everything(exact, weights)
         same_type = _everything(case, weights)
-    with launches() as count:
-        actual = _everything(case, weights)
+    actual = _everything(case, weights)
     again = _everything(case, weights)
+    # Once more, to see that a head which gave up its kernels has not gone on in plain torch unnoticed.
+    with launches() as count:
+        case.prepare()
+        case.run()
     against = {key: _error(actual[key], value) for key, value in expected.items()}
     tolerance = TOLERANCE[shape.dtype]
-    wrong = [f"{key} is off by {error:.1e}" for key, error in against.items() if not error <= tolerance]
+    of_plain = {key: _error(same_type[key], value) for key, value in expected.items() if key in same_type}
+    wrong = [
+        f"{key} is off by {error:.1e}"
+        for key, error in against.items()
+        if not error <= max(tolerance, AS_PLAIN * of_plain.get(key, 0.0))
+    ]
     missing = sorted(expected.keys() ^ actual.keys())
     wrong += [f"{key} is there once only" for key in missing]
-    wrong += [f"{key} is another the second time" for key in actual if not _same(actual[key], again[key])]
-    if KINDS[name].kernels and not count[0]:
-        wrong.append("no kernel was launched")
+    changed = [key for key in actual if not torch.equal(actual[key], again[key])]
+    if KINDS[name].kernels:
+        # Sums that torch makes in any order, as of a softmax's rows, are not ours.
+        wrong += [f"{key} is another the second time" for key in changed]
+        wrong += [] if count[0] else ["no kernel was launched"]
     return not wrong, {
         "wrong": "; ".join(wrong),
         "errors": against,
-        "errors_of_plain": {
-            key: _error(same_type[key], expected[key]) for key in same_type if key in expected
-        },
+        "errors_of_plain": of_plain,
+        "changed": changed,
         "kernels_against_plain": {
             key: _error(actual[key], same_type[key]) for key in actual if key in same_type
         },
@@ -144,10 +158,6 @@ def _error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).norm()) / (norm or 1.0)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one, other)
-
-
 @contextmanager
 def plain() -> Iterator[None]:
     """Heads run in plain torch within."""
@@ -194,4 +204,4 @@ def show(outcome: Outcome) -> None:
     outcome.tables.append((title, ["head", *DTYPES], rows))
 
 
-PART = Part("a", "values", 60, checks, show)
+PART = Part("a", "values", 50, checks, show)

@@ -48,7 +48,7 @@ def all_samples(inclusion: Tensor) -> list[tuple[float, list[int]]]:
         cuts = torch.cat([torch.tensor([0.0, 1.0]).double(), ends - ends.floor()]).sort().values
         for low, high in zip(cuts[:-1], cuts[1:], strict=True):
             if high - low > 1e-12:
-                sample = systematic(inclusion.numpy(), np.array(order), float(low + high) / 2)
+                sample = systematic(inclusion.numpy(), np.array(order), np.array([(low + high) / 2]))[0]
                 outcomes.append((float(high - low) / len(orders), sample.tolist()))
     return outcomes
 

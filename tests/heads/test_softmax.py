@@ -53,6 +53,14 @@ def results(chunk: int, count: int, dtype: torch.dtype) -> list[Tensor]:
     return [loss.nll, loss.smooth, loss.stats["accuracy"], features_grad, weight_grad]
 
 
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_a_torch_without_linear_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_it = results(chunk, 9, torch.float32)
+    monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy")
+    for found, expected in zip(results(chunk, 9, torch.float32), with_it, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("count", [0, 1, 7, 9])
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])

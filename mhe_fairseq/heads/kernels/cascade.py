@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,13 +17,14 @@ from mhe_fairseq.heads.kernels.launch import cdiv, launch, power_of_2
 from mhe_fairseq.heads.kernels.level import LevelTables, Meeting, features_grad, height_of, score, table_grad
 from mhe_fairseq.heads.kernels.plan import Draw, Rows, Shared, padded_rows, plan_ranges, sort_rows
 from mhe_fairseq.heads.kernels.tiles import tile_of
-from mhe_fairseq.heads.once import once
+from mhe_fairseq.heads.once import once, signed
 
 #: Which line of what ``combine_kernel`` writes.
 _RIGHT, _GROUP_LOG_SUM = 3, 6
 
 
-class CascadeSpec(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class CascadeSpec:
     """What stays the same from batch to batch.
 
     Attributes:
@@ -98,6 +100,7 @@ def cascade_loss(
 
 class _CascadeLoss(torch.autograd.Function):
     @staticmethod
+    @signed
     def forward(
         spec: CascadeSpec,
         draw: Draw | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from mhe_fairseq.heads.kernels.scores import score_kernel
 from mhe_fairseq.heads.kernels.tiles import tile_of
 
 
-class LevelTables(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class LevelTables:
     """P prefixes, each followed by one of L digits, some of which have tokens; int32 on the device.
 
     Attributes:

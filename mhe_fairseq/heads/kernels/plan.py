@@ -10,6 +10,7 @@ range is the rows of one prefix; a tile is at most ``BM`` rows of a range.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -184,8 +185,11 @@ class Shared(NamedTuple):
     ordered: int = 1
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Draw:
     """What was drawn for a batch.
+
+    No tuple: torch.func would look for tensors in it, and hand those of its transforms to backward passes.
 
     Attributes:
         numbers: int32, on the device: unless ``levels`` begin at 0, the place (L_1,) of each first digit when

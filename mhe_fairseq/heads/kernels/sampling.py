@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +15,11 @@ from mhe_fairseq.heads.kernels.level import LevelTables, Meeting, features_grad,
 from mhe_fairseq.heads.kernels.plan import Draw, Rows, padded_rows, plan_ranges, sort_rows
 from mhe_fairseq.heads.kernels.sampling_sums import combine_kernel, logits_kernel
 from mhe_fairseq.heads.kernels.tiles import tile_of
-from mhe_fairseq.heads.once import once
+from mhe_fairseq.heads.once import once, signed
 
 
-class SamplingSpec(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class SamplingSpec:
     """What stays the same from batch to batch.
 
     Attributes:
@@ -60,6 +62,7 @@ def sampling_loss(
 
 class _SamplingLoss(torch.autograd.Function):
     @staticmethod
+    @signed
     def forward(
         spec: SamplingSpec, draw: Draw, target: Tensor, x: Tensor, weight: Tensor
     ) -> tuple[Tensor, ...]:

@@ -1,0 +1,44 @@
+"""Trainings by fairseq-train with the output layer in kernels, in the interpreter: plain torch's losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.commands import CRITERION, logged, train_line
+from tests.ranks import run_trainings
+
+HEADS: dict[str, list[str]] = {
+    "cascade": ["--mhe-head", "cascade", "--share-all-embeddings", "--update-freq", "2"],
+    "cascade, activations computed again": ["--mhe-head", "cascade", "--checkpoint-activations"],
+    "sampling": ["--mhe-head", "sampling", "--mhe-groups", "3"],
+    "product": ["--mhe-head", "product", "--share-all-embeddings"],
+    "mixture": ["--mhe-head", "product", "--mhe-mixtures", "3"],
+}
+#: By two ranks with fairseq's default --ddp-backend, where each parameter has to get a gradient.
+RANKS: dict[str, list[str]] = {
+    "cascade": ["--mhe-head", "cascade", "--share-all-embeddings"],
+    "sampling": ["--mhe-head", "sampling", "--mhe-groups", "3"],
+}
+
+
+@pytest.mark.slow
+def test_the_losses_of_plain_torch(toy_data: Path, tmp_path: Path) -> None:
+    found: dict[str, list[list[float]]] = {}
+    for switch in ("1", "0"):
+        lines: list[list[list[str]]] = []
+        for name, flags in [*HEADS.items(), *RANKS.items()]:
+            short = ["--max-update", "3", "--no-save", "--max-tokens", "60", "--disable-validation"]
+            line = train_line(toy_data, tmp_path / name, *CRITERION, *flags, *short)
+            lines.append([line] * (1 if len(lines) < len(HEADS) else 2))
+        ended = run_trainings(lines, tmp_path / switch, env={"TRITON_INTERPRET": "1", "MHE_KERNELS": switch})
+        for ranks in ended:
+            for code, said in ranks:
+                assert code == 0, said[-3000:]
+                where = "kernels, triton" if switch == "1" else "plain torch (MHE_KERNELS=0)"
+                assert said.count(f"mhe: the output layer runs in {where}") == 1
+        found[switch] = [logged(ranks[0][1], key) for ranks in ended for key in ("loss", "nll_loss", "gnorm")]
+    assert len(found["1"]) == 3 * (len(HEADS) + len(RANKS)) and all(len(each) == 3 for each in found["1"])
+    for ours, plain in zip(found["1"], found["0"], strict=True):
+        assert ours == pytest.approx(plain, abs=2e-3)  # the log has three digits
