@@ -80,7 +80,7 @@ def _tables(head: ProductHead) -> Tables | None:
     device = head.weight.device
     if device not in head.kernel_tables:
         made = None
-        if fits(head.lattice):
+        if fits(head.lattice, head.mixtures):
             # What is made inside a transform of torch.func is of that transform: kernels cannot read it.
             with torch._C._DisableFuncTorch():
                 made = make_tables(head.lattice, head.codebook, device)

@@ -83,7 +83,9 @@ def gradients_tile() -> Tile:
 def combine_tile(plan: Plan) -> Tile:
     """Of ``combine`` and its backward: as many rows as leave a program's numbers in registers."""
     kp, pp = power_of_2(plan.mixtures), power_of_2(plan.tables.path_count)
-    bs = min(_DRAWN, plan.shares) if plan.mixtures > 1 and plan.smoothing else 1
+    bs = 1
+    if plan.mixtures > 1 and plan.smoothing:
+        bs = min(_DRAWN, plan.shares, _CELLS // kp)
     rows = min(32, max(1, _CELLS // (kp * max(pp, bs))))
     rows = max(rows, 8) if interpreting() else rows
     small = rows * kp * max(pp, bs) <= 256

@@ -18,6 +18,10 @@ from mhe_fairseq.heads.lattice import Lattice
 MOST_SETS = 64
 MOST_PATHS = 64
 
+#: Most components, and most paths of all components together: a program has those of a row at hand.
+MOST_MIXTURES = 256
+MOST_CELLS = 2048
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -51,14 +55,19 @@ class Tables:
         return sum(self.lengths)
 
 
-def fits(lattice: Lattice) -> bool:
-    """The lattice has few enough sets and paths."""
+def fits(lattice: Lattice, mixtures: int) -> bool:
+    """Kernels are for this lattice and so many components."""
+    if mixtures > MOST_MIXTURES:
+        return False
     if lattice.full:
         return True
     counts = [1]
     for level in reversed(lattice.levels):
         counts = [sum(counts[edge.child] for edge in edges) for edges in level]
-    return len(lattice.sets) <= MOST_SETS and counts[0] <= MOST_PATHS
+    paths = counts[0]
+    if len(lattice.sets) > MOST_SETS or paths > MOST_PATHS:
+        return False
+    return power_of_2(mixtures) * power_of_2(paths) <= MOST_CELLS
 
 
 def make_tables(lattice: Lattice, codebook: Codebook, device: torch.device) -> Tables:

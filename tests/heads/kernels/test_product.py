@@ -67,8 +67,8 @@ def batch(book: Codebook, count: int, dtype: torch.dtype = FLOAT, seed: int = 1)
 
 
 @given(
-    # Of a token alone the loss is 0, and what is left of it rounding.
-    book=codebooks(max_vocab=150).filter(lambda book: len(book) > 4),
+    # Of a token or a digit alone the loss is 0, and what is left of it rounding.
+    book=codebooks(max_vocab=150).filter(lambda book: len(book) > 4 and min(book.lengths) > 1),
     mixtures=st.sampled_from([1, 1, 2, 3]),
     tied=st.booleans(),
     count=st.sampled_from([0, 1, 7, 33]),
@@ -77,14 +77,14 @@ def batch(book: Codebook, count: int, dtype: torch.dtype = FLOAT, seed: int = 1)
     training=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=40, phases=PHASES)
+@settings(max_examples=30, phases=PHASES)
 def test_losses_and_gradients_are_those_of_plain_torch(
     book: Codebook, mixtures: int, tied: bool, count: int, smoothing: bool, accuracy: bool, training: bool,
     seed: int,
 ) -> None:  # fmt: skip
     model = build(book, mixtures, seed=seed, tied=tied).train(training)
     x, y = batch(book, count, seed=seed)
-    if not product_tables.fits(model.head.lattice):
+    if not product_tables.fits(model.head.lattice, mixtures):
         return
     check_same(model, model.head, x, y, smoothing=smoothing, accuracy=accuracy)
 
@@ -94,6 +94,12 @@ def test_losses_and_gradients_are_those_of_plain_torch(
 def test_digits_of_many_values(book: Codebook, mixtures: int) -> None:
     model = build(book, mixtures)
     check_same(model, model.head, *batch(book, 40), accuracy=True)
+
+
+def test_many_components_have_some_of_the_drawn_tokens_at_a_time() -> None:
+    book = Codebook((9, 12), vocab_size=100)
+    model = build(book, 40)
+    check_same(model, model.head, *batch(book, 3), accuracy=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -131,6 +137,18 @@ def test_a_token_alone_is_sure(mixtures: int) -> None:
     assert x.grad is not None
     for value in (loss.nll, loss.smooth, x.grad):
         torch.testing.assert_close(value, torch.zeros_like(value), rtol=0, atol=2e-6)
+
+
+@mixtures_1_or_3
+@pytest.mark.parametrize("lengths", [(1, 9), (4, 1, 3)], ids=str)
+def test_a_digit_of_one_value_costs_nothing(lengths: tuple[int, ...], mixtures: int) -> None:
+    head = build(Codebook(lengths, vocab_size=8), mixtures).head
+    x, y = batch(head.codebook, 9)
+    loss = head(x, y)
+    alone = loss.stats[f"digit_{lengths.index(1) + 1}_nll"]
+    torch.testing.assert_close(alone, torch.zeros_like(alone), rtol=0, atol=1e-6)
+    expected = -product_oracle(head, x).gather(1, y.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(loss.nll.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @mixtures_1_or_3

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 @given(book=codebooks(max_vocab=120), seed=st.integers(0, 9))
 def test_paths_cover_every_token_once_and_no_hole(book: Codebook, seed: int) -> None:
     lattice = Lattice(book)
-    if lattice.full or not fits(lattice):
+    if lattice.full or not fits(lattice, 1):
         return
     tables = make_tables(lattice, book, CPU)
     covered = torch.zeros(book.lengths)
@@ -57,11 +57,11 @@ def test_sets_lie_by_level(book: Codebook) -> None:
 def test_planned_lengths_fit(vocab: int, heads: int) -> None:
     from mhe_fairseq.coding import plan_lengths
 
-    assert fits(Lattice(Codebook(plan_lengths(vocab, heads), vocab_size=vocab)))
+    assert fits(Lattice(Codebook(plan_lengths(vocab, heads), vocab_size=vocab)), 64)
 
 
 def test_holes_anywhere_do_not_fit() -> None:
     order = torch.randperm(400 * 20, generator=torch.Generator().manual_seed(1))
     lattice = Lattice(Codebook((400, 20), order[:4000]))
     assert len(lattice.sets) > MOST_SETS or len(lattice.levels[0][0]) > MOST_PATHS
-    assert not fits(lattice)
+    assert not fits(lattice, 1)
