@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mhe_fairseq.heads.kernels.cascade_sums import combine_kernel, logits_kernel
+from mhe_fairseq.heads.kernels.dispatch import on
 from mhe_fairseq.heads.kernels.launch import cdiv, launch, power_of_2
 from mhe_fairseq.heads.kernels.level import LevelTables, Meeting, features_grad, height_of, score, table_grad
 from mhe_fairseq.heads.kernels.plan import Draw, Rows, Shared, padded_rows, plan_ranges, sort_rows
@@ -86,9 +87,10 @@ def cascade_loss(
     # The same tensor has one gradient.
     own_inputs = [None if each is x else each.contiguous() for each in inputs]
     tables = [each.contiguous() for each in tables]
-    nll, smooth, out, *_ = _CascadeLoss.apply(
-        spec, draw, target, x.contiguous(), group[1], group[2], *own_inputs, *tables
-    )
+    with on(x.device):
+        nll, smooth, out, *_ = _CascadeLoss.apply(
+            spec, draw, target.contiguous(), x.contiguous(), group[1], group[2], *own_inputs, *tables
+        )
     n, digits = target.numel(), len(spec.lengths)
     return CascadeParts(
         nll,

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib import metadata
 from typing import TypeVar
@@ -111,6 +111,11 @@ def attempt(key: object, rehearse: Callable[[], object], run: Callable[[], Resul
             return None
         _ready.add(key)
     return run()
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device, which need not be the tensors'; in a backward pass it is."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def kind_of(tensor: Tensor) -> tuple[object, ...]:

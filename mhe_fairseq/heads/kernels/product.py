@@ -8,7 +8,6 @@ products again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mhe_fairseq.heads.kernels import product_combine, product_sums
+from mhe_fairseq.heads.kernels.dispatch import on
 from mhe_fairseq.heads.kernels.launch import cdiv, launch, precision
 from mhe_fairseq.heads.kernels.product_plan import Plan, combine_tile, gradients_tile, sums_tile
 from mhe_fairseq.heads.once import once
@@ -80,7 +80,7 @@ def forward_pass(
         out: nll, smooth, stats and hits of all the batch's rows, and the first row of these: a multiple of
             64, so that kernels find aligned memory whatever N.
     """
-    with _on(batch.features.device):
+    with on(batch.features.device):
         logits = F.linear(batch.features, weights.rows, weights.bias)
         gate = None if weights.gate is None else F.linear(batch.features, weights.gate, weights.gate_bias)
         n, tables = len(logits), plan.tables
@@ -157,7 +157,7 @@ def backward_pass(
     d_nll, nll_stride = (tables.zero, 0) if d_nll is None else (d_nll, d_nll.stride(0))
     d_smooth, smooth_stride = (tables.zero, 0) if d_smooth is None else (d_smooth, d_smooth.stride(0))
     gated = plan.mixtures > 1
-    with _on(x.device):
+    with on(x.device):
         d_parts = parts.new_empty(n, plan.mixtures, tables.sets + 1)
         d_gate = torch.empty_like(gate) if gate is not None else None
         shares = logits.new_empty(n, plan.mixtures, plan.shares) if gated and plan.smoothing else None
@@ -251,8 +251,3 @@ def _gradients(
     """Of features, rows and bias of the digits, rows and bias of the gate."""
     batch = Batch(features, target, drawn, slots)
     return tuple(backward_pass(batch, rows, gate, plan, kept, (d_nll, d_smooth), needed))
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Kernels go to the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

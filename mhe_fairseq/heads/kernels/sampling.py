@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mhe_fairseq.heads.kernels.dispatch import on
 from mhe_fairseq.heads.kernels.launch import cdiv, launch, power_of_2
 from mhe_fairseq.heads.kernels.level import LevelTables, Meeting, features_grad, height_of, score, table_grad
 from mhe_fairseq.heads.kernels.plan import Draw, Rows, padded_rows, plan_ranges, sort_rows
@@ -56,7 +57,10 @@ def sampling_loss(
         x: (N, d).
         weight: (V, d), of any type.
     """
-    nll, smooth, right, *_ = _SamplingLoss.apply(spec, draw, target, x.contiguous(), weight.contiguous())
+    with on(x.device):
+        nll, smooth, right, *_ = _SamplingLoss.apply(
+            spec, draw, target.contiguous(), x.contiguous(), weight.contiguous()
+        )
     return nll, smooth if spec.smoothing else None, right if spec.accuracy else None
 
 
