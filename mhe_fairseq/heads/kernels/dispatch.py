@@ -51,7 +51,9 @@ def serve(*tensors: Tensor) -> bool:
         raise MHEError(f"{SWITCH} is 0 (plain torch), 1 (kernels only) or unset; got {switch!r}")
     if lacking is not None:
         if switch == "1":
-            raise MHEError(f"{SWITCH}=1 asks for the kernels of the output layer, and {lacking}")
+            raise MHEError(
+                f"{SWITCH}=1 asks for kernels of the output layer, and {lacking}; unset it for plain torch"
+            )
         say(f"mhe: the output layer runs in plain torch ({lacking})")
         return False
     if any(each.dtype not in _DTYPES for each in tensors):
@@ -146,7 +148,7 @@ def say(message: str, level: int = logging.INFO) -> None:
 def _lacking(device: torch.device) -> str | None:
     """What is missing for kernels on this device, None: nothing."""
     if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
-        return f"features are on the {'CPU' if device.type == 'cpu' else device.type}, not on a CUDA GPU"
+        return f"the features are on the {'CPU' if device.type == 'cpu' else device.type}, not on a CUDA GPU"
     version = triton_version()
     if version is None:
         return "triton is not installed"

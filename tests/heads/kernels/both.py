@@ -147,3 +147,42 @@ def check_same(model: nn.Module, head: OutputHead, features: Tensor, target: Ten
         scale = max(1e-2, float(value.abs().max()))
         error = float((found[name].double() - value.double()).abs().max()) / scale
         assert error <= TOLERANCE[features.dtype], f"{name} is off by {error:.1e} of its largest number"
+
+
+def check_scoring_stores_no_logits(head: OutputHead, features: Tensor, target: Tensor) -> None:
+    """And gives what plain torch gives."""
+    stored = []
+
+    def watch(launched: launch.Launch) -> bool:
+        if launched.kernel.__name__ == "score_kernel":
+            stored.append(launched.constants["STORE"])
+        return True
+
+    with torch.no_grad(), launch.watched(watch):
+        found = head.log_prob(features, target)
+    assert stored == [False]
+    with torch.no_grad(), plain_torch():
+        torch.testing.assert_close(found, head.log_prob(features, target))
+
+
+def check_same_again(head: OutputHead, features: Tensor, target: Tensor) -> None:
+    """A graph kept gives the same gradients again, to the bit."""
+    features.requires_grad_()
+    wanted = [features, *head.parameters()]
+    loss = head.train()(features, target)
+    assert loss.smooth is not None
+    first = torch.autograd.grad(loss.nll.sum() + loss.smooth.sum(), wanted, retain_graph=True)
+    again = torch.autograd.grad(loss.nll.sum() + loss.smooth.sum(), wanted)
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one, other)
+
+
+def check_one_loss(head: OutputHead, part: str, wanted: list[Tensor], target: Tensor) -> None:
+    """``nll`` or ``smooth`` alone; the features are the first of ``wanted``."""
+    grads = []
+    for context in (torch.enable_grad(), plain_torch()):
+        head.train().set_num_updates(3)
+        with context:
+            grads.append(torch.autograd.grad(getattr(head(wanted[0], target), part).sum(), wanted))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -14,7 +14,10 @@ from mhe_fairseq.heads.kernels import launch
 from tests.heads.kernels.both import (
     PHASES,
     TOLERANCE,
+    check_one_loss,
     check_same,
+    check_same_again,
+    check_scoring_stores_no_logits,
     losses_and_gradients,
     operators_of_a_step,
     plain_torch,
@@ -116,19 +119,7 @@ def test_eval_mode_is_the_exact_softmax(
 
 def test_scoring_stores_no_logits() -> None:
     head = build(SHUFFLED).head
-    x, y = features_for(20, 16, FLOAT, 1), targets_for(SHUFFLED, 20, 1)
-    stored = []
-
-    def watch(launched: launch.Launch) -> bool:
-        if launched.kernel.__name__ == "score_kernel":
-            stored.append(launched.constants["STORE"])
-        return True
-
-    with torch.no_grad(), launch.watched(watch):
-        found = head.log_prob(x, y)
-    assert stored == [False]
-    with torch.no_grad(), plain_torch():
-        torch.testing.assert_close(found, head.log_prob(x, y))
+    check_scoring_stores_no_logits(head, features_for(20, 16, FLOAT, 1), targets_for(SHUFFLED, 20, 1))
 
 
 def test_frozen_table() -> None:
@@ -141,27 +132,14 @@ def test_frozen_table() -> None:
 
 def test_a_graph_kept_gives_the_same_gradients_again_to_the_bit() -> None:
     head = build(SHUFFLED).head
-    x, y = features_for(40, 16, FLOAT, 1).requires_grad_(), targets_for(SHUFFLED, 40, 1)
-    wanted = [x, *head.parameters()]
-    loss = head(x, y)
-    assert loss.smooth is not None
-    first = torch.autograd.grad(loss.nll.sum() + loss.smooth.sum(), wanted, retain_graph=True)
-    again = torch.autograd.grad(loss.nll.sum() + loss.smooth.sum(), wanted)
-    for one, other in zip(first, again, strict=True):
-        assert torch.equal(one, other)
+    check_same_again(head, features_for(40, 16, FLOAT, 1), targets_for(SHUFFLED, 40, 1))
 
 
 @pytest.mark.parametrize("part", ["nll", "smooth"])
 def test_one_of_both_losses(part: str) -> None:
     head = build(SHUFFLED).head
     x, y = features_for(20, 16, FLOAT, 1).requires_grad_(), targets_for(SHUFFLED, 20, 1)
-    grads = []
-    for context in (torch.enable_grad(), plain_torch()):
-        head.set_num_updates(3)
-        with context:
-            grads.append(torch.autograd.grad(getattr(head(x, y), part).sum(), [x, head.table.weight]))
-    for one, other in zip(*grads, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    check_one_loss(head, part, [x, head.table.weight], y)
 
 
 def test_autocast_gives_fp32_gradients_of_fp32_tables() -> None:
