@@ -54,6 +54,7 @@ def test_losses_and_gradients_are_those_of_plain_torch(
     check_same(model, head, x, y, smoothing=smoothing, accuracy=accuracy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "bottleneck", "tied"])
 @pytest.mark.parametrize("book", [HOLED, DEEP], ids=["2 digits", "3 digits"])
 def test_groups_of_many_columns_and_rows(kind: str, book: Codebook) -> None:

@@ -13,6 +13,7 @@ from mhe_fairseq.heads.kernels.launch import Launch, Tile, cdiv, power_of_2, pre
 from tests.helpers import REPO, command_env
 
 
+@pytest.mark.slow
 def test_batches_of_a_hundred_sizes_run_the_same_kernels() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.heads.kernels.compilations"],

@@ -10,6 +10,7 @@ from mhe_fairseq.heads.kernels.dispatch import interpreting
 from mhe_fairseq.heads.kernels.launch import Tile
 
 
+@pytest.mark.slow
 def test_a_table_of_more_than_2_to_the_31_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Places in it are counted in 64 bits. All but the last group's rows are zeros that no memory holds."""
     assert interpreting()

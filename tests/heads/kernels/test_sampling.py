@@ -66,7 +66,7 @@ def groups_of(book: Codebook) -> int:
     accuracy=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=30, phases=PHASES)
+@settings(max_examples=20, phases=PHASES)
 def test_losses_and_gradients_are_those_of_plain_torch(
     book: Codebook, share: float, tied: bool, count: int, dim: int, smoothing: bool, accuracy: bool, seed: int
 ) -> None:
