@@ -165,6 +165,7 @@ def test_autocast_gives_fp32_gradients_of_fp32_tables() -> None:
         )
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing() -> None:
     _, head = build("plain", HOLED, FLOAT, std=0.5, dim=16)
     x, y = features_for(20, 16, FLOAT, 1).requires_grad_(), targets_for(HOLED, 20, 1)
@@ -176,6 +177,7 @@ def test_gradient_checkpointing() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_torch_func() -> None:
     _, head = build("plain", HOLED, FLOAT, std=0.5, dim=16)
     x, y = features_for(20, 16, FLOAT, 1), targets_for(HOLED, 20, 1)

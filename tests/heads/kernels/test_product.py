@@ -66,6 +66,7 @@ def batch(book: Codebook, count: int, dtype: torch.dtype = FLOAT, seed: int = 1)
     return features_for(count, DIM, dtype, seed), targets_for(book, count, seed)
 
 
+@pytest.mark.slow
 @given(
     # Of a token or a digit alone the loss is 0, and what is left of it rounding.
     book=codebooks(max_vocab=150).filter(lambda book: len(book) > 4 and min(book.lengths) > 1),
@@ -96,6 +97,7 @@ def test_digits_of_many_values(book: Codebook, mixtures: int) -> None:
     check_same(model, model.head, *batch(book, 40), accuracy=True)
 
 
+@pytest.mark.slow
 def test_many_components_have_some_of_the_drawn_tokens_at_a_time() -> None:
     book = Codebook((9, 12), vocab_size=100)
     model = build(book, 40)

@@ -56,6 +56,7 @@ def groups_of(book: Codebook) -> int:
     return len(book.digits(torch.arange(len(book)))[:, 0].unique())
 
 
+@pytest.mark.slow
 @given(
     book=codebooks(max_vocab=90, min_heads=2).filter(lambda book: groups_of(book) > 1),
     share=st.floats(0, 1),
@@ -93,6 +94,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     check_same(model, model.head, x, y)
 
 
+@pytest.mark.slow
 @given(
     book=codebooks(max_vocab=90, min_heads=2).filter(lambda book: groups_of(book) > 1),
     count=st.sampled_from([1, 9, 33]),

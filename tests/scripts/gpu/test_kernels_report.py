@@ -39,6 +39,7 @@ def test_every_kernel_that_is_shipped_fits_a_hopper_card() -> None:
     assert products and all("MMA" in line and "LDGSTS" in line for line in products)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_a_kernel_that_fits_is_told_and_is_no_fault() -> None:
     done = toys("good")
@@ -47,6 +48,7 @@ def test_a_kernel_that_fits_is_told_and_is_no_fault() -> None:
     assert "HGMMA" in done.stdout and "1 kernel compiled" in done.stdout
 
 
+@pytest.mark.slow
 @needs_triton
 def test_kernels_that_do_not_fit_are_named() -> None:
     done = toys("good", "spills", "broken", "shared")
