@@ -19,7 +19,7 @@ from mhe_fairseq.heads.kernels import product_combine, product_sums
 from mhe_fairseq.heads.kernels.dispatch import on
 from mhe_fairseq.heads.kernels.launch import cdiv, launch, precision
 from mhe_fairseq.heads.kernels.product_plan import Plan, combine_tile, gradients_tile, sums_tile
-from mhe_fairseq.heads.once import once
+from mhe_fairseq.heads.once import once, signed
 
 
 class Weights(NamedTuple):
@@ -205,6 +205,7 @@ class ProductLoss(torch.autograd.Function):
     """The ``Outputs`` of a batch. What the backward pass needs is among them, as ``torch.func`` wants it."""
 
     @staticmethod
+    @signed
     def forward(
         plan: Plan,
         features: Tensor,

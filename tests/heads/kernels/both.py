@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from hypothesis import Phase
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mhe_fairseq.heads import HeadLoss, OutputHead
 from mhe_fairseq.heads.kernels import dispatch, launch
+from tests.waits import Waits
 
 #: Relative to the largest number of a tensor.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -20,41 +20,19 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 #: Of hypothesis: the interpreter is slow, and to shrink a failing case would take minutes.
 PHASES = (Phase.explicit, Phase.generate)
 
-#: What makes the host wait for a device.
-WAITS = (
-    "aten._local_scalar_dense",
-    "aten.nonzero.default",
-    "aten.masked_select",
-    "aten.masked_scatter",
-    "aten.repeat_interleave.Tensor",
-    "aten.unique",
-    "aten._unique",
-    "aten.bincount",
-    "aten.item",
-    "aten.is_nonzero",
-    "aten.equal",
-)
 
-
-class Operators(TorchDispatchMode):
+class Operators(Waits):
     """Counts operators, views apart, and launches of kernels; kernels do not run."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
-        self.waits: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         returns = func._schema.returns
         if not any(each.alias_info is not None and not each.alias_info.is_write for each in returns):
             self.counts[str(func)] += 1
-        by_bool = str(func).startswith(("aten.index.", "aten.index_put")) and any(
-            each is not None and each.dtype == torch.bool for each in args[1]
-        )
-        if by_bool or str(func).startswith(WAITS):
-            self.waits.append(str(func))
-        return result
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def saw(self, launched: launch.Launch) -> bool:
         self.counts[launched.kernel.__name__] += 1

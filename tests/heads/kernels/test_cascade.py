@@ -205,7 +205,7 @@ def test_a_step_is_few_operators_and_never_waits(kind: str) -> None:
     operators = operators_of_a_step(head, x, y)
     # One more on a GPU: what was drawn is copied there.
     assert operators.total <= 44, operators.counts
-    assert not operators.waits
+    assert not operators.found
 
 
 def test_what_kernels_cannot_is_plain_torchs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -326,7 +326,7 @@ def test_a_step_is_few_operators_and_never_waits(mixtures: int, most: int) -> No
     operators = operators_of_a_step(head, x.requires_grad_(), y)
     # One more on a GPU: what was drawn is copied there.
     assert operators.total < most, operators.counts
-    assert not operators.waits
+    assert not operators.found
 
 
 @mixtures_1_or_3
@@ -337,7 +337,7 @@ def test_validation_never_waits_where_there_are_no_holes(mixtures: int) -> None:
         head(*batch(WHOLE, 9), accuracy=accuracy)  # makes the codebook's tables
         with operators, launch.watched(operators.saw):
             head(*batch(WHOLE, 9), accuracy=accuracy)
-    assert not operators.waits
+    assert not operators.found
 
 
 @mixtures_1_or_3

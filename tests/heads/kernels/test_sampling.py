@@ -182,7 +182,7 @@ def test_a_step_is_few_operators_and_never_waits(tied: bool) -> None:
     operators = operators_of_a_step(head, x, y)
     # One more on a GPU: what was drawn is copied there.
     assert operators.total <= 49, operators.counts
-    assert not operators.waits
+    assert not operators.found
 
 
 def test_other_variants_are_plain_torchs() -> None:
