@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.input_rows import MARK
+from mhe_fairseq.heads.reading import Reading
 
 
 class HeadLoss(NamedTuple):
@@ -156,6 +157,15 @@ class OutputHead(nn.Module, ABC):
         found, tokens = self.topk(features, min(self.vocab_size, k + len(without)))
         found, place = found.masked_fill(torch.isin(tokens, without), -torch.inf).topk(k, dim=1)
         return found, tokens.gather(1, place)
+
+    def read(self, features: Tensor) -> Reading:
+        """Features (N, d), of which several things are asked."""
+        return Reading(self, features)
+
+    def why_wide(self, beam: int) -> str | None:
+        """Why a search of so many hypotheses a sentence does better to score all V tokens, where the weights
+        are now, in a few words; None: it does not."""
+        return None if self.finds_best else f"{type(self).__name__} scores the whole vocabulary"
 
     def input_rows(self, tokens: Tensor) -> Tensor | None:
         """What this head adds to the input embeddings of tokens, None: nothing. Shape: (...) -> (..., d)."""

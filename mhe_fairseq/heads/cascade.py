@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook, ravel, unravel
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads import cascade_kernels
+from mhe_fairseq.heads import cascade_kernels, cascade_search_kernels
 from mhe_fairseq.heads import cascade_multilabel as multilabel
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, to_numpy, wide
 from mhe_fairseq.heads.cascade_level import Level, LevelLoss
-from mhe_fairseq.heads.cascade_search import Beams, best_first
+from mhe_fairseq.heads.cascade_reading import CascadeReading
+from mhe_fairseq.heads.cascade_search import best_first
 from mhe_fairseq.heads.input_rows import prefix_rows
 from mhe_fairseq.heads.single_rows import GroupLinear
 from mhe_fairseq.heads.tied import check_embedding
+from mhe_fairseq.heads.wide_product import wide_linear
 
 SMOOTHING_FORMS = ("sampled", "per-level")
 
@@ -74,6 +76,7 @@ class CascadeHead(OutputHead):
     finds_best = True
     searches_beams = True
     group_counts: Tensor
+    search_tables: cascade_search_kernels.SearchTables | None
     _kernel_tables: cascade_kernels.CascadeTables | None
 
     def __init__(
@@ -164,50 +167,44 @@ class CascadeHead(OutputHead):
             scores = (local + scores if local.requires_grad else local.add_(scores)).flatten(1)
         return scores.index_select(-1, self.codebook_slots)
 
+    def read(self, features: Tensor) -> CascadeReading:
+        return CascadeReading(self, features)
+
+    def why_wide(self, beam: int) -> str | None:
+        weight = self.group.weight
+        if not self.finds_best or weight.device.type == "cpu":
+            return super().why_wide(beam)
+        if cascade_search_kernels.serves(self, weight, 2 * beam, beam):
+            return None
+        return f"on {weight.device.type} kernels search a {type(self).__name__}, and they do not serve here"
+
     @torch.no_grad()
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best tokens; only groups that may hold one of them are opened. Not differentiable."""
         self._check_k(k)
-        return self._best(self.group_log_probs(features), self.inputs(features), k)
+        return self.read(features).topk(k)
 
     @torch.no_grad()
     def log_prob_of(self, features: Tensor, tokens: Tensor) -> Tensor:
-        return self._given(self.group_log_probs(features), self.inputs(features), tokens)
+        return self.read(features).log_prob_of(tokens)
 
     @torch.no_grad()
     def candidates(self, features: Tensor, k: int, tokens: Tensor) -> Candidates:
         self._check_k(k)
-        groups, inputs = self.group_log_probs(features), self.inputs(features)
-        return Candidates(*self._best(groups, inputs, k), self._given(groups, inputs, tokens))
+        return self.read(features).candidates(k, tokens)
 
     @torch.no_grad()
     def beam_candidates(
         self, features: Tensor, k: int, scores: Tensor, beam: int, without: Tensor
     ) -> tuple[Tensor, Tensor]:
         self._check_k(k + len(without))
-        beams = Beams(scores, beam, self.codebook_slots[without])
-        groups, inputs = self.group_log_probs(features), self.inputs(features)
-        best, slots = best_first(groups, self.levels, inputs, k, beams)
-        return best, self.token_of_slot(slots).clamp(min=0)
+        return self.read(features).beam_candidates(k, scores, beam, without)
 
-    def _best(self, groups: Tensor, inputs: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
+    def best_by_groups(self, groups: Tensor, inputs: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
+        """``topk`` in plain torch, from ``group_log_probs`` and ``inputs``."""
         best, slots = best_first(groups, self.levels, inputs, k)
         # A row of NaN may have holes among its best; let them be some token.
         return best, self.token_of_slot(slots).clamp(min=0)
-
-    def _given(self, groups: Tensor, inputs: list[Tensor], tokens: Tensor) -> Tensor:
-        """``log_prob_of``; prefixes that tokens share are opened once a row."""
-        n = len(groups)
-        digits = self.digits(tokens).expand(n, -1, -1)
-        total = groups.gather(1, digits[..., 0])
-        rows = torch.arange(n, device=tokens.device).unsqueeze(1).expand_as(total)
-        for h, (level, x) in enumerate(zip(self.levels, inputs, strict=True), start=1):
-            # Pairs of a row and a prefix, as one number.
-            pairs = rows * level.prefixes + self.prefix(digits, h)
-            once, which = pairs.unique(return_inverse=True)
-            opened = level.log_softmax(x, once % level.prefixes, once // level.prefixes)
-            total = total + opened[which, digits[..., h]]
-        return total
 
     def multilabel_scores(self, features: Tensor, top_groups: int) -> tuple[Tensor, Tensor]:
         """Labels of the best groups with the paper's multi-label score, a product of sigmoids.
@@ -261,7 +258,8 @@ class CascadeHead(OutputHead):
 
     def group_log_probs(self, features: Tensor) -> Tensor:
         """log p(first digit), -inf for those without tokens. Shape: (N, d) -> (N, L_1)."""
-        return F.log_softmax(self._mask(wide(self.group(features))), dim=-1)
+        logits = wide_linear(features, self.group.rows(), self.group.bias)
+        return F.log_softmax(self._mask(logits), dim=-1)
 
     def _smoothing_tokens(self, group: Tensor) -> Tensor:
         """Uniform tokens, whose groups smooth the rows with these gold groups. Shape: (N,) -> (N, S).
@@ -322,6 +320,7 @@ class CascadeHead(OutputHead):
     def _codebook_changed(self) -> None:
         book = self.codebook
         self._kernel_tables = None
+        self.search_tables = None
         self.group.regroup(book)
         counts = (book.token_of_slot >= 0).long()
         for level in reversed(self.levels):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mhe_fairseq.heads.base import wide
 from mhe_fairseq.heads.grouped import Layout, Pairs, grouped_linear
 from mhe_fairseq.heads.tied import MaybeTied
+from mhe_fairseq.heads.wide_product import wide_linear
 
 
 class LevelLoss(NamedTuple):
@@ -173,7 +174,7 @@ class Level(MaybeTied):
     def all_log_softmax(self, x: Tensor) -> Tensor:
         """log p(digit | prefix) of every prefix. Shape: (N, dim) -> (N, P, L)."""
         layout = self.layout.to(x.device)
-        logits = layout.by_slot(wide(F.linear(x, layout.read_all(self.weight))))
+        logits = layout.by_slot(wide_linear(x, layout.read_all(self.weight)))
         if not self.is_full:
             logits = logits.masked_fill(~self.possible, -torch.inf)
         return F.log_softmax(logits, dim=-1)

@@ -37,7 +37,9 @@ class Beams:
     def floor(self, best: Tensor) -> Tensor:
         """What a token must exceed to be among the k best of its sentence. Shape: (N, k) -> (N, 1)."""
         k = best.size(1)
-        total = (best + self.scores.unsqueeze(1)).view(-1, self.size * k)
+        total = best + self.scores.unsqueeze(1)
+        # A hypothesis of NaN has nothing among the best, and keeps nothing of the others' from being found.
+        total = total.masked_fill(total.isnan(), -torch.inf).view(-1, self.size * k)
         worst = total.topk(k, dim=1).values[:, -1:].repeat_interleave(self.size, dim=0)
         # -inf - -inf: nothing exceeds it, as nothing of a hypothesis with such a score is wanted.
         return (worst - self.scores.unsqueeze(1)).nan_to_num(torch.inf, torch.inf, -torch.inf)

@@ -47,16 +47,16 @@ class DigitSet:
             return scores
         if self._range is not None:
             return scores.narrow(-1, *self._range)
-        return scores.index_select(-1, self._index_on(scores.device))
+        return scores.index_select(-1, self.index_on(scores.device))
 
     def add(self, scores: Tensor, part: Tensor) -> None:
         """Add to the scores of these values, in place. Shape: (..., L), (..., n)."""
         if self.values is None or self._range is not None:
             self.read(scores).add_(part)
         else:
-            scores.index_add_(-1, self._index_on(scores.device), part)
+            scores.index_add_(-1, self.index_on(scores.device), part)
 
-    def _index_on(self, device: torch.device) -> Tensor:
+    def index_on(self, device: torch.device) -> Tensor:
         assert self._index is not None
         if self._index.device != device:
             self._index = self._index.to(device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Edge:
 
     def digit_of(self, columns: Tensor) -> Tensor:
         """Column numbers of ``columns.read()`` -> digits."""
-        return columns if self.digits is None else self.digits.to(columns.device)[columns]
+        return columns if self.digits is None else self.columns.index_on(columns.device)[columns]
 
 
 class Lattice:
@@ -143,11 +144,16 @@ def _best_pairs(
     first: Tensor, first_slots: Tensor, second: Tensor, second_slots: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     """Sums of pairs of two sorted lists that can be among the k best. Shape: (N, a), (N, b) -> (N, p)."""
-    a, b = first.size(-1), second.size(-1)
-    i = torch.arange(a, device=first.device).view(-1, 1)
-    j = torch.arange(b, device=first.device).view(1, -1)
-    rows, columns = ((i + 1) * (j + 1) <= k).nonzero(as_tuple=True)
+    rows, columns = _pairs(first.size(-1), second.size(-1), k, first.device)
     return first[:, rows] + second[:, columns], first_slots[:, rows] + second_slots[:, columns]
+
+
+@lru_cache(maxsize=64)
+def _pairs(a: int, b: int, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Places in lists of ``a`` and ``b``, (p,) long each: made once, as a device would be waited for."""
+    i, j = torch.arange(a).view(-1, 1), torch.arange(b).view(1, -1)
+    rows, columns = ((i + 1) * (j + 1) <= k).nonzero(as_tuple=True)
+    return rows.to(device), columns.to(device)
 
 
 def _unique_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook, unravel
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads import product_search_kernels
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.column_sums import column_sums, digit_views
 from mhe_fairseq.heads.input_rows import digit_rows
@@ -16,6 +17,7 @@ from mhe_fairseq.heads.lattice import Lattice
 from mhe_fairseq.heads.mixture import MixtureScores
 from mhe_fairseq.heads.product_kernels import SMOOTHING_TOKENS, kernel_loss
 from mhe_fairseq.heads.single_rows import SingleRows
+from mhe_fairseq.heads.wide_product import wide_linear
 
 
 class ProductHead(OutputHead):
@@ -117,8 +119,20 @@ class ProductHead(OutputHead):
         log_probs = grid.index_select(-1, self.codebook_slots)
         return log_probs.sub_(scores.log_mass(self.lattice).unsqueeze(-1))
 
+    def why_wide(self, beam: int) -> str | None:
+        # One component's best tokens are found in as many steps for any weights, a mixture's are not.
+        if self.mixtures == 1 or self.weight.device.type == "cpu":
+            return super().why_wide(beam)
+        if product_search_kernels.serves(self, self.weight.detach(), 2 * beam + 4):
+            return None
+        return f"on {self.weight.device.type} kernels search a mixture, and they do not serve here"
+
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         self._check_k(k)
+        if product_search_kernels.serves(self, features, k):
+            found = product_search_kernels.best(self, features, k, None)
+            if found is not None:
+                return found.scores, found.tokens
         scores = self._scores(features)
         best, tokens = self._best(scores, k)
         return best - scores.log_mass(self.lattice).unsqueeze(-1), tokens
@@ -129,10 +143,22 @@ class ProductHead(OutputHead):
 
     def candidates(self, features: Tensor, k: int, tokens: Tensor) -> Candidates:
         self._check_k(k)
+        if product_search_kernels.serves(self, features, k):
+            served = product_search_kernels.best(self, features, k, tokens)
+            if served is not None:
+                return served
         scores = self._scores(features)
         log_mass = scores.log_mass(self.lattice).unsqueeze(-1)
         best, found = self._best(scores, k)
         return Candidates(best - log_mass, found, scores.log_joint(self._digits(tokens)) - log_mass)
+
+    def mixture_logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of all digits and the gate's log-probabilities, as ``log_probs`` reads them.
+
+        Shape: (N, d) -> (N, K * sum(L_h)), of the first digit of all components, of the second, ..., and
+        (N, K); fp32 or float64.
+        """
+        return self._logits(features)
 
     def _best(self, scores: MixtureScores, k: int) -> tuple[Tensor, Tensor]:
         """The k best tokens: (N, k) scores, not divided by Z, and (N, k) tokens."""
@@ -144,7 +170,7 @@ class ProductHead(OutputHead):
 
     def _logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, K * sum(L_h)) logits, fp32 or float64, and (N, K) log pi_k."""
-        logits = wide(F.linear(features, self.rows(), self.bias))
+        logits = wide_linear(features, self.rows(), self.bias)
         return logits, self._log_gate(logits, None if self.gate is None else self.gate(features))
 
     @staticmethod
@@ -216,6 +242,7 @@ class ProductHead(OutputHead):
     def _codebook_changed(self) -> None:
         self.lattice = Lattice(self.codebook)
         self.kernel_tables: dict[torch.device, Tables | None] = {}
+        self.search_tables: product_search_kernels.Kept | None = None
         if self.singles is not None:
             self.singles.regroup(self.codebook)
         digits = self.codebook.digits(torch.arange(self.vocab_size))

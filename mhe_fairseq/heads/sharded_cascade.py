@@ -57,7 +57,7 @@ class ShardedCascadeHead(ShardedHead, CascadeHead):
         level.draw()
         return level
 
-    def _best(self, groups: Tensor, inputs: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
+    def best_by_groups(self, groups: Tensor, inputs: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
         if self.subgroup is not None:
             groups = (groups.unsqueeze(-1) + self.subgroup.all_log_softmax(inputs[0])).flatten(1)
         best, slots = self.local.best(inputs[-1], k, groups)

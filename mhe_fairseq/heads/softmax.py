@@ -11,6 +11,7 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.pieces import loss_in_pieces
 from mhe_fairseq.heads.tied import OutputTable
+from mhe_fairseq.heads.wide_product import wide_linear
 
 
 class SoftmaxHead(OutputHead):
@@ -57,11 +58,11 @@ class SoftmaxHead(OutputHead):
         return HeadLoss(nll, smooth, stats)
 
     def log_probs(self, features: Tensor) -> Tensor:
-        return F.log_softmax(wide(F.linear(features, self.table.weight)), dim=-1)
+        return F.log_softmax(wide_linear(features, self.table.weight), dim=-1)
 
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         self._check_k(k)
-        logits = wide(F.linear(features, self.table.weight))
+        logits = wide_linear(features, self.table.weight)
         best, tokens = logits.topk(k, dim=-1)
         return best - logits.logsumexp(dim=-1, keepdim=True), tokens
 

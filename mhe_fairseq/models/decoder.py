@@ -14,6 +14,7 @@ from mhe_fairseq.heads import OutputHead
 from mhe_fairseq.heads.sharded_state import ShardedHead
 from mhe_fairseq.models.options import HeadOptions
 from mhe_fairseq.models.target_count import TargetCount, kept_positions
+from mhe_fairseq.models.undivided import Undivided
 
 
 class TokenLoss(NamedTuple):
@@ -35,9 +36,8 @@ class TokenLoss(NamedTuple):
 class HeadDecoderMixin:
     """The output side of a decoder: ``output_layer``, normalised probabilities, the loss.
 
-    ``forward`` gives features, (B, T, d), in place of logits. While decoding incrementally the features have
-    one more column of ones: fairseq divides a decoder's output by the temperature in place before asking
-    for probabilities, and the column tells by how much.
+    ``forward`` gives features, (B, T, d), in place of logits. While decoding incrementally they are
+    ``Undivided``: fairseq divides a decoder's output by the temperature before it asks for probabilities.
     """
 
     head: OutputHead
@@ -78,6 +78,10 @@ class HeadDecoderMixin:
         """What the head reads, of the features that ``forward`` gives. Shape: (N, d) -> (N, d)."""
         return features
 
+    def decoding(self, features: Tensor) -> Tensor:
+        """What ``forward`` gives while decoding incrementally. Shape: (B, T, d) -> (B, T, d)."""
+        return Undivided.of(features)
+
     def output_layer(self, features: Tensor, **unused: Any) -> Tensor:
         return features
 
@@ -100,7 +104,10 @@ class HeadDecoderMixin:
                 "while it trains (--eval-bleu) would leave ranks waiting for each other; leave out one of "
                 "the two"
             )
-        features = net_output[0]
+        features, temperature = net_output[0], 1.0
+        if isinstance(features, Undivided):
+            temperature = features.temperature
+            features = features.plain()
         shape = features.shape[:-1]
         flat = features.reshape(-1, features.size(-1))
         if sample is not None and sample.get("target") is not None and not torch.is_grad_enabled():
@@ -108,15 +115,9 @@ class HeadDecoderMixin:
             value = self.head.log_prob(flat, target).view(*shape, 1)
             value = value if log_probs else value.exp()
             return value.expand(*shape, self.head.vocab_size)
-        temperature = None
-        if flat.size(-1) == self.head.dim + 1:
-            flat, probe = flat[:, :-1], flat[:, -1:].float()
-            if flat.size(0) and float(probe[0]) != 1.0:
-                # The features were divided along with the probe; the temperature belongs on log-probs.
-                temperature, flat = probe, flat / probe.to(flat.dtype)
         values = self.head.log_probs(flat)
-        if temperature is not None:
-            values = torch.log_softmax(values * temperature, dim=-1)
+        if temperature != 1.0:
+            values = torch.log_softmax(values / temperature, dim=-1)
         values = values.view(*shape, -1)
         return values if log_probs else values.exp_()
 
@@ -154,12 +155,12 @@ class MHETransformerDecoder(HeadDecoderMixin, TransformerDecoderBase):
         features_only: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """As fairseq's; features (B, T, d) in place of logits, (B, T, d + 1) when decoding."""
+        """As fairseq's; features (B, T, d) in place of logits, ``Undivided`` when decoding."""
         features, extra = super().forward(
             prev_output_tokens, encoder_out, incremental_state, features_only=True, **kwargs
         )
         if incremental_state is not None and not features_only:
-            features = torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
+            features = self.decoding(features)
         return features, extra
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> dict[str, Any]:

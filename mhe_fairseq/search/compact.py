@@ -11,6 +11,7 @@ from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
 from mhe_fairseq.heads import OutputHead
+from mhe_fairseq.heads.reading import Reading
 
 #: The special symbols bos, pad, eos and unk are tokens 0..3 and have these columns of every table, so
 #: that what fairseq does to them by their number (length limits, penalties) falls on the right column.
@@ -37,6 +38,8 @@ class CompactEnsemble(EnsembleModel):
         super().__init__(models)
         self.wanted = 2 * beam_size
         self.heads: list[OutputHead] = [model.decoder.head for model in models]
+        # Made once a search: heads keep what they work out of these very tensors.
+        self._specials = torch.arange(SPECIALS, device=next(models[0].parameters()).device)
 
     @property
     def width(self) -> int:
@@ -56,7 +59,7 @@ class CompactEnsemble(EnsembleModel):
         temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
         """As fairseq's, with (rows, 4 + C) log-probabilities. ``temperature`` must be 1."""
-        features, attention = [], None
+        readings, attention = [], None
         for i, model in enumerate(self.models):
             encoder_out = encoder_outs[i] if self.has_encoder() else None
             out, extra = model.decoder(
@@ -65,23 +68,23 @@ class CompactEnsemble(EnsembleModel):
                 incremental_state=incremental_states[i],
                 features_only=True,
             )
-            features.append(out[:, -1])
+            readings.append(self.heads[i].read(out[:, -1]))
             attn = extra["attn"][0] if extra and extra.get("attn") else None
             if attn is not None:
                 attention = attn[:, -1] if attention is None else attention + attn[:, -1]
         if attention is not None and self.models_size > 1:
             attention = attention / self.models_size
-        self._features = features
+        self._readings = readings
         if self.models_size == 1:
-            return self._of_one(features[0]), attention
-        return self._of_many(features), attention
+            return self._of_one(readings[0]), attention
+        return self._of_many(readings), attention
 
     def give_columns(self, log_probs: Tensor, tokens: Tensor) -> Tensor:
         """Make the last table hold a token in every row, in place of its first candidate if need be.
 
         Shape: log_probs (rows, 4 + C), written to; tokens (rows,) -> (rows,), the columns.
         """
-        value = self._mean([h.log_prob(x, tokens) for h, x in zip(self.heads, self._features, strict=True)])
+        value = self._mean([each.log_prob_of(tokens.unsqueeze(1)) for each in self._readings]).squeeze(1)
         # As fairseq does with the columns that are there already.
         value = value.masked_fill(value.isnan(), -torch.inf)
         other = tokens >= SPECIALS
@@ -102,51 +105,47 @@ class CompactEnsemble(EnsembleModel):
         head = self.heads[0]
         if self.models_size > 1 or not head.searches_beams:
             return lprobs
-        beam = lprobs.size(1)
         # fairseq writes -inf where it forbids a token, and may have asked for one by itself.
         is_left = lprobs[..., SPECIALS:] == torch.inf
         going = is_left.any(dim=-1)
-        if not bool(going.any()):
+        # To ask a device would take longer than to search for nothing.
+        if going.device.type == "cpu" and not bool(going.any()):
             return lprobs
         if scores is None:
             scores = lprobs.new_zeros(going.shape)
             # The hypotheses are copies of each other, of which search reads the first.
-            going = going & (torch.arange(beam, device=going.device) == 0)
-        scores = scores.masked_fill(~going, -torch.inf).to(lprobs.dtype).flatten()
-        found, tokens = head.beam_candidates(
-            self._features[0], self.wanted, scores, beam, _specials(lprobs.device)
+            going[:, 1:] = False
+        scores = scores.to(lprobs.dtype).masked_fill(~going, -torch.inf).flatten()
+        beam = lprobs.size(1)
+        found, tokens = self._readings[0].beam_candidates(self.wanted, scores, beam, self._specials)
+        found = found.masked_fill(found.isnan(), -torch.inf).view(is_left.shape)
+        others = self.table[:, SPECIALS:]
+        others.copy_(torch.where(going.view(-1, 1), tokens, others))
+        return torch.cat(
+            [lprobs[..., :SPECIALS], torch.where(is_left, found, lprobs[..., SPECIALS:])], dim=-1
         )
-        rows = going.flatten()
-        self.table[rows, SPECIALS:] = tokens[rows]
-        filled = torch.where(going.unsqueeze(-1), found.view(is_left.shape), lprobs[..., SPECIALS:])
-        filled = filled.masked_fill(filled.isnan() | (filled == torch.inf), -torch.inf)
-        return torch.cat([lprobs[..., :SPECIALS], filled], dim=-1)
 
-    def _of_one(self, features: Tensor) -> Tensor:
-        head = self.heads[0]
-        if head.searches_beams:
+    def _of_one(self, reading: Reading) -> Tensor:
+        if self.heads[0].searches_beams:
             # Left for ``complete``: which candidates matter depends on what the hypotheses score.
-            given = head.log_prob_of(features, _specials(features.device))
+            given = reading.log_prob_of(self._specials)
             left = given.new_full((len(given), self.wanted), torch.inf)
-            return self._table(given, left, torch.full_like(left, SPECIALS, dtype=torch.long))
-        found = head.candidates(features, self.wanted + SPECIALS, _specials(features.device))
+            return self._table(given, left, self._specials.new_full(left.shape, SPECIALS))
+        found = reading.candidates(self.wanted + SPECIALS, self._specials)
         scores, tokens = _best_others(found.scores, found.tokens, self.wanted)
         return self._table(found.given, scores, tokens)
 
-    def _of_many(self, features: list[Tensor]) -> Tensor:
+    def _of_many(self, readings: list[Reading]) -> Tensor:
         """The mean probability of the models. Candidates are the best tokens of each, scored by all. A token
         that is none of them is in no model better than that model's last candidate, so in the mean it is
         not better than the mean of those; while that could matter, more candidates are asked for."""
-        specials = _specials(features[0].device)
         vocab = self.heads[0].vocab_size
         k = self.wanted + SPECIALS
         while True:
-            found = [head.candidates(x, k, specials) for head, x in zip(self.heads, features, strict=True)]
+            found = [each.candidates(k, self._specials) for each in readings]
             given = self._mean([each.given for each in found])
             tokens = torch.cat([each.tokens for each in found], dim=1)
-            scores = self._mean(
-                [head.log_prob_of(x, tokens) for head, x in zip(self.heads, features, strict=True)]
-            )
+            scores = self._mean([each.log_prob_of(tokens) for each in readings])
             scores, tokens = _best_others(*_without_copies(scores, tokens), self.wanted)
             bound = self._mean([each.scores[:, -1] for each in found])
             # Written so that NaN does not go round for ever.
@@ -158,7 +157,7 @@ class CompactEnsemble(EnsembleModel):
         return torch.logsumexp(torch.stack(log_probs), dim=0) - math.log(self.models_size)
 
     def _table(self, given: Tensor, scores: Tensor, tokens: Tensor) -> Tensor:
-        self.table = torch.cat([_specials(tokens.device).expand(len(tokens), -1), tokens], dim=1)
+        self.table = torch.cat([self._specials.expand(len(tokens), -1), tokens], dim=1)
         return torch.cat([given, scores], dim=1)
 
 
@@ -188,10 +187,6 @@ class CompactBeamSearch(BeamSearch):
         table = self._ensemble[0].table.view(lprobs.shape)
         first = torch.arange(len(table), device=table.device).unsqueeze(1)
         return best, table[first, beams, columns], beams
-
-
-def _specials(device: torch.device) -> Tensor:
-    return torch.arange(SPECIALS, device=device)
 
 
 def _best_others(scores: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -42,8 +42,8 @@ class CompactGeneratorMixin:
             head = getattr(getattr(model, "decoder", None), "head", None)
             if not isinstance(head, OutputHead):
                 return f"{type(model).__name__} has no head that finds the best tokens by itself"
-            if not head.finds_best:
-                return f"{type(head).__name__} scores the whole vocabulary"
+            if (reason := head.why_wide(self.beam_size)) is not None:
+                return reason
         if type(generator.search) is not BeamSearch:
             return f"{type(generator.search).__name__}"
         if generator.lm_model is not None:

@@ -129,12 +129,14 @@ def test_probabilities_and_a_samples_target() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 4.0])
-def test_a_divided_probe_column_is_a_temperature(temperature: float) -> None:
-    decoder, features = Decoder().eval(), torch.randn(4, 1, DIM)
-    probe = torch.cat([features, torch.ones(4, 1, 1)], dim=-1)
-    with torch.no_grad():
-        expected = decoder.get_normalized_probs((features, None), True)
-        actual = decoder.get_normalized_probs((probe.div_(temperature), None), True)
+def test_a_temperature_is_of_the_probabilities(temperature: float) -> None:
+    """fairseq divides what a decoder gives while decoding."""
+    decoder, features = Decoder().eval(), torch.randn(4, 3, DIM)
+    with torch.no_grad(), Waits() as waits:
+        expected = decoder.get_normalized_probs((features[:, -1:], None), True)
+        divided = decoder.decoding(features.clone())[:, -1:, :].div_(temperature)
+        actual = decoder.get_normalized_probs((divided, None), True)
+    assert type(actual) is torch.Tensor and "_local_scalar_dense" not in waits.found
     torch.testing.assert_close(
         actual, torch.log_softmax(expected / temperature, dim=-1), atol=1e-5, rtol=1e-5
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from mhe_fairseq.heads.kernels.dispatch import interpreting
-from mhe_fairseq.heads.kernels.launch import Tile
+from mhe_fairseq.heads.kernels.launch import Tile, power_of_2
 
 #: Tokens of a batch that tiles are chosen for.
 TOKENS = 4096
@@ -68,6 +68,34 @@ def tile_of(name: str, dtype: torch.dtype, groups: int, met: int = 0) -> Tile:
         "features": Tile({"BD": 128, "BK": 64}, 4, 3),
         "table": Tile({"BL": 64, "BD": 128, "BR": 32}, 8, 3),
     }[name]
+
+
+def search_tile(name: str, dtype: torch.dtype, length: int, rows: int = 1) -> Tile:
+    """The tile of a kernel of beam search.
+
+    Args:
+        name: "best_first" or "given".
+        dtype: of the features.
+        length: digits of a prefix.
+        rows: hypotheses of a sentence.
+    """
+    if name in override:
+        return override[name]
+    height = max(16, power_of_2(rows))
+    if interpreting():
+        return Tile({"BM": height, "BN": 16, "BD": 16}, 1, 1)
+    # A whole group in one tile is read once; its logits stay in registers.
+    most = 256 if name == "given" else 8192 // height
+    depth = 32 if dtype == torch.float32 else 64
+    width = min(max(16, power_of_2(length)), most if dtype != torch.float32 else most // 4)
+    return Tile({"BM": height, "BN": width, "BD": depth}, 8 if width * height > 2048 else 4, 3)
+
+
+def row_tile(length: int) -> Tile:
+    """The tile of "best_tokens", whose rows have ``length`` values for each value of the first digit."""
+    if "best_tokens" in override:
+        return override["best_tokens"]
+    return Tile({"BJ": 16 if interpreting() else min(512, power_of_2(length))}, 4, 1)
 
 
 #: What is worth trying on a card in place of the above, in half precision: ``make gpu-check`` times it.
