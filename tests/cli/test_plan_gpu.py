@@ -97,7 +97,7 @@ def test_a_host_so_slow_that_nothing_helps(tmp_path: Path, capsys: pytest.Captur
 
 def test_rates_of_another_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_dictionary(tmp_path / "dict.txt", 32764)
-    given = ["--dict", path, "--dim", "512"]
+    given: list[str | Path] = ["--dict", path, "--dim", "512"]
     twice = plan(capsys, *given, "--bandwidth", "6700", "--tflops", "1978")
     assert twice["gpu"]["machine"]["name"] == "custom"
     once = plan(capsys, *given)
