@@ -8,13 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from mhe_fairseq.cli.data import read_dictionary
 from mhe_fairseq.cli.frequencies import read_counts, tokens_of_text
+from mhe_fairseq.cli.plan_gpu import GpuPlan, add_arguments, machine_of, plan_gpu
 from mhe_fairseq.cli.plan_heads import HeadPlan, plan_heads
+from mhe_fairseq.cli.plan_report import Report, print_report, short
 from mhe_fairseq.coding import parse_lengths, plan_lengths
 from mhe_fairseq.errors import MHEError
 
@@ -31,7 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "plan",
         help="what every head would cost for a vocabulary, and which one to take",
         description="Print a table of every head for a dictionary: lengths, parameters, multiply-adds and "
-        "bytes a token in training and in beam search; and recommend one.",
+        "bytes a token in training and in beam search; what to expect of a GPU, calculated: memory traffic, "
+        "launches, times; and recommend one.",
     )
     parser.add_argument(
         "--dict", required=True, metavar="DICT", help="dictionary of the target side, dict.LANG.txt"
@@ -52,6 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--batch-tokens", type=int, default=4096, metavar="N", help="target tokens in a batch (default 4096)"
     )
     parser.add_argument("--beam", type=int, default=5, metavar="B", help="width of beam search (default 5)")
+    add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     parser.set_defaults(run=run)
 
@@ -62,9 +62,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MHEError: bad dictionary, dimensions, lengths or counts.
     """
-    for name, value in (("--dim", args.dim), ("--batch-tokens", args.batch_tokens), ("--beam", args.beam)):
-        if value < 1:
-            raise MHEError(f"{name} must be at least 1, got {value}")
+    for name in ("dim", "batch_tokens", "beam", "sentences"):
+        if getattr(args, name) < 1:
+            raise MHEError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    machine = machine_of(args)
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
     dictionary = read_dictionary(Path(args.dict))
     vocab_size = len(dictionary)
@@ -77,22 +78,46 @@ def run(args: argparse.Namespace) -> int:
     counts, source = read_counts(dictionary, args)
     heads = plan_heads(counts, lengths, args.dim, args.batch_tokens, args.beam)
     choice, reason = recommend(heads, vocab_size, tokens_of_text(counts, source), Path(args.dict))
+    gpu = None
+    if args.device != "cpu":
+        gpu = plan_gpu(
+            heads, vocab_size, machine, args.dim, args.batch_tokens, args.sentences, args.beam, choice
+        )
+        if args.device == "cuda":
+            choice, reason = gpu.recommended, gpu.reason
+            if choice == "cascade":
+                reason += " " + _codebook(heads, Path(args.dict))
     if args.json:
-        answer = {
-            "dictionary": args.dict,
-            "vocab_size": vocab_size,
-            "dim": args.dim,
-            "batch_tokens": args.batch_tokens,
-            "beam": args.beam,
-            "frequencies": source,
-            "heads": [asdict(head) for head in heads],
-            "recommended": choice,
-            "reason": reason,
-        }
-        print(json.dumps(answer, indent=2))
+        print(json.dumps(_as_json(args, vocab_size, source, heads, choice, reason, gpu), indent=2))
         return 0
-    _print(args, vocab_size, source, heads, choice, reason)
+    print_report(
+        Report(
+            args.dict, vocab_size, args.dim, args.batch_tokens, args.beam, source, heads, choice, reason, gpu
+        ),
+        both=args.device is None,
+    )
     return 0
+
+
+def _as_json(
+    args: argparse.Namespace, vocab_size: int, source: str, heads: list[HeadPlan], choice: str, reason: str,
+    gpu: GpuPlan | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Every number; ``gpu`` of each head and of the plan, unless --device is cpu."""
+    answer = {
+        "dictionary": args.dict,
+        "vocab_size": vocab_size,
+        "dim": args.dim,
+        "batch_tokens": args.batch_tokens,
+        "beam": args.beam,
+        "frequencies": source,
+        "heads": [
+            asdict(head) | ({} if gpu is None else {"gpu": asdict(gpu.costs[head.head])}) for head in heads
+        ],
+        "recommended": choice,
+        "reason": reason,
+    }
+    return answer if gpu is None else answer | {"gpu": gpu.as_dict()}
 
 
 def recommend(
@@ -112,18 +137,17 @@ def recommend(
     if vocab_size < SMALL_VOCABULARY:
         return "softmax", (
             f"{vocab_size:,} tokens are few (below {SMALL_VOCABULARY:,}): the whole output layer is "
-            f"{_short(softmax.parameters)} parameters, {_short(softmax.train_macs)} multiply-adds a token, "
+            f"{short(softmax.parameters)} parameters, {short(softmax.train_macs)} multiply-adds a token, "
             f"about {softmax.search_macs / _layer_macs(softmax, vocab_size):.1f} times one decoder layer's, "
             f"so a head of digits would save little (the cascade, {training:.1f} times less in this layer) "
             "and its digits may cost quality."
         )
-    book = f"`mhe assign --data {dictionary.parent} --lengths {','.join(map(str, cascade.lengths))} -o codes`"
     reason = (
         f"A cascade over a learned codebook: {training:.0f} times fewer multiply-adds a token in training "
         f"than the softmax, about {softmax.search_macs / cascade.search_macs:.0f} times fewer in search. "
         "On 136,710 sentence pairs (docs/results.md) it translated as well as the softmax after as many "
         "updates; the product is cheaper still but was several BLEU points behind. "
-        f"The codebook matters: {book}, then `--mhe-head cascade --mhe-codebook codes`."
+        + _codebook(heads, dictionary)
     )
     if text_tokens is not None and text_tokens < SMALL_TEXT:
         reason += (
@@ -133,60 +157,16 @@ def recommend(
     return "cascade", reason
 
 
+def _codebook(heads: list[HeadPlan], dictionary: Path) -> str:
+    """How a cascade gets its codebook."""
+    lengths = ",".join(map(str, next(head.lengths for head in heads if head.kind == "cascade")))
+    return (
+        f"The codebook matters: `mhe assign --data {dictionary.parent} --lengths {lengths} -o codes`, then "
+        "`--mhe-head cascade --mhe-codebook codes`."
+    )
+
+
 def _layer_macs(softmax: HeadPlan, vocab_size: int) -> int:
     """A decoder layer of this width: two attentions of 4 d^2, a feed-forward of 2 x 4 d^2."""
     dim = softmax.parameters // vocab_size
     return 16 * dim * dim
-
-
-def _print(
-    args: argparse.Namespace, vocab_size: int, source: str, heads: list[HeadPlan], choice: str, reason: str
-) -> None:
-    # Not a terminal: a fixed width, so that no column is folded in a log.
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, 118))
-    table = Table(title=Text(f"{args.dict}: {vocab_size:,} tokens, d = {args.dim:,}"))
-    table.add_column("head")
-    for column in ("lengths", "holes", "parameters"):
-        table.add_column(column, justify="right")
-    for column in (
-        "training\nmult-adds",
-        "\nbytes",
-        "search\nmult-adds",
-        "\nbytes",
-        "groups touched\nby a batch",
-    ):
-        table.add_column(column, justify="right")
-    for head in heads:
-        touched = "-" if head.groups is None else f"{head.touched_groups:,.0f} of {head.groups:,}"
-        table.add_row(
-            f"{head.head} *" if head.head == choice else head.head,
-            " x ".join(map(str, head.lengths)) or "-",
-            f"{head.holes:,}" if head.lengths else "-",
-            _short(head.parameters),
-            _short(head.train_macs),
-            _short(head.train_bytes),
-            _short(head.search_macs),
-            _short(head.search_bytes),
-            touched,
-        )
-    console.print(table)
-    console.print(
-        "Of the output layer, a token. Training: forward and backward multiply-adds, fp32 scores held. "
-        f"Search: the {2 * args.beam} best tokens of a hypothesis, exactly; the cascade is taken to open as "
-        "many groups, and the mixture as many rows; a sure model needs fewer. Groups touched: by the gold "
-        f"tokens of a batch of {args.batch_tokens:,} (and those sampled), in dictionary order, frequencies "
-        f"from {source}.",
-        markup=False,
-    )
-    console.print()
-    console.print(Text.assemble(("* Recommended: ", "bold"), f"{choice}. ", reason))
-
-
-def _short(number: int) -> str:
-    """1234567 -> 1.23M."""
-    for unit, scale in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= scale:
-            return f"{number / scale:.3g}{unit}" if number < 999.5 * scale else f"{number / scale:,.0f}{unit}"
-    return str(number)

@@ -37,6 +37,7 @@ class HeadPlan:
         search_bytes: of fp32 scores made for it.
         groups: of tokens that are not empty; None where rows are not read by groups.
         touched_groups: expected number of groups whose rows a training batch reads and writes.
+        drawn: groups that tokens are scored on beside their own, in training.
     """
 
     head: str
@@ -50,6 +51,17 @@ class HeadPlan:
     search_bytes: int
     groups: int | None = None
     touched_groups: float | None = None
+    drawn: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The first word of its name: "softmax", "product", "mixture", "cascade" or "sampling"."""
+        return self.head.replace(",", " ").split()[0]
+
+
+def smoothing_groups(groups: int) -> int:
+    """Groups that a cascade of so many smooths a token on."""
+    return max(1, min(SMOOTHING_GROUPS, groups - 1))
 
 
 def plan_heads(
@@ -117,7 +129,8 @@ def plan_heads(
     leaves = torch.unique(book.slots // lengths[-1]).numel()
     # Every digit after the first has a table of rows for each prefix, its last one may be the embedding.
     inner = sum(math.prod(lengths[:level]) for level in range(2, len(lengths)))
-    estimated = max(1, min(SMOOTHING_GROUPS, leaves - 1)) * sum(lengths[1:])
+    drawn = smoothing_groups(leaves)
+    estimated = drawn * sum(lengths[1:])
     opened = sum(lengths[:-1]) + min(best, leaves) * lengths[-1]
     touched = _touched(counts, book.slots // lengths[-1], batch_tokens)
     for tied in (False, True):
@@ -135,6 +148,7 @@ def plan_heads(
                 search_bytes=4 * opened,
                 groups=leaves,
                 touched_groups=touched,
+                drawn=drawn,
             )
         )
     if (sampling := _sampling(book, counts, dim, batch_tokens)) is not None:
@@ -165,6 +179,7 @@ def _sampling(book: Codebook, counts: Tensor, dim: int, batch_tokens: int) -> He
         search_bytes=4 * vocab,
         groups=len(sizes),
         touched_groups=_touched(counts, group, batch_tokens, inclusion),
+        drawn=drawn,
     )
 
 

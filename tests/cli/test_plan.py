@@ -34,19 +34,31 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str
     return answer
 
 
+def rows_of(table: str) -> dict[str, list[str]]:
+    """Cells by the first of each row."""
+    cells = [line.split("│")[1:-1] for line in table.splitlines() if line.startswith("│")]
+    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells}
+
+
 def test_the_table(tmp_path: Path) -> None:
     path = write_dictionary(tmp_path / "dict.txt", 32764)
     done = run_command([*MHE, "plan", "--dict", path, "--dim", "512"])
-    lines = done.stdout.splitlines()
-    rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in lines if line.startswith("│")}
+    counts, gpu = done.stdout.split("On a GPU, calculated, not measured: h100")
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    rows, of_gpu = rows_of(counts), rows_of(gpu)
+    assert list(rows) == list(of_gpu)
     assert list(rows) == [
         "softmax", "product", "mixture of 8", "cascade *", "cascade, tied", "sampling of 16",
     ]  # fmt: skip
-    assert [cell.strip() for cell in rows["softmax"]] == [
+    assert rows["softmax"] == [
         "-", "-", "16.8M", "50.3M", "131k", "16.8M", "131k", "-",
     ]  # fmt: skip
-    assert [cell.strip() for cell in rows["product"]][:4] == ["128 x 256", "0", "197k", "590k"]
-    assert rows["cascade *"][-1].strip().endswith(" of 128")
+    assert rows["product"][:4] == ["128 x 256", "0", "197k", "590k"]
+    assert rows["cascade *"][-1].endswith(" of 128")
+    assert of_gpu["softmax"] == [
+        "7.36G", "6.67G", "1.61G", "1.61G", "24", "3.34", "516M", "550M", "14", "0.22",
+    ]  # fmt: skip
+    assert of_gpu["cascade *"][4:6] == ["36", "0.36"]
     assert "32,768 tokens, d = 512" in done.stdout
     assert "* Recommended: cascade." in done.stdout
     assert "mhe assign --data" in done.stdout.replace("\n", " ")
@@ -141,6 +153,16 @@ def test_where_frequencies_come_from(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("a 1\nb 2\n", ["--dim", "-4"], "--dim must be at least 1, got -4"),
         ("a 1\nb 2\n", ["--batch-tokens", "0"], "--batch-tokens must be at least 1, got 0"),
         ("a 1\nb 2\n", ["--beam", "0"], "--beam must be at least 1, got 0"),
+        ("a 1\nb 2\n", ["--sentences", "0"], "--sentences must be at least 1, got 0"),
+        (
+            "a 1\nb 2\n",
+            ["--gpu", "h1000"],
+            "--gpu h1000: known are a10, a100, l4, h100, h200; for another give",
+        ),
+        ("a 1\nb 2\n", ["--bandwidth", "0"], "--bandwidth must be above 0, got 0"),
+        ("a 1\nb 2\n", ["--tflops", "-3"], "--tflops must be above 0, got -3"),
+        ("a 1\nb 2\n", ["--launch-us", "nan"], "--launch-us must be above 0, got nan"),
+        ("a 1\nb 2\n", ["--launch-us", "inf"], "--launch-us must be above 0 and finite, got inf"),
         ("a 1\nb 2\n", ["--lengths", "2,2"], "give 4 slots for 6 tokens"),
         ("a 1\nb 2\n", ["--lengths", "6"], "two or three lengths, such as 2,3; got 6"),
         ("a 1\nb 2\n", ["--lengths", "2,2,2,2"], "two or three lengths, such as 2,3; got 2,2,2,2"),

@@ -49,6 +49,7 @@ def operators_of_a_step(head: OutputHead, features: Tensor, target: Tensor) -> O
     # What is made once for a codebook is not a step's.
     step(head, features, target)
     head.zero_grad()
+    features.grad = None
     operators = Operators()
     with operators, launch.watched(operators.saw):
         step(head, features, target)

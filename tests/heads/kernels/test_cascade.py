@@ -13,6 +13,7 @@ from torch import nn
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import CascadeHead
 from mhe_fairseq.heads.kernels import launch
+from mhe_fairseq.heads.kernels.step_counts import training_launches
 from tests.heads.cascade_cases import Model, build, codebooks
 from tests.heads.kernels.both import (
     PHASES,
@@ -204,7 +205,7 @@ def test_a_step_is_few_operators_and_never_waits(kind: str) -> None:
     x, y = features_for(50, 16, FLOAT, 1).requires_grad_(), targets_for(HOLED, 50, 1)
     operators = operators_of_a_step(head, x, y)
     # One more on a GPU: what was drawn is copied there.
-    assert operators.total <= 44, operators.counts
+    assert operators.total + 1 <= training_launches("cascade"), operators.counts
     assert not operators.found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import ProductHead, product_kernels
 from mhe_fairseq.heads.kernels import dispatch, launch, product_tables
+from mhe_fairseq.heads.kernels.step_counts import training_launches
 from tests.heads.kernels.both import (
     PHASES,
     TOLERANCE,
@@ -319,13 +320,13 @@ def test_what_is_no_token_has_no_loss(mixtures: int) -> None:
     assert head(x, y).nll.isnan().tolist() == [False, True, True, False]
 
 
-@pytest.mark.parametrize(("mixtures", "most"), [(1, 30), (8, 40)])
-def test_a_step_is_few_operators_and_never_waits(mixtures: int, most: int) -> None:
+@pytest.mark.parametrize(("mixtures", "kind"), [(1, "product"), (8, "mixture")])
+def test_a_step_is_few_operators_and_never_waits(mixtures: int, kind: str) -> None:
     head = build(HOLED, mixtures).head
     x, y = batch(HOLED, 5)
     operators = operators_of_a_step(head, x.requires_grad_(), y)
-    # One more on a GPU: what was drawn is copied there.
-    assert operators.total < most, operators.counts
+    # One more on a GPU for a mixture: what was drawn is copied there.
+    assert operators.total + (mixtures > 1) <= training_launches(kind), operators.counts
     assert not operators.found
 
 

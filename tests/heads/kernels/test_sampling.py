@@ -11,6 +11,7 @@ from torch import nn
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import SamplingHead
 from mhe_fairseq.heads.kernels import launch
+from mhe_fairseq.heads.kernels.step_counts import training_launches
 from tests.heads.kernels.both import (
     PHASES,
     TOLERANCE,
@@ -181,7 +182,7 @@ def test_a_step_is_few_operators_and_never_waits(tied: bool) -> None:
     x, y = features_for(50, 16, FLOAT, 1).requires_grad_(), targets_for(SHUFFLED, 50, 1)
     operators = operators_of_a_step(head, x, y)
     # One more on a GPU: what was drawn is copied there.
-    assert operators.total <= 49, operators.counts
+    assert operators.total + 1 <= training_launches("sampling"), operators.counts
     assert not operators.found
 
 
