@@ -194,7 +194,7 @@ def cost_of(kind: str, sizes: Sizes, machine: Machine) -> GpuCost:
     """Of a head of this kind."""
     training = {e: training_passes(kind, sizes, e) for e in (_HALF, _FP32)}
     search = {e: search_passes(kind, sizes, e) for e in (_HALF, _FP32)}
-    launches = training_launches(kind, len(sizes.lengths)), search_launches(kind)
+    launches = training_launches(kind, len(sizes.lengths)), search_launches(kind, len(sizes.lengths))
     return GpuCost(
         round(bytes_moved(training[_HALF])),
         round(bytes_moved(training[_FP32])),

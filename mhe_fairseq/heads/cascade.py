@@ -20,6 +20,7 @@ from mhe_fairseq.heads.cascade_reading import CascadeReading
 from mhe_fairseq.heads.cascade_search import best_first
 from mhe_fairseq.heads.input_rows import prefix_rows
 from mhe_fairseq.heads.single_rows import GroupLinear
+from mhe_fairseq.heads.slot_names import SlotNames
 from mhe_fairseq.heads.tied import check_embedding
 from mhe_fairseq.heads.wide_product import wide_linear
 
@@ -76,7 +77,7 @@ class CascadeHead(OutputHead):
     finds_best = True
     searches_beams = True
     group_counts: Tensor
-    search_tables: cascade_search_kernels.SearchTables | None
+    slot_names: SlotNames | None
     _kernel_tables: cascade_kernels.CascadeTables | None
 
     def __init__(
@@ -320,7 +321,7 @@ class CascadeHead(OutputHead):
     def _codebook_changed(self) -> None:
         book = self.codebook
         self._kernel_tables = None
-        self.search_tables = None
+        self.slot_names = None
         self.group.regroup(book)
         counts = (book.token_of_slot >= 0).long()
         for level in reversed(self.levels):

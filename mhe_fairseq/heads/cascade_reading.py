@@ -16,7 +16,6 @@ from mhe_fairseq.heads.reading import Reading
 if TYPE_CHECKING:
     from mhe_fairseq.heads.cascade import CascadeHead
 
-
 #: Log-probabilities of all tokens that are held at a time, at most: 1 GB.
 MOST_NUMBERS = 2**28
 
@@ -53,10 +52,10 @@ class CascadeReading(Reading):
 
     @torch.no_grad()
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
+        """``OutputHead.topk``."""
         if kernels.serves(self.head, self.features, k, 1):
             nothing = torch.zeros(0, dtype=torch.long, device=self.features.device)
-            scores = self.groups.new_zeros(len(self.groups))
-            found = kernels.continuations(self, k, scores, 1, nothing)
+            found = self._by_kernels(k, self.groups.new_zeros(len(self.groups)), 1, nothing)
             if found is not None:
                 best, place = found[0].topk(k, dim=1)
                 return best, found[1].gather(1, place)
@@ -67,10 +66,9 @@ class CascadeReading(Reading):
 
     @torch.no_grad()
     def log_prob_of(self, tokens: Tensor) -> Tensor:
-        """Shape: (C,) or (N, C) -> (N, C)."""
         if tokens.numel() and kernels.serves(self.head, self.features, 1, 1):
-            found = kernels.given(self, tokens)
-            if found is not None:
+            found = self.groups.new_empty(len(self.groups), tokens.size(-1))
+            if kernels.given(self, tokens, found):
                 return found
         if self._is_for_columns:
             return self.head.log_probs(self.features).gather(1, tokens.expand(len(self.features), -1))
@@ -81,8 +79,9 @@ class CascadeReading(Reading):
 
     @torch.no_grad()
     def beam_candidates(self, k: int, scores: Tensor, beam: int, without: Tensor) -> tuple[Tensor, Tensor]:
+        """``OutputHead.beam_candidates``."""
         if kernels.serves(self.head, self.features, k, beam):
-            found = kernels.continuations(self, k, scores, beam, without)
+            found = self._by_kernels(k, scores, beam, without)
             if found is not None:
                 return found
         if self._is_for_columns:
@@ -90,6 +89,30 @@ class CascadeReading(Reading):
         beams = Beams(scores, beam, self.head.codebook_slots[without])
         best, slots = best_first(self.groups, self.head.levels, self.inputs, k, beams)
         return best, self.head.token_of_slot(slots).clamp(min=0)
+
+    @torch.no_grad()
+    def begin(self, log_probs: Tensor, table: Tensor, special: Tensor) -> None:
+        if kernels.serves(self.head, self.features, 1, 1):
+            log_probs.fill_(torch.inf)
+            if kernels.given(self, special, log_probs[:, : len(special)]):
+                return
+        super().begin(log_probs, table, special)
+
+    @torch.no_grad()
+    def finish(self, log_probs: Tensor, table: Tensor, special: Tensor, scores: Tensor, beam: int) -> None:
+        others = slice(len(special), None)
+        left = log_probs[:, others]
+        if kernels.serves(self.head, self.features, left.size(1), beam) and kernels.continuations(
+            self, scores, beam, special, left, table[:, others], marked=True
+        ):
+            return
+        super().finish(log_probs, table, special, scores, beam)
+
+    def _by_kernels(self, k: int, scores: Tensor, beam: int, without: Tensor) -> tuple[Tensor, Tensor] | None:
+        best = self.groups.new_empty(len(self.groups), k)
+        tokens = torch.empty_like(best, dtype=torch.long)
+        served = kernels.continuations(self, scores, beam, without, best, tokens, marked=False)
+        return (best, tokens) if served else None
 
     def _given(self, tokens: Tensor) -> Tensor:
         """``log_prob_of``; prefixes that tokens share are opened once a row."""

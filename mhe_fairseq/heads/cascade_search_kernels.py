@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,35 +10,11 @@ from torch import Tensor
 
 from mhe_fairseq.heads.cascade_level import Level
 from mhe_fairseq.heads.kernels import dispatch
+from mhe_fairseq.heads.slot_names import SlotNames
 
 if TYPE_CHECKING:
     from mhe_fairseq.heads.cascade import CascadeHead
     from mhe_fairseq.heads.cascade_reading import CascadeReading
-
-
-@dataclass(eq=False)
-class SearchTables:
-    """What the search's kernels read of a codebook, on one device.
-
-    Attributes:
-        names: (P * L,) int32: a slot's token, -1 where there is none.
-    """
-
-    names: Tensor
-    _named: tuple[Tensor, Tensor] | None = None
-
-    def without(self, tokens: Tensor, slots: Tensor) -> Tensor:
-        """The names, with -2 - token for tokens that are not looked for. Shape: (W,), (V,) long -> (P * L,).
-
-        Kept for the next step, which hands over the same tensor.
-        """
-        if not len(tokens):
-            return self.names
-        kept = self._named
-        if kept is None or kept[0] is not tokens:
-            names = self.names.index_put((slots[tokens],), -2 - tokens.to(torch.int32))
-            self._named = kept = (tokens, names)
-        return kept[1]
 
 
 def serves(head: CascadeHead, features: Tensor, k: int, beam: int) -> bool:
@@ -60,56 +36,65 @@ def serves(head: CascadeHead, features: Tensor, k: int, beam: int) -> bool:
     )
 
 
-def tables(head: CascadeHead, device: torch.device) -> SearchTables:
+def continuations(
+    reading: CascadeReading, scores: Tensor, beam: int, without: Tensor, out: Tensor, tokens: Tensor,
+    marked: bool,
+) -> bool:  # fmt: skip
+    """``beam_candidates`` by kernels, or only those marked, written to ``out`` and ``tokens`` (N, k).
+
+    Returns False where they do not work on this device.
+    """
+    from mhe_fairseq.heads.kernels import best_first
+
+    head, prefixes, x = reading.head, reading.prefixes, reading.inputs[-1].contiguous()
+    names = _names(head, x.device).without(without)
+    table, length = head.local.weight, head.local.length
+
+    def search(rows: slice) -> bool:
+        with dispatch.on(x.device):
+            best_first.continuations(
+                prefixes[rows], x[rows], table, names, length, scores[rows], beam, out[rows], tokens[rows],
+                marked,
+            )  # fmt: skip
+        return True
+
+    kind = ("continuations", length, beam, out.size(1), marked, dispatch.kind_of(prefixes))
+    return _tried(kind, x, table, search, beam)
+
+
+def given(reading: CascadeReading, tokens: Tensor, out: Tensor) -> bool:
+    """``log_prob_of`` by kernels, written to ``out`` (N, C); False where they do not work on this device."""
+    from mhe_fairseq.heads.kernels import best_first
+
+    head, prefixes, x = reading.head, reading.prefixes, reading.inputs[-1].contiguous()
+    names = _names(head, x.device)
+    table, length = head.local.weight, head.local.length
+
+    def score(rows: slice) -> bool:
+        asked = tokens if tokens.dim() == 1 else tokens[rows]
+        with dispatch.on(x.device):
+            best_first.given(
+                prefixes[rows], x[rows], table, names.names, names.slots, length, asked, out[rows]
+            )
+        return True
+
+    return _tried(("given", length, tokens.dim(), dispatch.kind_of(prefixes)), x, table, score, 1)
+
+
+def _tried(
+    kind: tuple[object, ...], x: Tensor, table: Tensor, run: Callable[[slice], bool], few: int
+) -> bool:
+    """Run for all rows, the first time for the first ``few`` of them before."""
+    key = (*kind, dispatch.kind_of(x), dispatch.kind_of(table))
+    return bool(dispatch.attempt(key, lambda: run(slice(0, few)), lambda: run(slice(None))))
+
+
+def _names(head: CascadeHead, device: torch.device) -> SlotNames:
     """Of the head's codebook, made where it is first asked for."""
-    kept = head.search_tables
+    kept = head.slot_names
     if kept is None or kept.names.device != device:
         # Inside a transform of torch.func they would be of that transform only.
         with torch._C._DisableFuncTorch():
-            kept = SearchTables(head.codebook.token_of_slot.to(device, torch.int32))
-        head.search_tables = kept
+            kept = SlotNames(head.codebook, device)
+        head.slot_names = kept
     return kept
-
-
-def continuations(
-    reading: CascadeReading, k: int, scores: Tensor, beam: int, without: Tensor
-) -> tuple[Tensor, Tensor] | None:
-    """``beam_candidates`` by kernels; None where they do not work on this device."""
-    from mhe_fairseq.heads.kernels import best_first
-
-    head, prefixes, x = reading.head, reading.prefixes, reading.inputs[-1].contiguous()
-    names = tables(head, x.device).without(without, head.codebook_slots)
-    table, length = head.local.weight, head.local.length
-    scores = scores.to(prefixes.dtype)
-
-    def search(rows: slice) -> tuple[Tensor, Tensor]:
-        with dispatch.on(x.device):
-            return best_first.continuations(
-                prefixes[rows], x[rows], table, names, length, scores[rows], beam, k
-            )
-
-    return dispatch.attempt(
-        ("continuations", prefixes.size(1), length, beam, k, dispatch.kind_of(x), dispatch.kind_of(table)),
-        lambda: search(slice(0, beam)),
-        lambda: search(slice(None)),
-    )
-
-
-def given(reading: CascadeReading, tokens: Tensor) -> Tensor | None:
-    """``log_prob_of`` by kernels; None where they do not work on this device."""
-    from mhe_fairseq.heads.kernels import best_first
-
-    head, prefixes, x = reading.head, reading.prefixes, reading.inputs[-1].contiguous()
-    names = tables(head, x.device).names
-    table, length = head.local.weight, head.local.length
-
-    def score(rows: slice) -> Tensor:
-        asked = tokens if tokens.dim() == 1 else tokens[rows]
-        with dispatch.on(x.device):
-            return best_first.given(prefixes[rows], x[rows], table, names, head.codebook_slots, length, asked)
-
-    return dispatch.attempt(
-        ("given", prefixes.size(1), length, tokens.dim(), dispatch.kind_of(x), dispatch.kind_of(table)),
-        lambda: score(slice(0, 1)),
-        lambda: score(slice(None)),
-    )

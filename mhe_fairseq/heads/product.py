@@ -16,6 +16,7 @@ from mhe_fairseq.heads.kernels.product_tables import Tables
 from mhe_fairseq.heads.lattice import Lattice
 from mhe_fairseq.heads.mixture import MixtureScores
 from mhe_fairseq.heads.product_kernels import SMOOTHING_TOKENS, kernel_loss
+from mhe_fairseq.heads.product_reading import ProductReading
 from mhe_fairseq.heads.single_rows import SingleRows
 from mhe_fairseq.heads.wide_product import wide_linear
 
@@ -119,6 +120,9 @@ class ProductHead(OutputHead):
         log_probs = grid.index_select(-1, self.codebook_slots)
         return log_probs.sub_(scores.log_mass(self.lattice).unsqueeze(-1))
 
+    def read(self, features: Tensor) -> ProductReading:
+        return ProductReading(self, features)
+
     def why_wide(self, beam: int) -> str | None:
         # One component's best tokens are found in as many steps for any weights, a mixture's are not.
         if self.mixtures == 1 or self.weight.device.type == "cpu":
@@ -129,10 +133,9 @@ class ProductHead(OutputHead):
 
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         self._check_k(k)
-        if product_search_kernels.serves(self, features, k):
-            found = product_search_kernels.best(self, features, k, None)
-            if found is not None:
-                return found.scores, found.tokens
+        found = self.read(features).best_by_kernels(k, self.codebook_slots[:0])
+        if found is not None:
+            return found.scores, found.tokens
         scores = self._scores(features)
         best, tokens = self._best(scores, k)
         return best - scores.log_mass(self.lattice).unsqueeze(-1), tokens
@@ -143,10 +146,9 @@ class ProductHead(OutputHead):
 
     def candidates(self, features: Tensor, k: int, tokens: Tensor) -> Candidates:
         self._check_k(k)
-        if product_search_kernels.serves(self, features, k):
-            served = product_search_kernels.best(self, features, k, tokens)
-            if served is not None:
-                return served
+        by_kernels = self.read(features).best_by_kernels(k, tokens)
+        if by_kernels is not None:
+            return by_kernels
         scores = self._scores(features)
         log_mass = scores.log_mass(self.lattice).unsqueeze(-1)
         best, found = self._best(scores, k)
@@ -242,7 +244,7 @@ class ProductHead(OutputHead):
     def _codebook_changed(self) -> None:
         self.lattice = Lattice(self.codebook)
         self.kernel_tables: dict[torch.device, Tables | None] = {}
-        self.search_tables: product_search_kernels.Kept | None = None
+        self.search_tables: product_search_kernels.SearchTables | None = None
         if self.singles is not None:
             self.singles.regroup(self.codebook)
         digits = self.codebook.digits(torch.arange(self.vocab_size))

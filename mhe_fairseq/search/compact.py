@@ -39,7 +39,8 @@ class CompactEnsemble(EnsembleModel):
         self.wanted = 2 * beam_size
         self.heads: list[OutputHead] = [model.decoder.head for model in models]
         # Made once a search: heads keep what they work out of these very tensors.
-        self._specials = torch.arange(SPECIALS, device=next(models[0].parameters()).device)
+        self._specials = torch.arange(SPECIALS, device=self.heads[0].codebook_slots.device)
+        self._kept: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -92,48 +93,35 @@ class CompactEnsemble(EnsembleModel):
         log_probs[:, SPECIALS] = torch.where(other, value, log_probs[:, SPECIALS])
         return tokens.where(~other, torch.full_like(tokens, SPECIALS))
 
-    def complete(self, lprobs: Tensor, scores: Tensor | None) -> Tensor:
-        """Fill in the candidates of a table that were left for when scores are known, if they were.
+    def complete(self, lprobs: Tensor, scores: Tensor | None) -> None:
+        """Fill in the candidates of the last table that were left for when scores are known, if they were.
 
         Args:
-            lprobs: (B, beam, 4 + C), the last table given out, as fairseq has changed it.
+            lprobs: (B, beam, 4 + C), the last table given out, as fairseq has changed it; written to.
             scores: (B, beam) of the hypotheses; None: all are the same, as in the first step.
-
-        Returns:
-            (B, beam, 4 + C).
         """
-        head = self.heads[0]
-        if self.models_size > 1 or not head.searches_beams:
-            return lprobs
-        # fairseq writes -inf where it forbids a token, and may have asked for one by itself.
-        is_left = lprobs[..., SPECIALS:] == torch.inf
-        going = is_left.any(dim=-1)
-        # To ask a device would take longer than to search for nothing.
-        if going.device.type == "cpu" and not bool(going.any()):
-            return lprobs
-        if scores is None:
-            scores = lprobs.new_zeros(going.shape)
-            # The hypotheses are copies of each other, of which search reads the first.
-            going[:, 1:] = False
-        scores = scores.to(lprobs.dtype).masked_fill(~going, -torch.inf).flatten()
+        if self.models_size > 1:
+            return
         beam = lprobs.size(1)
-        found, tokens = self._readings[0].beam_candidates(self.wanted, scores, beam, self._specials)
-        found = found.masked_fill(found.isnan(), -torch.inf).view(is_left.shape)
-        others = self.table[:, SPECIALS:]
-        others.copy_(torch.where(going.view(-1, 1), tokens, others))
-        return torch.cat(
-            [lprobs[..., :SPECIALS], torch.where(is_left, found, lprobs[..., SPECIALS:])], dim=-1
-        )
+        if scores is None:
+            # The hypotheses are copies of each other, of which search reads the first.
+            scores = torch.full_like(lprobs[..., 0], -torch.inf)
+            scores[:, 0] = 0.0
+        by_row = scores.reshape(-1) if scores.stride(0) != beam * scores.stride(1) else _rows_of(scores)
+        self._readings[0].finish(lprobs.view(-1, self.width), self.table, self._specials, by_row, beam)
 
     def _of_one(self, reading: Reading) -> Tensor:
-        if self.heads[0].searches_beams:
-            # Left for ``complete``: which candidates matter depends on what the hypotheses score.
-            given = reading.log_prob_of(self._specials)
-            left = given.new_full((len(given), self.wanted), torch.inf)
-            return self._table(given, left, self._specials.new_full(left.shape, SPECIALS))
-        found = reading.candidates(self.wanted + SPECIALS, self._specials)
-        scores, tokens = _best_others(found.scores, found.tokens, self.wanted)
-        return self._table(found.given, scores, tokens)
+        """Which candidates matter may depend on what the hypotheses score: then they are left, +inf."""
+        rows = len(reading.features)
+        if self._kept is None or len(self._kept) < rows:
+            self._kept = self._specials.new_full((rows, self.width), SPECIALS)
+            self._kept[:, :SPECIALS] = self._specials
+        # Sentences that are finished are left out, so that later tables have fewer rows.
+        self.table = self._kept[:rows]
+        kind = torch.promote_types(reading.features.dtype, torch.float32)
+        log_probs = reading.features.new_empty(rows, self.width, dtype=kind)
+        reading.begin(log_probs, self.table, self._specials)
+        return log_probs
 
     def _of_many(self, readings: list[Reading]) -> Tensor:
         """The mean probability of the models. Candidates are the best tokens of each, scored by all. A token
@@ -179,14 +167,22 @@ class CompactBeamSearch(BeamSearch):
         candidate_multiple: int = 2,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As fairseq's; lprobs (B, beam, 4 + C). The tokens returned are the dictionary's."""
+        batch, beam, _ = lprobs.shape
         known = None if step == 0 or scores is None else scores[:, :, step - 1]
-        lprobs = self._ensemble[0].complete(lprobs, known)
-        best, columns, beams = super().step(
-            step, lprobs, scores, prev_output_tokens, original_batch_idxs, candidate_multiple
-        )
-        table = self._ensemble[0].table.view(lprobs.shape)
-        first = torch.arange(len(table), device=table.device).unsqueeze(1)
-        return best, table[first, beams, columns], beams
+        self._ensemble[0].complete(lprobs, known)
+        # As fairseq's, but that a column's token is looked up.
+        if known is None:
+            totals = lprobs[:, :1].flatten(1)
+        else:
+            totals = (lprobs + known.unsqueeze(-1)).flatten(1)
+        best, places = totals.topk(min(candidate_multiple * beam, totals.size(1) - 1))
+        tokens = self._ensemble[0].table.view(batch, -1).gather(1, places)
+        return best, tokens, places.div(lprobs.size(2), rounding_mode="trunc")
+
+
+def _rows_of(scores: Tensor) -> Tensor:
+    """(B, beam), whose rows stand one after the other with equal gaps, as (B * beam,), without a copy."""
+    return scores.as_strided((scores.numel(),), (scores.stride(1),))
 
 
 def _best_others(scores: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -60,19 +60,16 @@ class Step:
         models: Any = [Model(head, x) for head, x in zip(heads, features, strict=True)]
         words = dictionary(heads[0].vocab_size)
         self.beam = beam
-        self.rows = len(features[0])
+        self.tokens = torch.zeros(len(features[0]), 2, dtype=torch.long, device=features[0].device)
         self.model: Any = CompactEnsemble(models, beam) if compact else EnsembleModel(models)
         self.search: Any = CompactBeamSearch(words, self.model) if compact else BeamSearch(words)
 
     @torch.no_grad()
     def run(self, scores: Tensor) -> Found:
-        """What ``SequenceGenerator`` does from the features to the best continuations; scores (B, beam, 1).
-
-        fairseq's operators that fill in forbidden columns are left out but for one.
-        """
-        tokens = torch.zeros(self.rows, 2, dtype=torch.long, device=scores.device)
+        """What ``SequenceGenerator`` does from the features to the best continuations; scores (B, beam, 1)."""
         states: Any = [{} for _ in self.model.models]
-        lprobs, _ = self.model.forward_decoder(tokens, [], states, 1.0)
+        lprobs, _ = self.model.forward_decoder(self.tokens, [], states, 1.0)
+        lprobs[lprobs != lprobs] = torch.tensor(-math.inf).to(lprobs)
         lprobs[:, PAD] = -math.inf
         lprobs[:, UNK] -= 1.0
         found: Found = self.search.step(1, lprobs.view(len(scores), self.beam, -1), scores)

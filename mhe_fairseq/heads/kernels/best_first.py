@@ -9,7 +9,6 @@ takes differs from sentence to sentence, and is found on the device: the host ne
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -91,26 +90,33 @@ def block_logits(
     return tl.where(real[None, :], acc, float("-inf")), name
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["scores_stride", "out_stride", "tokens_stride"])
 def best_first_kernel(
-    prefixes, x, w, names, scores, out, tokens,
+    prefixes, x, w, names, scores, out, tokens, scores_stride, out_stride, tokens_stride,
     P: tl.constexpr, D: tl.constexpr, L: tl.constexpr, BEAM: tl.constexpr, K: tl.constexpr,
-    TIED: tl.constexpr, PRECISION: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
+    MARKED: tl.constexpr, TIED: tl.constexpr, PRECISION: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """See ``continuations``."""
     row = tl.arange(0, BM)
     inside = row < BEAM
     rows = tl.program_id(0).to(tl.int64) * BEAM + row
-    score = tl.load(scores + rows, mask=inside, other=float("-inf"))
+    score = tl.load(scores + rows * scores_stride, mask=inside, other=float("-inf"))
+    k = tl.arange(0, BK)
+    written = inside[:, None] & (k < K)[None, :]
+    if MARKED:
+        marks = tl.load(out + rows[:, None] * out_stride + k[None, :], mask=written, other=0.0)
+        going = tl.max(marks, 1) == float("inf")
+        written = written & going[:, None]
+        score = tl.where(going, score, float("-inf"))
     p = tl.arange(0, BP)
     # Of each prefix the best that a hypothesis can come to with it.
     priority = tl.full((BP,), float("-inf"), tl.float32)
     for i in range(BEAM):
         one = tl.program_id(0).to(tl.int64) * BEAM + i
-        reached = tl.load(prefixes + one * P + p, mask=p < P, other=float("-inf")) + tl.load(scores + one)
+        reached = tl.load(prefixes + one * P + p, mask=p < P, other=float("-inf"))
+        reached += tl.sum(tl.where(row == i, score, 0.0), 0)
         priority = tl.where(reached > priority, reached, priority)  # never for a NaN
-    k = tl.arange(0, BK)
     # What pads the list is never the worst of it.
     best_total = tl.where(k < K, float("-inf"), float("inf"))
     best_value = tl.full((BK,), float("-inf"), tl.float32)
@@ -165,15 +171,16 @@ def best_first_kernel(
                 )  # fmt: skip
         first = tl.max(priority, 0)
     is_of = (best_row[None, :] == row[:, None]) & (best_total > float("-inf"))[None, :]
-    at = rows[:, None] * K + k[None, :]
-    written = inside[:, None] & (k < K)[None, :]
-    tl.store(out + at, tl.where(is_of, best_value[None, :], float("-inf")), mask=written)
-    tl.store(tokens + at, tl.where(is_of, best_name[None, :], 0).to(tl.int64), mask=written)
+    value = tl.where(is_of, best_value[None, :], float("-inf"))
+    tl.store(out + rows[:, None] * out_stride + k[None, :], value, mask=written)
+    name = tl.where(is_of, best_name[None, :], 0).to(tl.int64)
+    tl.store(tokens + rows[:, None] * tokens_stride + k[None, :], name, mask=written)
 
 
 def continuations(
-    prefixes: Tensor, x: Tensor, table: Tensor, names: Tensor, length: int, scores: Tensor, beam: int, k: int
-) -> tuple[Tensor, Tensor]:
+    prefixes: Tensor, x: Tensor, table: Tensor, names: Tensor, length: int, scores: Tensor, beam: int,
+    out: Tensor, tokens: Tensor, marked: bool,
+) -> None:  # fmt: skip
     """The k best continuations of all hypotheses of each sentence, of the tokens that are looked for.
 
     Args:
@@ -182,39 +189,39 @@ def continuations(
         table: (P, L, D), or (V, D) read by token where the names are rows of it.
         names: (P * L,) int32: a slot's token, -1 where there is none, -2 - token where it is not looked for.
         length: L.
-        scores: (N,) fp32 of the hypotheses; -inf: not to be continued.
+        scores: (N,) fp32 of the hypotheses, any stride; -inf: not to be continued.
         beam: hypotheses of a sentence, at most ``MOST_ROWS``; N is a multiple of it.
-        k: at most ``MOST_BEST``.
-
-    Returns:
-        (N, k) log-probabilities, -inf where a hypothesis has fewer among the best, in no order, and (N, k)
-        long tokens.
+        out: (N, k) fp32, k at most ``MOST_BEST``, rows may be apart: written to. Log-probabilities, in no
+            order, -inf where a hypothesis has fewer among the best.
+        tokens: (N, k) long, likewise.
+        marked: only hypotheses that have +inf in ``out`` are continued, and their rows written to.
     """
-    n, width = x.shape
-    out = prefixes.new_empty(n, k)
-    tokens = torch.empty(n, k, dtype=torch.long, device=x.device)
+    (n, width), k = x.shape, out.size(1)
     tile = search_tile("best_first", x.dtype, length, beam)
     launch(
         best_first_kernel,
         (n // beam,),
-        (prefixes, x, table, names, scores, out, tokens),
+        (
+            prefixes, x, table, names, scores, out, tokens,
+            scores.stride(0), out.stride(0), tokens.stride(0),
+        ),
         tile,
         P=prefixes.size(1),
         D=width,
         L=length,
         BEAM=beam,
         K=k,
+        MARKED=marked,
         TIED=table.dim() == 2,
         PRECISION=precision(x.dtype),
         BP=power_of_2(prefixes.size(1)),
         BK=power_of_2(k),
-    )
-    return out, tokens
+    )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["N", "C"])
+@triton.jit(do_not_specialize=["N", "C", "out_stride"])
 def given_kernel(
-    prefixes, x, w, names, slots, tokens, out, N, C,
+    prefixes, x, w, names, slots, tokens, out, N, C, out_stride,
     P: tl.constexpr, D: tl.constexpr, L: tl.constexpr, SHARED: tl.constexpr, TIED: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -246,29 +253,27 @@ def given_kernel(
         top = higher
     reached = tl.load(prefixes + rows * P + prefix, mask=inside, other=0.0)
     value = reached + tl.minimum(picked - (top + tl.log(sums)), 0.0)
-    tl.store(out + rows * C + c, value, mask=inside)
+    tl.store(out + rows * out_stride + c, value, mask=inside)
 
 
 def given(
-    prefixes: Tensor, x: Tensor, table: Tensor, names: Tensor, slots: Tensor, length: int, tokens: Tensor
-) -> Tensor:
+    prefixes: Tensor, x: Tensor, table: Tensor, names: Tensor, slots: Tensor, length: int, tokens: Tensor,
+    out: Tensor,
+) -> None:  # fmt: skip
     """Log-probabilities of tokens, logits not rounded. The arguments are those of ``continuations``, and:
 
     Args:
         slots: (V,) long, the slot of every token.
         tokens: (C,) long, asked of all rows, or (N, C).
-
-    Returns:
-        (N, C) fp32.
+        out: (N, C) fp32, rows may be apart: written to.
     """
     n, count = len(x), tokens.size(-1)
-    out = prefixes.new_empty(n, count)
     tile = search_tile("given", x.dtype, length)
     shared = tokens.dim() == 1
     launch(
         given_kernel,
         (cdiv(n, tile.constants["BM"]) if shared else n, count),
-        (prefixes, x, table, names, slots, tokens.contiguous(), out, n, count),
+        (prefixes, x, table, names, slots, tokens.contiguous(), out, n, count, out.stride(0)),
         tile,
         P=prefixes.size(1),
         D=x.size(1),
@@ -277,4 +282,3 @@ def given(
         TIED=table.dim() == 2,
         PRECISION=precision(x.dtype),
     )
-    return out

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -49,10 +48,10 @@ def log_sum_exp(values):
     return log_sum(safe, tl.sum(tl.exp(values - safe), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["scores_stride", "tokens_stride", "given_stride"])
 def best_tokens_kernel(
-    first, gate, rest, names, pattern_of, patterns, slots, tokens, best, best_tokens, given, log_mass,
-    first_stride, rest_stride,
+    first, gate, rest, names, pattern_of, patterns, slots, asked, scores, tokens, given,
+    first_stride, rest_stride, scores_stride, tokens_stride, given_stride,
     A: tl.constexpr, R: tl.constexpr, C: tl.constexpr, K: tl.constexpr, W: tl.constexpr, S: tl.constexpr,
     BA: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
@@ -93,15 +92,14 @@ def best_tokens_kernel(
     mass = 0.0
     if S > 0:
         mass = log_sum_exp(log_sum(mass_top, mass_total))
-    tl.store(log_mass + n, mass)
     for w in range(W):
-        slot = tl.load(slots + tl.load(tokens + w))
+        slot = tl.load(slots + tl.load(asked + w))
         value_w = float("-inf")
         sum_w = 0.0
         for c in range(C):
             joint = tl.load(above_at + c * A + slot // R) + tl.load(below_at + c * R + slot % R)
             value_w, sum_w = add_exp(value_w, sum_w, joint + tl.sum(tl.where(component == c, priors, 0.0), 0))
-        tl.store(given + n * W + w, log_sum(value_w, sum_w) - mass)
+        tl.store(given + n * given_stride + w, log_sum(value_w, sum_w) - mass)
     bound = log_sum(top, total)
     bound += _SLACK * tl.clamp(tl.abs(bound), 1.0, 1e30)
     bound = tl.where((i < A) & (bound == bound), bound, float("-inf"))
@@ -133,66 +131,61 @@ def best_tokens_kernel(
                 best_total, best_value, best_name, best_row, floor, BK, BJ,
             )  # fmt: skip
         highest = tl.max(bound, 0)
-    tl.store(best + n * K + k, best_value - mass, mask=k < K)
-    tl.store(best_tokens + n * K + k, best_name.to(tl.int64), mask=k < K)
+    tl.store(scores + n * scores_stride + k, best_value - mass, mask=k < K)
+    tl.store(tokens + n * tokens_stride + k, best_name.to(tl.int64), mask=k < K)
 
 
 class SlotTables(NamedTuple):
     """Which slots are tokens, for a first digit of A values and R continuations of each.
 
     Attributes:
-        names: (A * R,) int32: a slot's token, -1 where there is none.
         pattern_of: (A,) int32: which pattern of continuations are tokens; -1: none is. None without holes.
         patterns: (S, R) int8, or None.
         slots: (V,) long, the slot of every token.
     """
 
-    names: Tensor
     pattern_of: Tensor | None
     patterns: Tensor | None
     slots: Tensor
 
 
-class Best(NamedTuple):
-    """What is found of N rows.
+class Found(NamedTuple):
+    """Where N rows' answers are written; rows may be apart.
 
     Attributes:
-        scores: (N, k) fp32 log-probabilities, in no order; -inf where there are not as many.
+        scores: (N, k) fp32 log-probabilities of the best, in no order; -inf where there are not as many. k is
+            at most ``best_first.MOST_BEST``.
         tokens: (N, k) long.
         given: (N, W) fp32, of the tokens asked for.
-        log_mass: (N,) fp32, log Z, with which all are normalised.
     """
 
     scores: Tensor
     tokens: Tensor
     given: Tensor
-    log_mass: Tensor
 
 
-def best_tokens(first: Tensor, gate: Tensor, rest: Tensor, tables: SlotTables, asked: Tensor, k: int) -> Best:
+def best_tokens(
+    first: Tensor, gate: Tensor, rest: Tensor, names: Tensor, tables: SlotTables, asked: Tensor, found: Found
+) -> None:
     """The k largest of log sum_c pi_c softmax(first_c)_i softmax(rest_c)_j / Z over the tokens (i, j).
 
     Args:
         first: (N, C, A) fp32 logits of the first digit; rows may be apart, within a row there is no gap.
         gate: (N, C) fp32, log pi_c.
         rest: (N, C, R) fp32 logits of all other digits together, laid out likewise.
+        names: (A * R,) int32: a slot's token, -1 where there is none, -2 - token where it is not looked for.
         tables: of the codebook.
         asked: (W,) long: tokens to be scored, too.
-        k: at most ``best_first.MOST_BEST``.
+        found: written to.
     """
     n, components, width = first.shape
-    found = Best(
-        first.new_empty(n, k),
-        torch.empty(n, k, dtype=torch.long, device=first.device),
-        first.new_empty(n, len(asked)),
-        first.new_empty(n),
-    )
+    k = found.scores.size(1)
     launch(
         best_tokens_kernel,
         (n,),
         (
-            first, gate, rest, tables.names, tables.pattern_of, tables.patterns, tables.slots, asked, *found,
-            first.stride(0), rest.stride(0),
+            first, gate, rest, names, tables.pattern_of, tables.patterns, tables.slots, asked, *found,
+            first.stride(0), rest.stride(0), *(each.stride(0) for each in found),
         ),
         row_tile(rest.size(-1)),
         A=width,
@@ -205,4 +198,3 @@ def best_tokens(first: Tensor, gate: Tensor, rest: Tensor, tables: SlotTables, a
         BC=power_of_2(components),
         BK=power_of_2(k),
     )  # fmt: skip
-    return found
