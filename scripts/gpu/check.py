@@ -34,12 +34,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import torch
 
-from scripts.gpu import launches, results, times, values
+from scripts.gpu import launches, results, times, training, values
 from scripts.gpu.forks import cores
-from scripts.gpu.parts import Part, Settings, run_part
+from scripts.gpu.parts import Outcome, Part, Settings, run_part
 
 #: In the order in which they run.
-PARTS: dict[str, Part] = {part.letter: part for part in (values.PART, launches.PART, times.PART)}
+PARTS: dict[str, Part] = {part.letter: part for part in (values.PART, launches.PART, times.PART, training.PART)}
 
 #: Seconds that compiling beforehand may take.
 COMPILE_SECONDS = 40
@@ -70,18 +70,21 @@ def check(parts: Sequence[Part], limits: dict[str, float], settings: Settings, p
         results.write(path, found)
         for title, header, rows in outcome.tables:
             print(results.table(title, header, rows), flush=True)
-        _conclude(part, outcome.failed, len(outcome.checks), outcome.missed, outcome.seconds)
+        _conclude(part, outcome)
         failed += len(outcome.failed)
     print(f"everything seen is in {path}")
     return not failed
 
 
-def _conclude(part: Part, failed: list[dict[str, Any]], done: int, missed: list[str], seconds: float) -> None:
-    print(f"({part.letter}) {part.title}: {done} checks in {seconds:.0f} s, {len(failed)} failed.")
+def _conclude(part: Part, outcome: Outcome) -> None:
+    done, failed = len(outcome.checks), outcome.failed
+    print(f"({part.letter}) {part.title}: {done} checks in {outcome.seconds:.0f} s, {len(failed)} failed.")
     for each in failed:
         print(f"- FAILED {each['name']}: {each.get('error') or each.get('wrong') or 'see the file'}")
-    if missed:
-        print(f"- no time for {len(missed)}: {'; '.join(missed)}")
+    if outcome.missed:
+        print(f"- no time for {len(outcome.missed)}: {'; '.join(outcome.missed)}")
+    for each in outcome.absent:
+        print(f"- not here: {each}")
     print(flush=True)
 
 
@@ -114,7 +117,8 @@ def main(argv: list[str] | None = None) -> int:
                 f"torch {torch.__version__} finds no CUDA GPU here; --smoke tries the script on the CPU"
             )
         settings = Settings(torch.device("cpu" if args.smoke else "cuda"), args.smoke, args.jobs)
-        return 0 if check(parts, limits_given, settings, args.json) else 1
+        with settings.workshop:
+            return 0 if check(parts, limits_given, settings, args.json) else 1
     except CheckError as error:
         print(f"check.py: error: {error}", file=sys.stderr)
         return 1
