@@ -34,12 +34,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import torch
 
-from scripts.gpu import launches, results, times, training, values
+from scripts.gpu import decoding, launches, results, times, training, values
 from scripts.gpu.forks import cores
 from scripts.gpu.parts import Outcome, Part, Settings, run_part
 
 #: In the order in which they run.
-PARTS: dict[str, Part] = {part.letter: part for part in (values.PART, launches.PART, times.PART, training.PART)}
+PARTS: dict[str, Part] = {part.letter: part for part in (values.PART, launches.PART, times.PART, training.PART, decoding.PART)}
 
 #: Seconds that compiling beforehand may take.
 COMPILE_SECONDS = 40
