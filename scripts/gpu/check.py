@@ -15,6 +15,7 @@ above its target is told and is no failure.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -34,12 +35,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import torch
 
-from scripts.gpu import decoding, launches, results, times, training, values
+from scripts.gpu import decoding, launches, pretraining, ranks, results, times, training, values
 from scripts.gpu.forks import cores
 from scripts.gpu.parts import Outcome, Part, Settings, run_part
 
 #: In the order in which they run.
-PARTS: dict[str, Part] = {part.letter: part for part in (values.PART, launches.PART, times.PART, training.PART, decoding.PART)}
+PARTS: dict[str, Part] = {
+    part.letter: part
+    for part in (
+        values.PART,
+        launches.PART,
+        times.PART,
+        training.PART,
+        decoding.PART,
+        ranks.PART,
+        pretraining.PART,
+    )
+}
 
 #: Seconds that compiling beforehand may take.
 COMPILE_SECONDS = 40
@@ -72,6 +84,10 @@ def check(parts: Sequence[Part], limits: dict[str, float], settings: Settings, p
             print(results.table(title, header, rows), flush=True)
         _conclude(part, outcome)
         failed += len(outcome.failed)
+        if settings.device.type == "cuda":
+            # Commands of the next part have the card for themselves.
+            gc.collect()
+            torch.cuda.empty_cache()
     print(f"everything seen is in {path}")
     return not failed
 
@@ -83,8 +99,8 @@ def _conclude(part: Part, outcome: Outcome) -> None:
         print(f"- FAILED {each['name']}: {each.get('error') or each.get('wrong') or 'see the file'}")
     if outcome.missed:
         print(f"- no time for {len(outcome.missed)}: {'; '.join(outcome.missed)}")
-    for each in outcome.absent:
-        print(f"- not here: {each}")
+    for line in outcome.absent:
+        print(f"- not here: {line}")
     print(flush=True)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu import training
+from scripts.gpu import train_flags
 from scripts.gpu.fairseq_logs import Translated, translated
 from scripts.gpu.made_data import SOURCE, TARGET, Text, made
 from scripts.gpu.parts import Check, Outcome, Part, Seen, Settings
@@ -31,7 +31,7 @@ _BEAM = 5
 def checks(settings: Settings) -> Sequence[Check]:
     """Heads in one process with both searches; ``fairseq-generate`` with each search, at the smaller V."""
     settings.workshop.open(settings.device.type == "cuda")
-    vocabs = training.vocabs(settings)
+    vocabs = train_flags.vocabs(settings)
     order = [(head, vocab) for head in HEADS for vocab in vocabs]
     found = [
         Check(f"{head}, V = {vocab:,}", partial(_searches, head, vocab, settings)) for head, vocab in order
@@ -43,11 +43,10 @@ def checks(settings: Settings) -> Sequence[Check]:
 
 def spec(head: str, vocab: int, settings: Settings) -> dict[str, Any]:
     """A ``search_case.Spec``, as a dictionary."""
-    body = dict(dim=16, layers=1, sentences=4, batch=2, length=4, beam=2, rounds=1)
-    if not settings.smoke:
-        body = dict(dim=512, layers=6, sentences=128, batch=64, length=25, beam=_BEAM, rounds=3)
-    dtypes = ["fp16", "bf16"]
-    return dict(head=head, vocab=vocab, dtypes=dtypes, device=settings.device.type, **body)
+    names = ("dim", "layers", "sentences", "batch", "length", "beam", "rounds")
+    sizes = (16, 1, 4, 2, 4, 2, 1) if settings.smoke else (512, 6, 128, 64, 25, _BEAM, 3)
+    told = {"head": head, "vocab": vocab, "dtypes": ["fp16", "bf16"], "device": settings.device.type}
+    return told | dict(zip(names, sizes, strict=True))
 
 
 def _searches(head: str, vocab: int, settings: Settings) -> Seen:
@@ -63,7 +62,7 @@ def _searches(head: str, vocab: int, settings: Settings) -> Seen:
 
 
 def _generate(vocab: int, settings: Settings) -> Seen:
-    """Whole commands on one checkpoint: ``--task mhe_translation`` searches tables, ``translation`` does not."""
+    """Whole commands on one checkpoint: ``--task mhe_translation`` searches tables, ``translation`` all V."""
     text = _text(vocab, settings)
     data = made(text, settings)
     paths = {name: _checkpoint(name, data, settings) for name in ("cascade", "stock, not tied")}
@@ -79,10 +78,10 @@ def _generate(vocab: int, settings: Settings) -> Seen:
     flags: dict[str, list[str]] = {}
     for name, (path, task) in searches.items():
         flags[name] = [
-            str(data), "-s", SOURCE, "-t", TARGET, *training.PLUGIN, "--task", task, "--path", str(path),
+            str(data), "-s", SOURCE, "-t", TARGET, *train_flags.PLUGIN, "--task", task, "--path", str(path),
             "--gen-subset", "test", "--beam", str(_BEAM), "--min-len", str(text.longest), "--max-len-a", "0",
             "--max-len-b", str(text.longest), "--batch-size", "64", "--required-batch-size-multiple", "1",
-            "--no-progress-bar", *training.place(settings, "fp16"),
+            "--no-progress-bar", *train_flags.place(settings, "fp16"),
         ]  # fmt: skip
         ran = settings.workshop.run("fairseq_cli.generate", flags[name])
         read = translated(ran.said)
@@ -125,7 +124,12 @@ def _checkpoint(layer: str, data: Path, settings: Settings) -> Path:
         RuntimeError: the training failed.
     """
     folder = settings.workshop.folder / f"checkpoint-{layer.partition(',')[0]}"
-    flags = [*training.line(layer, data, settings), *training.place(settings, "fp16"), "--max-update", "2"]
+    flags = [
+        *train_flags.line(layer, data, settings),
+        *train_flags.place(settings, "fp16"),
+        "--max-update",
+        "2",
+    ]
     flags += ["--no-save-optimizer-state", "--no-epoch-checkpoints", "--save-dir", str(folder)]
     ran = settings.workshop.run("fairseq_cli.train", flags)
     if ran.status:
@@ -157,10 +161,10 @@ def show(outcome: Outcome) -> None:
         header = ["head", "V", "compact, tokens/s", "V-wide", "softmax", "compact / V-wide", "target"]
         outcome.tables.append(("Beam search, half precision", header, speeds))
     if cases:
-        header = ["head", "V", "operators a step: compact", "V-wide", "softmax", "launches of kernels: compact",
-                  "waits: compact", "V-wide", "softmax", "target"]  # fmt: skip
+        counted = ["operators: compact", "V-wide", "softmax", "kernels: compact"]
+        header = ["head", "V", *counted, "waits: compact", "V-wide", "softmax", "target"]
         outcome.tables.append(("A step of beam search", header, [_step(check) for check in cases]))
-        header = ["head", "V", "type", "hypotheses that differ", "best that differ", "scores differ by", "lost"]
+        header = ["head", "V", "type", "differ", "best differ", "scores differ by", "score lost"]
         rows = [row for check in cases for row in _differ(check)]
         outcome.tables.append(("Compact against V-wide search", header, rows))
 

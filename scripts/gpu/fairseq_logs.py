@@ -16,6 +16,7 @@ class Trained:
 
     Attributes:
         losses: of every line of its log, base 2; NaN where fairseq wrote none.
+        norms: of the gradients, of every line; NaN where fairseq wrote none.
         words_per_second: median of the lines after the warm-up; None: there is none.
         updates_per_second: the same.
         peak_gib: the most memory of tensors after the warm-up; None on the CPU.
@@ -23,6 +24,7 @@ class Trained:
     """
 
     losses: list[float]
+    norms: list[float]
     words_per_second: float | None
     updates_per_second: float | None
     peak_gib: float | None
@@ -73,6 +75,7 @@ def trained(text: str, warm_up: int) -> Trained:
     warm = [line for line in lines if int(float(line["num_updates"])) > warm_up]
     return Trained(
         losses=[float(line.get("loss", math.nan)) for line in lines],
+        norms=[float(line.get("gnorm", math.nan)) for line in lines],
         words_per_second=_median(warm, "wps"),
         updates_per_second=_median(warm, "ups"),
         peak_gib=_peak(text, warm),
@@ -99,7 +102,7 @@ def plugin_lines(text: str) -> list[str]:
 
 def translated(text: str) -> Translated | None:
     """Read what ``fairseq-generate`` printed; None where it did not come to its end."""
-    end = re.search(r"Translated [\d,]+ sentences \(([\d,]+) tokens\) in [\d.]+s .*, ([\d.]+) tokens/s\)", text)
+    end = re.search(r"Translated .* sentences \(([\d,]+) tokens\) in .*, ([\d.]+) tokens/s\)", text)
     if end is None:
         return None
     found = {}
@@ -108,3 +111,22 @@ def translated(text: str) -> Translated | None:
             number, score, words = line.split("\t")
             found[int(number[2:])] = float(score), words
     return Translated(found, int(end[1].replace(",", "")), float(end[2]), plugin_lines(text))
+
+
+def apart(one: Trained, other: Trained) -> tuple[float, float]:
+    """How far two trainings of as many lines are from each other: the largest difference of losses, and of
+    gradients' norms as a share of the norm."""
+    losses = [abs(a - b) for a, b in zip(one.losses, other.losses, strict=True)]
+    norms = [abs(a - b) / max(b, 1e-9) for a, b in zip(one.norms, other.norms, strict=True)]
+    return max(losses), max(norms)
+
+
+def unlike(one: Trained, other: Trained, losses: float, norms: float) -> str:
+    """In what two trainings differ by more than this; "" for nothing."""
+    if len(one.losses) != len(other.losses) or not one.losses:
+        return f"{len(one.losses)} lines of the log, and {len(other.losses)}"
+    loss, norm = apart(one, other)
+    # Written so that NaN is a difference.
+    if not loss <= losses:
+        return f"losses {one.losses} and {other.losses}"
+    return "" if norm <= norms else f"norms of gradients {one.norms} and {other.norms}"

@@ -1,6 +1,6 @@
 """Made-up text, binarised: words of Zipf's frequencies, sentences of many lengths. Seconds, for any V.
 
-    python -m scripts.gpu.made_data FOLDER '{"vocab": 32768, "sentences": {"train": 1000}, ...}'
+As a command, ``python -m scripts.gpu.made_data FOLDER TEXT``: a ``Text`` as a JSON object.
 """
 
 from __future__ import annotations

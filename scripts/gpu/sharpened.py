@@ -48,7 +48,7 @@ def sharpen_checkpoint(path: str) -> None:
     if any(each is decoder.embed_tokens.weight for each in layer.parameters()):
         raise ValueError(f"the output layer of {path} is tied to the embeddings")
     sharpen(layer, _features(model, task))
-    state = checkpoint_utils.load_checkpoint_to_cpu(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     state["model"] = model.state_dict()
     torch.save(state, path)
 

@@ -7,49 +7,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from scripts.gpu.fairseq_logs import trained
-from scripts.gpu.made_data import SOURCE, TARGET, Text, made
+from scripts.gpu.made_data import made
 from scripts.gpu.parts import Check, Outcome, Part, Seen, Settings
-from scripts.gpu.workshop import ROOT
-
-PLUGIN = ("--user-dir", str(ROOT / "mhe_fairseq"))
+from scripts.gpu.train_flags import LAYERS, line, place, size, text, vocabs
 
 #: "0": without cuDNN's attention; "1": with it.
 SWITCH = "MHE_CUDNN_ATTENTION"
-
-_STOCK = ("--arch", "transformer", "--criterion", "label_smoothed_cross_entropy")
-_OURS = ("--arch", "mhe_transformer", "--criterion", "mhe_cross_entropy")
-_TIED = ("--share-all-embeddings",)
-_CODES = "--mhe-codebook"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """An output layer, as people train it.
-
-    Attributes:
-        flags: of ``fairseq-train``.
-        against: the layer that it is compared with.
-        codes: it takes a codebook; in random order, as a learned one is for the embedding's rows.
-    """
-
-    flags: tuple[str, ...]
-    against: str = "stock"
-    codes: bool = False
-
-
-LAYERS: dict[str, Layer] = {
-    "stock": Layer(_STOCK + _TIED),
-    "cascade-tied": Layer((*_OURS, *_TIED, "--mhe-head", "cascade"), codes=True),
-    "sampling": Layer((*_OURS, *_TIED, "--mhe-head", "sampling"), codes=True),
-    "product": Layer((*_OURS, *_TIED, "--mhe-head", "product"), codes=True),
-    "mixture": Layer((*_OURS, *_TIED, "--mhe-head", "product", "--mhe-mixtures", "8"), codes=True),
-    "stock, not tied": Layer(_STOCK, against="stock, not tied"),
-    "cascade": Layer((*_OURS, "--mhe-head", "cascade"), against="stock, not tied", codes=True),
-}
 
 #: Layers with a target; words per second as a multiple of stock's in fp16, by V.
 _TARGETED = ("cascade-tied", "cascade", "sampling")
@@ -60,71 +26,6 @@ WORDS = (32_768, 3 * 28_800.0)
 
 #: GiB of peak memory below stock's.
 SAVED = (262_144, 20.0)
-
-
-@dataclass(frozen=True)
-class Size:
-    """Of a training.
-
-    Attributes:
-        body: flags of the transformer.
-        tokens: of an update, at most.
-        updates: of a command.
-        warm_up: of these, that are not measured.
-        interval: updates that a line of the log tells of.
-        text: what is trained on, but for V.
-    """
-
-    body: tuple[str, ...]
-    tokens: int
-    updates: int
-    warm_up: int
-    interval: int
-    sentences: int
-    shortest: int
-    longest: int
-
-
-#: Sentences have all lengths from 5 to 45, and batches all shapes, as a real corpus's have.
-_SIZE = Size((), 8192, 50, 20, 5, 24_000, 5, 45)
-_SMOKE = Size(
-    ("--encoder-layers", "1", "--decoder-layers", "1", "--encoder-attention-heads", "2",
-     "--decoder-attention-heads", "2", "--encoder-embed-dim", "16", "--decoder-embed-dim", "16",
-     "--encoder-ffn-embed-dim", "16", "--decoder-ffn-embed-dim", "16"),
-    24, 2, 1, 1, 30, 2, 6,
-)  # fmt: skip
-
-
-def vocabs(settings: Settings) -> tuple[int, ...]:
-    return (120,) if settings.smoke else (32_768, 262_144)
-
-
-def size(settings: Settings) -> Size:
-    return _SMOKE if settings.smoke else _SIZE
-
-
-def place(settings: Settings, precision: str) -> list[str]:
-    """Flags of the device and the type. A training on the CPU is of fp32 here."""
-    if settings.device.type == "cpu":
-        return ["--cpu", "--num-workers", "0"]
-    return [] if precision == "fp32" else [f"--{precision}"]
-
-
-def text(vocab: int, settings: Settings) -> Text:
-    of = size(settings)
-    return Text(vocab, (("train", of.sentences),), of.shortest, of.longest)
-
-
-def line(layer: str, data: Path, settings: Settings) -> list[str]:
-    """The flags of a training of a layer on this data, for any precision."""
-    of, chosen = size(settings), LAYERS[layer]
-    return [
-        str(data), "-s", SOURCE, "-t", TARGET, *PLUGIN, *chosen.flags, *of.body,
-        *((_CODES, str(data / "codes")) if chosen.codes else ()),
-        "--label-smoothing", "0.1", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--lr", "0.0005",
-        "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "4000", "--max-tokens", str(of.tokens),
-        "--disable-validation", "--seed", "1", "--log-format", "json", "--log-interval", str(of.interval),
-    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -174,7 +75,7 @@ def _train(run: Run, settings: Settings) -> Seen:
     of = size(settings)
     data = made(text(run.vocab, settings), settings)
     flags = [*line(run.layer, data, settings), *place(settings, run.precision)]
-    flags += ["--max-update", str(of.updates), "--no-save", "--save-dir", str(settings.workshop.folder / "no")]
+    flags += ["--max-update", str(of.updates), "--no-save"]
     ran = settings.workshop.run("fairseq_cli.train", flags, {SWITCH: run.attention})
     seen = trained(ran.said, of.warm_up)
     wrong = ran.trouble
@@ -211,10 +112,10 @@ def show(outcome: Outcome) -> None:
     for (vocab, precision, attention), layers in groups.items():
         cudnn = "with" if attention == "1" else "without"
         title = f"fairseq-train, V = {vocab:,}, {precision}, {cudnn} cuDNN attention"
-        header = ["layer", "words/s", "updates/s", "times stock", "peak GiB", "below stock", "runs", "targets"]
+        header = ["layer", "words/s", "updates/s", "times stock", "peak GiB", "below stock", "runs"]
         aims = precision == "fp16" and attention == "0"
         rows = [_row(name, vocab, layers, aims) for name in LAYERS if name in layers]
-        outcome.tables.append((title, header, rows))
+        outcome.tables.append((title, [*header, "targets"], rows))
 
 
 def _row(name: str, vocab: int, layers: dict[str, list[dict[str, Any]]], aims: bool) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,11 +43,14 @@ class Ran:
 
     @property
     def trouble(self) -> str:
-        """What went wrong, in its last words; "" for a command that ended well."""
+        """What went wrong: the last line that names an error, or else the last; "" if all went well."""
         if not self.status:
             return ""
         lines = [line.strip() for line in self.said.splitlines() if line.strip()]
-        return f"exit status {self.status}: {lines[-1][:300] if lines else 'it said nothing'}"
+        # An interpreter that ends may have more to say, of what nobody asked.
+        named = [line for line in lines if re.search(r"^\w[\w.]*(Error|Exception)\b|\berror: ", line)]
+        last = (named or lines or ["it said nothing"])[-1]
+        return f"exit status {self.status}: {last[:300]}"
 
 
 class Workshop:
