@@ -118,7 +118,12 @@ def apart(one: Trained, other: Trained) -> tuple[float, float]:
     gradients' norms as a share of the norm."""
     losses = [abs(a - b) for a, b in zip(one.losses, other.losses, strict=True)]
     norms = [abs(a - b) / max(b, 1e-9) for a, b in zip(one.norms, other.norms, strict=True)]
-    return max(losses), max(norms)
+    return _largest(losses), _largest(norms)
+
+
+def _largest(values: list[float]) -> float:
+    """NaN where one is, which ``max`` would lose."""
+    return math.nan if any(map(math.isnan, values)) else max(values)
 
 
 def unlike(one: Trained, other: Trained, losses: float, norms: float) -> str:
