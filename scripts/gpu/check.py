@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Everything that a GPU has to say about the output layers, in four minutes.
+"""Everything that a GPU has to say about the output layers, and about fairseq with them, in 13 minutes.
 
     make gpu-check                       # or: make gpu-check PYTHON=python3, where there is no .venv
     python scripts/gpu/check.py --parts a,c --seconds c=150
     python scripts/gpu/check.py --smoke  # the whole script on the CPU, tiny: does it run?
 
 Parts: (a) values of every head against float64, (b) launches, operators and host waits of a step, (c) times
-and peak memory beside other output layers. It needs torch with CUDA and its triton, nothing else; peers
-(cut-cross-entropy, liger-kernel) are timed where they are installed. Tables in markdown go to standard
-output, all that was seen to a JSON file, after each part. The exit status is 1 if a check failed; a time
-above its target is told and is no failure.
+and peak memory beside other output layers, (d) fairseq-train, (e) beam search, (f) one rank of many,
+(g) language models. It needs torch with CUDA and its triton; (d) to (g) run fairseq's commands, and say so
+where fairseq is not installed. Peers (cut-cross-entropy, liger-kernel) are timed where they are. Tables in
+markdown go to standard output, all that was seen to a JSON file, after each part. The exit status is 1 if a
+check failed; a time above its target is told and is no failure.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # fairseq takes seconds to import, and the heads do not need it.
+    # fairseq takes seconds to import, and the heads do not need it; commands import it for themselves.
     sys.modules["fairseq"] = None  # type: ignore[assignment]
     os.environ.pop("MHE_KERNELS", None)
     # Triton reads it when it is imported.
@@ -70,7 +71,9 @@ def check(parts: Sequence[Part], limits: dict[str, float], settings: Settings, p
 
         major, minor = torch.cuda.get_device_capability(settings.device)
         _say("compiling kernels")
-        found["compiling"] = precompile(10 * major + minor, settings.jobs, COMPILE_SECONDS)
+        found["compiling"] = precompile(
+            10 * major + minor, settings.jobs, COMPILE_SECONDS, [part.letter for part in parts]
+        )
         _say(f"  {found['compiling']}")
         results.write(path, found)
     failed = 0

@@ -45,7 +45,8 @@ def sharpen_checkpoint(path: str) -> None:
     decoder = model.decoder
     head = getattr(decoder, "head", None)
     layer = _Projection(decoder.output_projection) if head is None else head
-    if any(each is decoder.embed_tokens.weight for each in layer.parameters()):
+    # A tied head reads the embedding's rows, which are no parameters of its own.
+    if getattr(head, "is_tied", False) or any(p is decoder.embed_tokens.weight for p in layer.parameters()):
         raise ValueError(f"the output layer of {path} is tied to the embeddings")
     sharpen(layer, _features(model, task))
     state = torch.load(path, map_location="cpu", weights_only=True)

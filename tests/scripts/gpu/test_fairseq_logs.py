@@ -70,7 +70,7 @@ def test_unlike_trainings() -> None:
     one = trained(TRAINING, 0)
     assert apart(one, one) == (0.0, 0.0) and unlike(one, one, 0.0, 0.0) == ""
     other = dataclasses.replace(one, losses=[16.2, 16.1, 15.8], norms=[6.1, 5.9, 5.0])
-    assert apart(one, other) == (pytest.approx(0.1), pytest.approx(0.16))
+    assert apart(one, other) == pytest.approx((0.1, 0.16))
     assert unlike(one, other, 0.2, 0.2) == ""
     assert unlike(one, other, 0.05, 0.2).startswith("losses [16.2, 16.1, 15.9] and")
     assert unlike(one, other, 0.2, 0.1).startswith("norms of gradients")
