@@ -81,6 +81,7 @@ def check(parts: Sequence[Part], limits: dict[str, float], settings: Settings, p
         limit = limits.get(part.letter, part.seconds)
         _say(f"({part.letter}) {part.title}, at most {limit:g} s")
         outcome = run_part(part, settings, limit, _say)
+        found["commands"] = settings.workshop.way
         found["parts"][part.letter] = results.as_dict(outcome, part.title)
         results.write(path, found)
         for title, header, rows in outcome.tables:

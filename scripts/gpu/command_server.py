@@ -4,7 +4,7 @@
 
 Reads a JSON object a line: ``module``, its ``arguments``, ``env`` (variables to set), ``log`` (a file for
 all that it says); answers with its exit ``status`` and ``seconds``. The first line that it writes, before it
-reads, is ``{"missing": TEXT}`` with "" where all is there.
+reads, is ``{"missing": TEXT, "forks": BOOL}``: "" where all is there, and whether commands are forked.
 
 The plugin is not imported here: what it reads of its environment, it reads in each command.
 """
@@ -41,12 +41,12 @@ def main(device: str) -> None:
     # Without this, asking whether there is a GPU makes CUDA useless in forked processes.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     missing = _missing()
-    print(json.dumps({"missing": missing}), file=answers)
-    if missing:
-        return
     gc.collect()
     gc.freeze()  # a collection in a forked process would copy all of the memory that it shares
-    forks = device == "cpu" or _forks_use_cuda()
+    forks = not missing and (device == "cpu" or _forks_use_cuda())
+    print(json.dumps({"missing": missing, "forks": forks}), file=answers)
+    if missing:
+        return
     for line in sys.stdin:
         request = json.loads(line)
         begin = time.monotonic()
@@ -66,10 +66,11 @@ def _missing() -> str:
     try:
         for module in _MODULES:
             importlib.import_module(module)
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] == "fairseq":
+    except Exception as error:  # an old fairseq on a new Python fails in many ways
+        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "fairseq":
             return "fairseq is not installed"
-        return f"fairseq cannot be imported ({error})"
+        first = str(error).strip().partition("\n")[0]
+        return f"fairseq cannot be imported ({type(error).__name__}: {first})"
     finally:
         warnings.resetwarnings()
     return ""

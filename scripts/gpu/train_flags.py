@@ -87,9 +87,9 @@ def size(settings: Settings) -> Size:
 
 
 def place(settings: Settings, precision: str) -> list[str]:
-    """Flags of the device and the type. A training on the CPU is of fp32 here."""
+    """Flags of the device and the type: fp16, which fairseq has for GPUs only, is fp32 on the CPU."""
     if settings.device.type == "cpu":
-        return ["--cpu", "--num-workers", "0"]
+        return ["--cpu", "--num-workers", "0", *(["--bf16"] if precision == "bf16" else [])]
     return [] if precision == "fp32" else [f"--{precision}"]
 
 

@@ -58,7 +58,12 @@ class Workshop:
 
     They are forked from a process that has imported torch and fairseq, which takes longer than most of what
     they do; where a forked process cannot use the GPU they are started anew (``command_server.py``).
+
+    Attributes:
+        way: how commands are run, "" where none was yet.
     """
+
+    way = ""
 
     def __init__(self) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -106,10 +111,11 @@ class Workshop:
             command, env=env, cwd=self.folder, text=True, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        missing = self._answer().get("missing")
-        if missing:
+        answer = self._answer()
+        self.way = "forked" if answer["forks"] else "started anew"
+        if answer["missing"]:
             self._stop()
-            raise NotHere(f"{missing}: pip install ve-fairseq==0.12.3 for {sys.executable}")
+            raise NotHere(f"{answer['missing']}: pip install ve-fairseq==0.12.3 for {sys.executable}")
 
     def run(self, module: str, arguments: Sequence[str], env: Mapping[str, str] | None = None) -> Ran:
         """As ``python -m module arguments``, in the temporary folder, with these variables set."""

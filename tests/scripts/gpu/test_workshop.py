@@ -7,9 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts.gpu.parts import OutOfTime, _time_limit
 from scripts.gpu.workshop import NotHere, Ran, Workshop
+
+pytestmark = pytest.mark.slow
 
 #: A command that tells what it was given, and ends as it is told to.
 TOY = """
@@ -25,6 +28,7 @@ if "wait" in sys.argv:
 """
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 # Without a GPU the process forked to try one fails, and commands are started anew.
 @pytest.mark.parametrize("is_cuda", [False, True], ids=["forked", "started"])
 def test_commands(is_cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +38,7 @@ def test_commands(is_cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = shop.folder
         (folder / "toy.py").write_text(TOY)
         shop.open(is_cuda)
+        assert shop.way == ("started anew" if is_cuda else "forked")
         ran = shop.run("toy", ["a", "b c"])
         assert ran.status == 0 and ran.trouble == ""
         assert f"arguments ['a', 'b c'] set None here {folder}" in ran.said and "read ''" in ran.said
@@ -75,6 +80,14 @@ def test_without_fairseq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         Workshop() as shop,
         pytest.raises(NotHere, match="^fairseq is not installed: pip install ve-fairseq"),
     ):
+        shop.open(False)
+
+
+def test_a_fairseq_that_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fairseq.py").write_text("raise ValueError('mutable default\\nfor a reason')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    told = r"^fairseq cannot be imported \(ValueError: mutable default\): pip install ve-fairseq"
+    with Workshop() as shop, pytest.raises(NotHere, match=told):
         shop.open(False)
 
 
