@@ -1,7 +1,7 @@
 # make quickstart   from nothing to a translated, scored test set (15 minutes on 2 cores)
 # make compare      the same with the softmax and with each head, two tables (an hour and more)
 # make pretrain-demo  a small language model with the softmax and with a cascade, and a picture of both (10 minutes)
-# make gpu-check    values, launches, times and memory of the output layers on a GPU (4 minutes)
+# make gpu-check    output layers, trainings and beam search on a GPU: are they right, how fast are they (13 minutes)
 # make test         every test;  make test-fast: without the slow ones
 # make lint         ruff and mypy
 # make clean        remove what the above made
@@ -34,8 +34,8 @@ compare: $(VENV)/.installed
 pretrain-demo: $(VENV)/.installed-plot
 	@$(RUN) python scripts/pretrain_demo.py $(DEMO_FLAGS)
 
-# With PYTHON=python3 that interpreter runs it, whose torch has CUDA, and no .venv is made; GPU_FLAGS="--parts a,c" and
-# the like: scripts/gpu/check.py --help tells all.
+# With PYTHON=python3 that interpreter runs it, whose torch has CUDA, and no .venv is made; parts that run fairseq's
+# commands want ve-fairseq for it. GPU_FLAGS="--parts d,e --seconds d=400" and the like: scripts/gpu/check.py --help.
 gpu-check: $(if $(PYTHON),,$(VENV)/.installed)
 	@$(if $(PYTHON),$(PYTHON),$(BIN)/python) scripts/gpu/check.py $(GPU_FLAGS)
 

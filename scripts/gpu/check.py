@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
-"""Everything that a GPU has to say about the output layers, in four minutes.
+"""Everything that a GPU has to say about the output layers, and about fairseq with them, in 13 minutes.
 
     make gpu-check                       # or: make gpu-check PYTHON=python3, where there is no .venv
     python scripts/gpu/check.py --parts a,c --seconds c=150
     python scripts/gpu/check.py --smoke  # the whole script on the CPU, tiny: does it run?
 
 Parts: (a) values of every head against float64, (b) launches, operators and host waits of a step, (c) times
-and peak memory beside other output layers. It needs torch with CUDA and its triton, nothing else; peers
-(cut-cross-entropy, liger-kernel) are timed where they are installed. Tables in markdown go to standard
-output, all that was seen to a JSON file, after each part. The exit status is 1 if a check failed; a time
-above its target is told and is no failure.
+and peak memory beside other output layers, (d) fairseq-train, (e) beam search, (f) one rank of many,
+(g) language models. It needs torch with CUDA and its triton; (d) to (g) run fairseq's commands, and say so
+where fairseq is not installed. Peers (cut-cross-entropy, liger-kernel) are timed where they are. Tables in
+markdown go to standard output, all that was seen to a JSON file, after each part. The exit status is 1 if a
+check failed; a time above its target is told and is no failure.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # fairseq takes seconds to import, and the heads do not need it.
+    # fairseq takes seconds to import, and the heads do not need it; commands import it for themselves.
     sys.modules["fairseq"] = None  # type: ignore[assignment]
     os.environ.pop("MHE_KERNELS", None)
     # Triton reads it when it is imported.
@@ -34,12 +36,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import torch
 
-from scripts.gpu import launches, results, times, values
+from scripts.gpu import decoding, launches, pretraining, ranks, results, times, training, values
 from scripts.gpu.forks import cores
-from scripts.gpu.parts import Part, Settings, run_part
+from scripts.gpu.parts import Outcome, Part, Settings, run_part
 
 #: In the order in which they run.
-PARTS: dict[str, Part] = {part.letter: part for part in (values.PART, launches.PART, times.PART)}
+PARTS: dict[str, Part] = {
+    part.letter: part
+    for part in (
+        values.PART,
+        launches.PART,
+        times.PART,
+        training.PART,
+        decoding.PART,
+        ranks.PART,
+        pretraining.PART,
+    )
+}
 
 #: Seconds that compiling beforehand may take.
 COMPILE_SECONDS = 40
@@ -58,7 +71,9 @@ def check(parts: Sequence[Part], limits: dict[str, float], settings: Settings, p
 
         major, minor = torch.cuda.get_device_capability(settings.device)
         _say("compiling kernels")
-        found["compiling"] = precompile(10 * major + minor, settings.jobs, COMPILE_SECONDS)
+        found["compiling"] = precompile(
+            10 * major + minor, settings.jobs, COMPILE_SECONDS, [part.letter for part in parts]
+        )
         _say(f"  {found['compiling']}")
         results.write(path, found)
     failed = 0
@@ -66,22 +81,30 @@ def check(parts: Sequence[Part], limits: dict[str, float], settings: Settings, p
         limit = limits.get(part.letter, part.seconds)
         _say(f"({part.letter}) {part.title}, at most {limit:g} s")
         outcome = run_part(part, settings, limit, _say)
+        found["commands"] = settings.workshop.way
         found["parts"][part.letter] = results.as_dict(outcome, part.title)
         results.write(path, found)
         for title, header, rows in outcome.tables:
             print(results.table(title, header, rows), flush=True)
-        _conclude(part, outcome.failed, len(outcome.checks), outcome.missed, outcome.seconds)
+        _conclude(part, outcome)
         failed += len(outcome.failed)
+        if settings.device.type == "cuda":
+            # Commands of the next part have the card for themselves.
+            gc.collect()
+            torch.cuda.empty_cache()
     print(f"everything seen is in {path}")
     return not failed
 
 
-def _conclude(part: Part, failed: list[dict[str, Any]], done: int, missed: list[str], seconds: float) -> None:
-    print(f"({part.letter}) {part.title}: {done} checks in {seconds:.0f} s, {len(failed)} failed.")
+def _conclude(part: Part, outcome: Outcome) -> None:
+    done, failed = len(outcome.checks), outcome.failed
+    print(f"({part.letter}) {part.title}: {done} checks in {outcome.seconds:.0f} s, {len(failed)} failed.")
     for each in failed:
         print(f"- FAILED {each['name']}: {each.get('error') or each.get('wrong') or 'see the file'}")
-    if missed:
-        print(f"- no time for {len(missed)}: {'; '.join(missed)}")
+    if outcome.missed:
+        print(f"- no time for {len(outcome.missed)}: {'; '.join(outcome.missed)}")
+    for line in outcome.absent:
+        print(f"- not here: {line}")
     print(flush=True)
 
 
@@ -114,7 +137,8 @@ def main(argv: list[str] | None = None) -> int:
                 f"torch {torch.__version__} finds no CUDA GPU here; --smoke tries the script on the CPU"
             )
         settings = Settings(torch.device("cpu" if args.smoke else "cuda"), args.smoke, args.jobs)
-        return 0 if check(parts, limits_given, settings, args.json) else 1
+        with settings.workshop:
+            return 0 if check(parts, limits_given, settings, args.json) else 1
     except CheckError as error:
         print(f"check.py: error: {error}", file=sys.stderr)
         return 1

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from mhe_fairseq.heads.kernels import launch
 from mhe_fairseq.heads.kernels.launch import Launch
 from scripts.gpu.cases import KINDS, MAIN, Case, Shape
+from scripts.gpu.counting import Operators, watching
 from scripts.gpu.parts import Check, Outcome, Part, Seen, Settings
 from scripts.gpu.record import kernel_name, signature_key
 
@@ -41,9 +38,9 @@ def _step(name: str, shape: Shape, settings: Settings) -> Seen:
         case.prepare()
         case.run()
     seen: list[Launch] = []
-    operators = _Operators()
+    operators = Operators()
     case.prepare()
-    with _watching(seen.append), operators:
+    with watching(seen.append), operators:
         case.run()
     waits: list[str] = []
     if settings.device.type == "cuda":
@@ -84,23 +81,13 @@ def _sizes(name: str, shape: Shape, settings: Settings) -> Seen:
     for number in range(2 if settings.smoke else _SIZES):
         case.batch(shape.tokens - 13 * number if number else shape.tokens)
         case.prepare()
-        with _watching(watcher):
+        with watching(watcher):
             case.run()
         by_size.append(len(compiled))
     wrong = f"another size compiles {', '.join(sorted(late))} again" if late else ""
     if not compiled:
         wrong = "no kernel was launched"
     return not wrong, {"wrong": wrong, "compiled": by_size}
-
-
-@contextmanager
-def _watching(see: Callable[[Launch], None]) -> Iterator[None]:
-    def watcher(seen: Launch) -> bool:
-        see(seen)
-        return True
-
-    with launch.watched(watcher):
-        yield
 
 
 def _waits_on_cuda(run: Callable[[], None]) -> list[str]:
@@ -122,44 +109,6 @@ def _waits_on_cuda(run: Callable[[], None]) -> list[str]:
     finally:
         torch.cuda.set_sync_debug_mode(before)
     return []
-
-
-class _Operators(TorchDispatchMode):
-    """Counts what torch is asked to do, views left out, and what of it would wait for a GPU."""
-
-    _WAITS = (
-        "aten._local_scalar_dense",
-        "aten.nonzero",
-        "aten.masked_select",
-        "aten._unique2",
-        "aten.unique_dim",
-        "aten.unique_consecutive",
-        "aten.equal",
-        "aten.bincount",
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count: Counter[str] = Counter()
-        self.waits: set[str] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = func.overloadpacket._qualified_op_name.replace("::", ".")
-        if not func.is_view:
-            self.count[name] += 1
-        # Indices that are bools are counted first.
-        by_bools = name.startswith("aten.index") and any(
-            isinstance(each, Tensor) and each.dtype == torch.bool for each in _indices(args)
-        )
-        if name in self._WAITS or by_bools:
-            self.waits.add(name)
-        return func(*args, **(kwargs or {}))
-
-
-def _indices(args: tuple[Any, ...]) -> Sequence[Any]:
-    return args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
 
 
 def show(outcome: Outcome) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from scripts.gpu.workshop import NotHere, Workshop
+
 
 class OutOfTime(BaseException):
     """A part's time is over. No ``Exception``: what a check catches of its own must not catch this."""
@@ -25,11 +27,13 @@ class Settings:
         device: where.
         smoke: tiny sizes, in the interpreter, to see that everything runs.
         jobs: processes that may compile at a time.
+        workshop: where commands run, and what they need is made.
     """
 
     device: torch.device
     smoke: bool
     jobs: int
+    workshop: Workshop = field(default_factory=Workshop)
 
 
 @dataclass
@@ -40,12 +44,14 @@ class Outcome:
         checks: one each, in order: "name", "ok" (None: nothing that could be wrong), what was seen; "error"
             where it broke off.
         missed: names of checks that there was no time for.
+        absent: what could not be looked at for want of something that is not installed, a line each.
         seconds: that it took.
         tables: (title, header, rows) to show, made of what was seen.
     """
 
     checks: list[dict[str, Any]] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
     seconds: float = 0.0
     tables: list[tuple[str, list[str], list[list[str]]]] = field(default_factory=list)
 
@@ -93,27 +99,31 @@ def run_part(part: Part, settings: Settings, seconds: float, say: Callable[[str]
     """Do a part's checks until its time is over."""
     outcome, begin = Outcome(), time.monotonic()
     checks: list[Check] = []
+    reached: set[str] = set()
     try:
         # The interpreter's time says nothing of a GPU's.
         with _time_limit(60 * seconds if settings.smoke else seconds):
             checks += part.checks(settings)
             for check in checks:
-                outcome.checks.append(
-                    {"name": check.name, "ok": False, "error": "cut off: its part's time was over"}
-                )
-                outcome.checks[-1] = _done(check)
-                if outcome.checks[-1]["ok"] is False:
-                    say(f"  {check.name}: {_why(outcome.checks[-1])}")
-    except OutOfTime:
-        # What it was at is no failure of what it looks at.
-        if outcome.checks and "cut off" in outcome.checks[-1].get("error", ""):
-            outcome.checks.pop()
+                try:
+                    seen = _done(check)
+                except NotHere as error:
+                    reached.add(check.name)
+                    outcome.absent.append(f"{check.name}: {error}")
+                    continue
+                reached.add(check.name)
+                outcome.checks.append(seen)
+                if seen["ok"] is False:
+                    say(f"  {check.name}: {_why(seen)}")
+    except OutOfTime:  # what it was at is no failure of what it looks at
+        if not checks:
+            outcome.missed = [f"all of {part.title}"]
+    except NotHere as error:
+        outcome.absent.append(str(error))
     except Exception as error:  # of a part's preparations: the other parts go on
         outcome.checks.append({"name": f"{part.letter}: preparations", "ok": False, "error": _error(error)})
-    outcome.missed = [check.name for check in checks[len(outcome.checks) :]]
+    outcome.missed += [check.name for check in checks if check.name not in reached]
     outcome.seconds = time.monotonic() - begin
-    if not checks and not outcome.checks:
-        outcome.missed = [f"all of {part.title}"]
     try:
         part.show(outcome)
     except Exception as error:
@@ -125,6 +135,8 @@ def _done(check: Check) -> dict[str, Any]:
     begin = time.monotonic()
     try:
         ok, seen = check.run()
+    except NotHere:
+        raise
     except Exception as error:  # a check may break in any way, and the others are of use all the same
         ok, seen = False, {"error": _error(error), "trace": traceback.format_exc(limit=-6)}
     return {"name": check.name, "ok": ok, "seconds": round(time.monotonic() - begin, 3)} | seen

@@ -7,7 +7,7 @@ compiled when they are first launched, as ever.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 
 from mhe_fairseq.heads.kernels import tiles
@@ -22,8 +22,22 @@ from scripts.gpu.tile_times import overridden
 _TOKENS = 64
 
 
-def cases() -> Iterator[tuple[str, Shape]]:
-    """Heads and sizes of parts (a) to (c), in the order in which they are needed."""
+#: Parts that run these cases themselves, and parts whose commands train in half precision.
+_STEPS, _TRAININGS = frozenset("abc"), frozenset("dfg")
+
+
+def cases(parts: Collection[str]) -> Iterator[tuple[str, Shape]]:
+    """Heads and sizes of parts, by their letters, in the order in which they are needed."""
+    if not _STEPS.isdisjoint(parts):
+        yield from _of_steps()
+    if not _TRAININGS.isdisjoint(parts):
+        for dtype in ("fp16", "bf16"):
+            for vocab in (32_768, 262_144):
+                for name in MAIN:
+                    yield name, Shape(vocab, 512, _TOKENS, dtype)
+
+
+def _of_steps() -> Iterator[tuple[str, Shape]]:
     small, large = values.SMALL, values.LARGE
     for dtype, names in values.TYPES.items():
         for name in names:
@@ -39,17 +53,17 @@ def cases() -> Iterator[tuple[str, Shape]]:
             yield name, Shape(vocab, 512, _TOKENS)
 
 
-def precompile(arch: int, jobs: int, seconds: float) -> dict[str, object]:
-    """Compile for this compute capability; returns what was done, and what failed."""
+def precompile(arch: int, jobs: int, seconds: float, parts: Collection[str]) -> dict[str, object]:
+    """Compile what these parts need for this compute capability; returns what was done, and what failed."""
     begin = time.monotonic()
     until = begin + seconds
     recorder = Recorder()
-    for name, shape in cases():
+    for name, shape in cases(parts):
         # Scores without a gradient are asked for in part (a) alone.
         recorder.case(name, shape, ("smoothing", "scoring") if shape.vocab < 32_768 else ("smoothing",))
         if time.monotonic() > begin + seconds / 3:
             break
-    for kernel, candidates in tiles.CANDIDATES.items():
+    for kernel, candidates in tiles.CANDIDATES.items() if "c" in parts else ():
         for tile in candidates:
             with overridden(kernel, tile):
                 for vocab in (32_768, 262_144):

@@ -59,6 +59,7 @@ def as_dict(outcome: Outcome, title: str) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 1),
         "failed": [check["name"] for check in outcome.failed],
         "not_reached": outcome.missed,
+        "not_here": outcome.absent,
         "checks": outcome.checks,
     }
 

@@ -16,6 +16,7 @@ import torch
 from scripts.gpu.check import main
 from scripts.gpu.forks import in_forks
 from scripts.gpu.parts import Check, Outcome, Part, Seen, Settings, run_part
+from scripts.gpu.workshop import NotHere
 from tests.helpers import REPO, run_command
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
@@ -24,9 +25,9 @@ HERE = Settings(torch.device("cpu"), smoke=True, jobs=1)
 
 @needs_triton
 @pytest.mark.slow
-def test_the_whole_script_on_the_cpu(tmp_path: Path) -> None:
+def test_the_parts_without_commands_on_the_cpu(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
-    flags = f"GPU_FLAGS=--smoke --json {path}"
+    flags = f"GPU_FLAGS=--smoke --parts a,b,c --json {path}"
     done = run_command(["make", "-s", "gpu-check", f"PYTHON={sys.executable}", flags])
     found = json.loads(path.read_text())
     assert found["smoke"] and found["torch"] == torch.__version__ and found["triton"]
@@ -89,6 +90,23 @@ def test_preparations_that_break_are_a_failure() -> None:
     part = Part("x", "a test", 60, checks, lambda outcome: None)
     outcome = run_part(part, HERE, 60, lambda line: None)
     assert [check["error"] for check in outcome.failed] == ["RuntimeError: out of something"]
+
+
+def _lacks() -> Seen:
+    raise NotHere("no such thing: install it")
+
+
+def test_what_is_not_installed_is_told_and_is_no_failure() -> None:
+    outcome = run_part(a_part([Check("one", _lacks), Check("two", _right)]), HERE, 60, lambda line: None)
+    assert outcome.absent == ["one: no such thing: install it"]
+    assert [check["name"] for check in outcome.checks] == ["two"] and not outcome.missed
+
+    def checks(settings: Settings) -> Sequence[Check]:
+        raise NotHere("no such thing: install it")
+
+    outcome = run_part(Part("x", "a test", 60, checks, lambda outcome: None), HERE, 60, lambda line: None)
+    assert outcome.absent == ["no such thing: install it"]
+    assert not outcome.checks and not outcome.missed and not outcome.failed
 
 
 def test_forks_survive_what_dies() -> None:
