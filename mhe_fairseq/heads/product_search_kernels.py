@@ -28,12 +28,10 @@ class SearchTables(NamedTuple):
     """Of a codebook, on one device.
 
     Attributes:
-        device: where.
         names: of the slots.
         patterns: which slots are tokens; None: too many patterns for kernels.
     """
 
-    device: torch.device
     names: SlotNames
     patterns: SlotTables | None
 
@@ -93,11 +91,11 @@ def best(
 def _tables(head: ProductHead, device: torch.device) -> SearchTables:
     """Of the head's codebook, made where it is first asked for."""
     kept = head.search_tables
-    if kept is None or kept.device != device:
+    if kept is None or kept.names.names.device != device:
         # Inside a transform of torch.func they would be of that transform only.
         with torch._C._DisableFuncTorch():
             patterns = _patterns(head.codebook, head.mixtures, device)
-            kept = SearchTables(device, SlotNames(head.codebook, device), patterns)
+            kept = SearchTables(SlotNames(head.codebook, device), patterns)
         head.search_tables = kept
     return kept
 

@@ -198,6 +198,21 @@ class Case:
             total = (1.0 - SMOOTHING) * total + SMOOTHING * loss.smooth.sum()
         total.backward()
 
+    @torch.no_grad()
+    def search(self, beam: int = 5) -> None:
+        """A step of beam search, the best token of each row, and log-probabilities of tokens of its own."""
+        self.head.eval()
+        x = self.features.detach()[: len(self.features) // beam * beam]
+        special = torch.arange(4, device=self.device)
+        log_probs = torch.empty(len(x), 4 + 2 * beam, device=self.device)
+        table = torch.zeros(log_probs.shape, dtype=torch.long, device=self.device)
+        reading = self.head.read(x)
+        reading.begin(log_probs, table, special)
+        reading.finish(log_probs, table, special, torch.zeros(len(x), device=self.device), beam)
+        self.head.topk(x, 1)
+        self.head.log_prob_of(x, table[:, :2])
+        self.head.train()
+
     def release(self) -> None:
         self.features.grad = None
         for parameter in self.model.parameters():

@@ -74,9 +74,10 @@ def report(signatures: Sequence[Signature], archs: Sequence[int], jobs: int) -> 
 def shipped(heads: Sequence[str], dtypes: Sequence[str], quick: bool) -> tuple[list[Signature], list[str]]:
     """The distinct kernels that the heads launch, and heads that launch none."""
     if not quick:
-        found, idle = everything(heads, dtypes, SIZES, ("smoothing", "plain", "scoring"))
+        found, idle = everything(heads, dtypes, SIZES, ("smoothing", "plain", "scoring", "search"))
         return representatives(found), idle
-    found, idle = everything([each for each in heads if each in MAIN] or heads, dtypes, QUICK_SIZES)
+    main = [each for each in heads if each in MAIN] or heads
+    found, idle = everything(main, dtypes, QUICK_SIZES, ("smoothing", "search"))
     # A kernel of another tile is another, and one with other parts, as a mixture's, which has products.
     first = {(each.name, each.settings, each.parts): each for each in reversed(found)}
     return [each for each in found if first[each.name, each.settings, each.parts] is each], idle

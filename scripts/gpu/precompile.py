@@ -37,6 +37,10 @@ def cases(parts: Collection[str]) -> Iterator[tuple[str, Shape]]:
                     yield name, Shape(vocab, 512, _TOKENS, dtype)
 
 
+#: Heads that are searched in part (e), and in which types.
+_SEARCHED, _SEARCH_TYPES = ("cascade", "cascade-tied", "product", "mixture"), ("fp32", "fp16", "bf16")
+
+
 def _of_steps() -> Iterator[tuple[str, Shape]]:
     small, large = values.SMALL, values.LARGE
     for dtype, names in values.TYPES.items():
@@ -63,6 +67,10 @@ def precompile(arch: int, jobs: int, seconds: float, parts: Collection[str]) -> 
         recorder.case(name, shape, ("smoothing", "scoring") if shape.vocab < 32_768 else ("smoothing",))
         if time.monotonic() > begin + seconds / 3:
             break
+    for dtype in _SEARCH_TYPES if "e" in parts else ():
+        for vocab in (32_768, 262_144):
+            for name in _SEARCHED:
+                recorder.case(name, Shape(vocab, 512, _TOKENS, dtype), ("search",))
     for kernel, candidates in tiles.CANDIDATES.items() if "c" in parts else ():
         for tile in candidates:
             with overridden(kernel, tile):

@@ -144,7 +144,7 @@ class Recorder:
 
     def case(self, name: str, shape: Shape, steps: Iterable[str] = ("smoothing",)) -> int:
         """The launches of a head's ``steps``: of a training step with "smoothing" or without it ("plain"),
-        or of "scoring", which wants no gradient."""
+        or of "scoring", which wants no gradient; or of a step of beam search ("search")."""
         count = 0
         case = Case(name, shape, torch.device("cpu"), fill=False)
         for step in steps:
@@ -159,6 +159,11 @@ def _step(case: Case, step: str) -> None:
             case.head.eval()
             case.forward(smoothing=False)
             case.head.train()
+        return
+    if step == "search":
+        # In half precision: searches are not mixed.
+        if case.shape.dtype != "amp" and case.head.finds_best:
+            case.search()
         return
     case.prepare()
     case.run(smoothing=step == "smoothing")

@@ -65,12 +65,12 @@ class Step:
         self.search: Any = CompactBeamSearch(words, self.model) if compact else BeamSearch(words)
 
     @torch.no_grad()
-    def run(self, scores: Tensor) -> Found:
-        """What ``SequenceGenerator`` does from the features to the best continuations; scores (B, beam, 1)."""
+    def run(self, scores: Tensor, step: int = 1) -> Found:
+        """What ``SequenceGenerator`` does from features to continuations. Shape of scores: (B, beam, 1)."""
         states: Any = [{} for _ in self.model.models]
         lprobs, _ = self.model.forward_decoder(self.tokens, [], states, 1.0)
         lprobs[lprobs != lprobs] = torch.tensor(-math.inf).to(lprobs)
         lprobs[:, PAD] = -math.inf
         lprobs[:, UNK] -= 1.0
-        found: Found = self.search.step(1, lprobs.view(len(scores), self.beam, -1), scores)
+        found: Found = self.search.step(step, lprobs.view(len(scores), self.beam, -1), scores)
         return found

@@ -15,9 +15,9 @@ _TRAINING = {"softmax": 24, "product": 22, "mixture": 30, "cascade": 36, "sampli
 #: What a cascade starts for each digit after the second.
 _CASCADE_DIGIT = 11
 
-#: The best continuations of every sentence, from the decoder's features on, with a copy to the GPU. Of softmax
-#: and sampling fairseq's V-wide step of beam search, held by tests/heads/kernels/test_step_counts.py; of the
-#: others the compact search's, of two digits, held by tests/heads/kernels/test_search.py; all in bf16.
+#: The best continuations of every sentence, from the decoder's features on, with a copy to the GPU. Of
+#: softmax and sampling fairseq's V-wide step of beam search, held by tests/heads/kernels/test_step_counts.py;
+#: of the others the compact search's, of two digits, held by tests/heads/kernels/test_search.py; all in bf16.
 _SEARCH = {"softmax": 14, "product": 16, "mixture": 18, "cascade": 18, "sampling": 14}
 
 #: What each step of a cascade's search starts for the digit in the middle.
