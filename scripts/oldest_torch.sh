@@ -27,9 +27,10 @@ trap 'rm -f "$CONSTRAINTS"' EXIT
 export CONSTRAINTS
 names=$(IFS='|'; echo "${OLDEST[*]%%==*}")
 { grep -vE "^($names)==" constraints.txt; printf '%s\n' "${OLDEST[@]}"; } >"$CONSTRAINTS"
-scripts/make_venv.sh test
+scripts/make_venv.sh test,plot
 
-export PATH=$PWD/$VENV/bin:$PATH OMP_NUM_THREADS=1
+BIN=$(cd "$VENV/bin" && pwd)
+export PATH=$BIN:$PATH OMP_NUM_THREADS=1
 python -c 'import sys, numpy, torch, triton; print("Python %d.%d," % sys.version_info[:2], "torch", torch.__version__,
     "triton", triton.__version__, "numpy", numpy.__version__)'
 if (($#)); then python -m pytest -q "$@"; else python -m pytest -q -n 2 --dist loadfile -m "not slow"; fi
