@@ -12,7 +12,8 @@ cd "$(dirname "$0")/.."
 export VENV=${VENV:-.venv-oldest}
 
 # What goes with torch 2.6.0, in place of the pins of the same names in constraints.txt: torchaudio and sympy
-# as it asks for them, the triton of its own time, and the last numpy that this triton's interpreter runs with.
+# as it asks for them, the triton of its own time, and a numpy before 2.4, with which that triton's interpreter
+# fails ("only 0-dimensional arrays can be converted to Python scalars").
 OLDEST=(torch==2.6.0 torchaudio==2.6.0 sympy==1.13.1 numpy==2.3.5)
 export TRITON=3.2.0
 

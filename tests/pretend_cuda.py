@@ -64,6 +64,12 @@ class OnGpu(Tensor):
     def tolist(self) -> Any:
         return self.held.tolist()
 
+    def type_as(self, other: Tensor) -> Any:
+        return self.to(other)
+
+    def __format__(self, how: str) -> str:
+        return format(self.held, how)
+
     def numpy(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
@@ -95,7 +101,7 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (Tensor.to, Tensor.cuda) and not isinstance(args[0], OnGpu):
+        if func in (Tensor.to, Tensor.cuda, Tensor.type_as) and not isinstance(args[0], OnGpu):
             return _up(func, *args, **kwargs)
         if _is_cuda(kwargs.get("device")):
             made = func(*args, **{**kwargs, "device": "cpu"})
@@ -120,13 +126,14 @@ def _where_to(
             device, dtype = each.device, each.dtype
         elif isinstance(each, torch.dtype):
             dtype = each
-        elif isinstance(each, (str, torch.device)):
+        elif isinstance(each, (str, int, torch.device)) and not isinstance(each, bool):
             device = each
-    return None if device is None else torch.device(device), dtype
+    return CUDA if _is_cuda(device) else None if device is None else torch.device(device), dtype
 
 
 def _is_cuda(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "cuda"
+    # A number is one of a GPU.
+    return isinstance(device, int) or (device is not None and torch.device(device).type == "cuda")
 
 
 class _Operators(TorchDispatchMode):
@@ -166,6 +173,7 @@ def pretend_cuda() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     for name, value in {
         "is_available": True,
+        "current_device": 0,
         "is_current_stream_capturing": False,
         "synchronize": None,
         "get_device_name": "a pretended GPU",

@@ -96,6 +96,9 @@ def test_numbers_are_those_of_the_cpu() -> None:
         loss = (there(given[torch.arange(4)]) ** 2 * torch.tensor(1.0)).sum()
         loss.backward()
         assert isinstance(there.weight.grad, OnGpu)
+        for moved in (x.type_as(loss), x.to(loss), x.to(device=0), x.cuda(), x.to("cuda", torch.float64)):
+            assert isinstance(moved, OnGpu) and isinstance(moved.type_as(x).cpu(), torch.Tensor)
+        assert not isinstance(given.type_as(x), OnGpu) and f"{loss.detach():.3f}" == f"{loss.item():.3f}"
         assert expected is not None and torch.equal(there.weight.grad.cpu(), expected)
         assert not loss.cpu().is_cuda
         assert loss.detach().item() == pytest.approx((here(x) ** 2).sum().item())
