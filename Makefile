@@ -3,6 +3,7 @@
 # make pretrain-demo  a small language model with the softmax and with a cascade, and a picture of both (10 minutes)
 # make gpu-check    output layers, trainings and beam search on a GPU: are they right, how fast are they (13 minutes)
 # make test         every test;  make test-fast: without the slow ones
+# make test-oldest  the tests that are not slow, with the oldest torch that setup.py allows (20 minutes, 6 GB)
 # make lint         ruff and mypy
 # make clean        remove what the above made
 #
@@ -18,7 +19,7 @@ PYTEST_FLAGS :=
 
 export PYTHON PIP_FLAGS VENV
 
-.PHONY: quickstart compare pretrain-demo gpu-check venv test test-fast lint clean
+.PHONY: quickstart compare pretrain-demo gpu-check venv test test-fast test-oldest lint clean
 
 quickstart: $(VENV)/.installed
 	@$(RUN) scripts/quickstart.sh
@@ -59,11 +60,15 @@ test: $(VENV)/.installed-dev
 test-fast: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow" $(PYTEST_FLAGS)
 
+# In an environment of its own, .venv-oldest.
+test-oldest:
+	@VENV= scripts/oldest_torch.sh
+
 lint: $(VENV)/.installed-dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
 clean:
-	rm -rf $(VENV) quickstart compare pretrain-demo study build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest quickstart compare pretrain-demo study build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

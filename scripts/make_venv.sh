@@ -4,12 +4,16 @@
 #   scripts/make_venv.sh [EXTRAS]        EXTRAS: such as "test,lint"
 #
 # PYTHON names the interpreter (default: python3.11, else python3.12, else python3 if it is one of them).
+# CONSTRAINTS is the file of pins (default constraints.txt), TRITON the version that tests get beside a CPU build
+# of torch (default 3.9.0, which goes with that file's numpy); scripts/oldest_torch.sh gives others.
 # PIP_FLAGS is given to `pip install`; pip's own variables and configuration files count as ever.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv}
 EXTRAS=${1:-}
+CONSTRAINTS=${CONSTRAINTS:-constraints.txt}
+TRITON=${TRITON:-3.9.0}
 read -ra FLAGS <<<"${PIP_FLAGS:-}"
 
 fail() { echo "make_venv.sh: error: $*" >&2; exit 1; }
@@ -48,15 +52,15 @@ if [[ -e $mark || ! -x $VENV/bin/python ]] || ! "$VENV/bin/python" -m pip --vers
     "$python" -m venv --clear "$VENV"
 fi
 touch "$mark"
-echo "installing mhe-fairseq${EXTRAS:+ [$EXTRAS]} and what it needs, by constraints.txt (a minute or more)"
+echo "installing mhe-fairseq${EXTRAS:+ [$EXTRAS]} and what it needs, by $CONSTRAINTS (a minute or more)"
 # -qq: errors only.
 "$VENV/bin/python" -m pip install -qq --disable-pip-version-check ${FLAGS[@]+"${FLAGS[@]}"} \
-    -c constraints.txt -e ".${EXTRAS:+[$EXTRAS]}" ||
+    -c "$CONSTRAINTS" -e ".${EXTRAS:+[$EXTRAS]}" ||
     fail "pip could not install everything; its message is above, and the same command may be run again"
 # Tests run the GPU kernels in Triton's interpreter. A CUDA build of torch has brought the triton that it
-# wants; beside a CPU build there is none, and this is the one that goes with numpy of constraints.txt.
+# wants; beside a CPU build there is none, and TRITON must go with the numpy that CONSTRAINTS pins.
 if [[ ,$EXTRAS, == *,test,* ]] && "$VENV/bin/python" -c 'import torch; exit(torch.version.cuda is not None)'; then
     "$VENV/bin/python" -m pip install -qq --disable-pip-version-check ${FLAGS[@]+"${FLAGS[@]}"} --no-deps \
-        triton==3.9.0 || fail "pip could not install triton==3.9.0; its message is above"
+        "triton==$TRITON" || fail "pip could not install triton==$TRITON; its message is above"
 fi
 rm -f "$mark"

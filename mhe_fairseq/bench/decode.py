@@ -103,8 +103,8 @@ class NoHead(OutputHead):
     def candidates(self, features: Tensor, k: int, tokens: Tensor) -> Candidates:
         n, device = features.size(0), features.device
         scores = -1.0 - torch.arange(k, device=device).expand(n, k) / k
-        given = torch.full((n, len(tokens)), -20.0, device=device)
-        return Candidates(scores, torch.arange(self.vocab_size - k, self.vocab_size).expand(n, k), given)
+        found = torch.arange(self.vocab_size - k, self.vocab_size, device=device).expand(n, k)
+        return Candidates(scores, found, torch.full((n, len(tokens)), -20.0, device=device))
 
 
 class DecodeStep:

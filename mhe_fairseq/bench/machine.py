@@ -73,8 +73,8 @@ def find_device(name: str) -> torch.device:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise MHEError(
-            f"there is no CUDA device that torch {torch.__version__} can use here; --device cpu measures "
-            "on the CPU"
+            f"there is no CUDA device that torch {torch.__version__} can use here; --device cpu runs on "
+            "the CPU"
         )
     return torch.device(name)
 

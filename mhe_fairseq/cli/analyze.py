@@ -73,13 +73,13 @@ def run(args: argparse.Namespace) -> int:
         MHEError: a bad checkpoint, data, codebook, number or output path; no output is touched then.
     """
     _check_args(args)
+    device = find_device(args.device)
     # Below: what imports fairseq, which takes seconds.
     from mhe_fairseq.cli.analyze_data import Subset, check_folders
     from mhe_fairseq.cli.analyze_model import LoadedModel, same_task
 
     check_folders(args.data)
     paths = [Path(path) for path in (args.checkpoint, args.against) if path is not None]
-    device = find_device(args.device)
     models = [LoadedModel(path, args.data, device) for path in paths]
     for other in models[1:]:
         same_task(models[0], other)

@@ -256,8 +256,23 @@ class OutputHead(nn.Module, ABC):
 
 
 def to_numpy(drawn: Tensor) -> np.ndarray:
-    """Numbers drawn on the CPU. Not ``Tensor.numpy``, which fails inside the transforms of torch.func."""
-    return np.array(drawn.tolist())
+    """Numbers drawn on the CPU, inside the transforms of torch.func too."""
+    with torch._C._DisableFuncTorch():
+        return _unwrapped(drawn).numpy()
+
+
+def to_list(numbers: Tensor) -> list[Any]:
+    """``numbers.tolist()``, inside the transforms of torch.func too, where torch 2.6 cannot do it."""
+    with torch._C._DisableFuncTorch():
+        found: list[Any] = _unwrapped(numbers).tolist()
+        return found
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    # Not what vmap has wrapped: that has more dimensions inside, and reading it is torch's error to raise.
+    while torch._C._functorch.is_gradtrackingtensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def wide(tensor: Tensor) -> Tensor:

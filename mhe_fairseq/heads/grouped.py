@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mhe_fairseq.heads.base import to_list
 from mhe_fairseq.heads.once import once
 
 #: Bytes from which on a gradient on the CPU lies in huge pages.
@@ -50,7 +51,7 @@ class Pairs:
         groups = groups.index_select(0, order)
         present, counts = groups.unique_consecutive(return_counts=True)
         runs, begin = [], 0
-        for group, count in torch.stack([present, counts], dim=-1).tolist():
+        for group, count in to_list(torch.stack([present, counts], dim=-1)):
             runs.append((group, begin, begin + count))
             begin += count
         sorted_rows = order if rows is None else rows.index_select(0, order)

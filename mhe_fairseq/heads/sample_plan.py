@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mhe_fairseq.heads.base import to_list
+
 
 @dataclass(frozen=True)
 class GroupRows:
@@ -167,8 +169,8 @@ class Plan(NamedTuple):
         groups, rows = meets.nonzero(as_tuple=True)
         home = (groups == gold[rows]).nonzero().squeeze(1)
         # Together: one wait for an accelerator.
-        pairs, homes = torch.stack([meets.sum(dim=1), gold.bincount(minlength=len(meets))]).tolist()
-        chunks = chunks_of(pairs, homes, sizes.tolist(), most=len(gold) // 2)
+        pairs, homes = to_list(torch.stack([meets.sum(dim=1), gold.bincount(minlength=len(meets))]))
+        chunks = chunks_of(pairs, homes, to_list(sizes), most=len(gold) // 2)
         begins = torch.tensor([chunk.begin for chunk in chunks], dtype=torch.long)
         targets = torch.tensor([chunk.home_end - chunk.home_begin for chunk in chunks], dtype=torch.long)
         in_chunk = home - begins.repeat_interleave(targets).to(home.device)

@@ -17,6 +17,7 @@ from tests.commands import CRITERION, PLUGIN, logged, train_line
 from tests.helpers import run_command
 from tests.language_model import CPU, LM, RUNNER, SMALL
 from tests.masked_lm import COMMON, MASKED, pretrain, run_lines
+from tests.pretend_cuda import pretend_cuda
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +105,16 @@ def test_every_head_and_fairseqs_own_softmax(
     for title in ("All target tokens", "Digits: ", "rank in the training text", "Groups most confused"):
         assert title in printed.out
     assert "Warning" not in printed.err
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_of_a_pass_is_left_on_the_cpu(
+    name: str, models: dict[str, Path], toy_data: Path, tmp_path: Path
+) -> None:
+    words = [models[name], toy_data, "--limit", "60", "--against", models["stock"]]
+    expected = analyze(*words, folder=tmp_path)
+    with pretend_cuda():
+        assert analyze(*words, "--device", "cuda", folder=tmp_path) == expected
 
 
 def test_as_a_process(models: dict[str, Path], toy_data: Path, tmp_path: Path) -> None:

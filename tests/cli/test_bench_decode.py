@@ -10,6 +10,7 @@ import pytest
 from mhe_fairseq.bench.decode import HEADS
 from mhe_fairseq.cli.main import main
 from tests.helpers import run_command
+from tests.pretend_cuda import pretend_cuda
 
 
 def test_the_whole_run(tmp_path: Path) -> None:
@@ -39,6 +40,15 @@ def test_without_softmax_there_is_no_ratio(capsys: pytest.CaptureFixture[str]) -
     assert main(["bench", "decode", *arguments]) == 0
     (row,) = json.loads(capsys.readouterr().out)["heads"]
     assert row["ratio"] is None and row["of_limit"] is None
+
+
+def test_nothing_of_a_search_is_left_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--vocab", "64", "--sentences", "2", "--length", "2", "--repeats", "1"]
+    with pretend_cuda():
+        assert main(["bench", "decode", "--quick", *sizes, "--device", "cuda", "--json", "-"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["device"], answer["machine"]["gpu"]) == ("cuda", "a pretended GPU")
+    assert [(row["head"], row["tokens"]) for row in answer["heads"]] == [(head, 2 * 3) for head in HEADS]
 
 
 @pytest.mark.parametrize(

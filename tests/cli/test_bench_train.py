@@ -13,6 +13,7 @@ from mhe_fairseq.bench.steps import HEADS
 from mhe_fairseq.cli.main import main
 from mhe_fairseq.coding import Codebook
 from tests.helpers import run_command
+from tests.pretend_cuda import pretend_cuda
 
 MHE = ["python", "-m", "mhe_fairseq.cli.main"]
 TINY = ["--quick", "--repeats", "1", "--vocab", "192", "--dim", "4", "--tokens", "8"]
@@ -160,3 +161,12 @@ def test_a_head_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str])
 def test_a_benchmark_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench"]) == 1
     assert "arguments are required: BENCHMARK (`mhe bench --help`" in capsys.readouterr().err
+
+
+def test_nothing_of_a_step_is_left_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--vocab", "64", "--large-vocab", "0", "--growth", "64,128", "--device", "cuda"]
+    with pretend_cuda():
+        answer = bench(capsys, *sizes)
+    assert (answer["device"], answer["machine"]["gpu"]) == ("cuda", "a pretended GPU")
+    assert [head["head"] for head in answer["shapes"][0]["heads"]] == list(HEADS)
+    assert [growth["head"] for growth in answer["growth"]] == ["product", "cascade"]
