@@ -1,10 +1,10 @@
 """Whether torch may compute attention by cuDNN, which plans its work for every shape it has not seen.
 
-Where torch prefers cuDNN's attention (cards of compute capability 9.0 and 10.0, by its version), each new
-shape of a batch costs the host the time to make a plan; one has been measured at 0.4 s forward and 0.6 s
-backward on a B200 with torch 2.11 (https://github.com/modelscope/FunASR/issues/3704), and torch has had an
-opt-in switch against it since https://github.com/pytorch/pytorch/pull/155958. Batches of fairseq are padded to
-their longest sentence, so most of them have a shape of their own.
+Where torch prefers cuDNN's attention (cards of compute capability 9.0 and 10.0, by its version), a batch of a
+new shape costs the host the time to make a plan. Others have measured 0.4 s forward and 0.6 s backward, on a
+B200 with torch 2.11 (https://github.com/modelscope/FunASR/issues/3704); torch has a remedy of its own, off by
+default (https://github.com/pytorch/pytorch/pull/155958). fairseq pads a batch to its longest sentence and
+fills it by tokens, so most batches have a shape of their own.
 """
 
 from __future__ import annotations
