@@ -137,6 +137,7 @@ class MHETransformerDecoder(HeadDecoderMixin, TransformerDecoderBase):
 
     #: Told by the model, so that the device is not asked behind the encoder.
     padded: Padded | None = None
+    cross_self_attention: bool
 
     def build_output_projection(self, cfg: Any, dictionary: Any, embed_tokens: Any) -> None:
         if cfg.adaptive_softmax_cutoff is not None:
@@ -169,8 +170,7 @@ class MHETransformerDecoder(HeadDecoderMixin, TransformerDecoderBase):
     def extract_features_scriptable(
         self, prev_output_tokens: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
-        # fairseq makes the mask where this is set, and where it is not, asks whether there is padding. That is
-        # all it does.
+        # Where this is set, fairseq makes the mask and does not ask for padding; it has no other use.
         before = self.cross_self_attention
         told = None if self.padded is None else self.padded.of(prev_output_tokens)
         self.cross_self_attention = before or bool(told)

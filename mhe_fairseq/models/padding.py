@@ -1,7 +1,7 @@
 """Whether a batch has padding, asked once and before the layers.
 
-fairseq's encoder asks the device in front of each of its layers, and the decoder once more behind the encoder:
-every time the host waits for the layers before. The answer stands in the batch.
+fairseq's encoder asks the device in front of each of its layers, and the decoder once more behind the
+encoder: every time the host waits for the layers before. The answer stands in the batch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def ask(*batches: tuple[Tensor, int]) -> list[Padded]:
 
 
 class AskedOnce:
-    """Before an encoder of fairseq's: its ``forward_scriptable``, which asks once or is told by ``padded``."""
+    """Before an encoder of fairseq's: its ``forward_scriptable``, asking once or told by ``padded``."""
 
     padded: Padded | None = None
 

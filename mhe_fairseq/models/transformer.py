@@ -46,8 +46,8 @@ class MHETransformerModel(HeadModelMixin, TransformerModel):
         cfg = TransformerConfig.from_namespace(args)
         return MHETransformerDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
 
-    def forward(
-        self, src_tokens: Tensor, src_lengths: Tensor | None, prev_output_tokens: Tensor, **kwargs: Any
+    def forward(  # type: ignore[override]
+        self, src_tokens: Tensor, src_lengths: Any, prev_output_tokens: Tensor, **kwargs: Any
     ) -> Any:
         encoder, decoder = self.encoder, self.decoder
         encoder.padded, decoder.padded = ask(

@@ -13,6 +13,7 @@ from the model, the optimiser and the batches on: numbers that come from none of
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import linecache
 import sys
@@ -195,8 +196,8 @@ def watched(arguments: Sequence[str], warm_up: int, updates: int) -> list[Wait]:
         The waits of an update, or none where the training ended before them.
     """
     from fairseq.trainer import Trainer
-    from fairseq_cli import train
 
+    train = importlib.import_module("fairseq_cli.train")
     watch, step, prepare, seen = Watch(), Trainer.train_step, Trainer._prepare_sample, 0
 
     def train_step(self: Any, *args: Any, **kwargs: Any) -> Any:
