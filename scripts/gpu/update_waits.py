@@ -74,10 +74,10 @@ class Watch:
 
     def begin(self, trainer: Any) -> None:
         """Follow what becomes of the trainer's model and of its optimiser's state."""
-        modules = (trainer.model, trainer.criterion)
-        for module in modules:
+        for module in (trainer.model, trainer.criterion):
             self._device.add([*module.parameters(), *module.buffers()])
-        self._device.add([list(trainer.optimizer.params), list(trainer.optimizer.optimizer.state.values())])
+        if trainer.optimizer is not None:
+            self._device.add([*trainer.optimizer.params, *trainer.optimizer.optimizer.state.values()])
         self._modes = ExitStack()
         self._modes.enter_context(_Functions(self))
         self._modes.enter_context(_Operators(self))
