@@ -41,8 +41,8 @@ def translation(data: Path, save_dir: Path, *flags: str, updates: int = 20) -> l
 def language_model(data: Path, save_dir: Path, *flags: str) -> list[str]:
     return [
         "train", str(data), *PLUGIN, *LM, "--arch", "mhe_transformer_lm", *SMALL_LM, *CRITERION,
-        "--optimizer", "adam", "--lr", "0.005", "--max-tokens", "500", *CPU, "--seed", "1", "--log-format", "json",
-        "--log-interval", "1", "--save-dir", str(save_dir), *flags, *SHORT, "20",
+        "--optimizer", "adam", "--lr", "0.005", "--max-tokens", "500", *CPU, "--seed", "1",
+        "--log-format", "json", "--log-interval", "1", "--save-dir", str(save_dir), *flags, *SHORT, "20",
     ]  # fmt: skip
 
 
@@ -145,12 +145,12 @@ def test_search_and_scoring(trained: tuple[Path, dict[str, Ended]], toy_data: Pa
     assert len(hypotheses(ended["half"].said)) == 30
 
 
-#: Runs a command as ``-m`` does or as its script does, and prints which types its model has when called.
+#: Runs a command as ``-m`` does or as its script does, and prints which types the layers have when called.
 WATCHED = """
 import importlib, runpy, sys, torch
 call = torch.nn.Module.__call__
 def watched(self, *args, **kwargs):
-    if hasattr(self, "head"):
+    if hasattr(self, "fc1"):
         print("SEEN", *{str(each.dtype) for each in self.parameters()})
     return call(self, *args, **kwargs)
 torch.nn.Module.__call__ = watched

@@ -62,7 +62,8 @@ class Scaled(FP16Optimizer):
 @pytest.mark.parametrize("kind", [float, torch.tensor])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_gradients_are_multiplied_to_the_bit(scaled: bool, kind: Callable[[float], Any], clip: float) -> None:
-    gradient, seen = torch.randn(100, generator=torch.Generator().manual_seed(0)), []
+    gradient = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    seen: list[Any] = []
     scaler = SimpleNamespace(check_overflow=seen.append) if scaled else None
     ours = Scaled(gradient.clone(), kind(1 / 3), scaler)
     stock = Scaled(gradient.clone(), kind(1 / 3), scaler)
@@ -89,7 +90,10 @@ def test_logged_sums_are_the_hosts_and_the_callers_are_left_alone() -> None:
             self._warn_once = {"loss"}
 
     loss, many = torch.tensor(1 / 3), torch.arange(3)
-    logs = [{"loss": loss, "ntokens": 7, "name": "a", "many": many}, {"loss": torch.tensor(2)}]
+    logs: list[dict[str, Any]] = [
+        {"loss": loss, "ntokens": 7, "name": "a", "many": many},
+        {"loss": torch.tensor(2)},
+    ]
     Logs()._reduce_and_log_stats(logs, torch.tensor(7.0), None)
     ((first, second),) = seen
     assert first["loss"].item() == loss.item() and second["loss"].item() == 2
