@@ -36,17 +36,37 @@ def _register() -> None:
             "pip uninstall -y fairseq && pip install ve-fairseq==0.12.3"
         ) from error
     from mhe_fairseq import (
+        attention,
         broadcast,
         checkpoints,
         cpu_ranks,
         excepthook,
+        fp16_on_cpu,
+        host_reads,
         loading,
         numpy_names,
+        precision,
         saving,
         tracing,
+        validation,
     )
 
-    for mend in (broadcast, checkpoints, cpu_ranks, excepthook, loading, numpy_names, saving, tracing):
+    # The first, for what the others refuse.
+    for mend in (
+        excepthook,
+        attention,
+        broadcast,
+        checkpoints,
+        cpu_ranks,
+        fp16_on_cpu,
+        host_reads,
+        loading,
+        numpy_names,
+        precision,
+        saving,
+        tracing,
+        validation,
+    ):
         mend.install()
     importlib.import_module("mhe_fairseq.models")
     importlib.import_module("mhe_fairseq.models.sharding").install()

@@ -124,17 +124,12 @@ choose_machine() {
     fi
     if ((GPUS)); then
         if ((WORLD > 1)); then GPUS=$WORLD; fi
-        case ${PRECISION:-fp16} in
-            fp16) DEVICE=(--fp16) EVAL_DEVICE=(--fp16) ;;
-            # fairseq-generate and the like know fp16 and fp32.
-            bf16) DEVICE=(--bf16) EVAL_DEVICE=() ;;
-            fp32) DEVICE=() EVAL_DEVICE=() ;;
-        esac
+        DEVICE=()
+        PRECISION=${PRECISION:-fp16}
         echo "$RECIPE: on $GPUS GPU(s)"
     else
-        [[ -z $PRECISION || $PRECISION == fp32 ]] || fail "--precision $PRECISION needs a GPU; on a CPU it is fp32"
         DEVICE=(--cpu)
-        EVAL_DEVICE=(--cpu)
+        PRECISION=${PRECISION:-fp32}
         if ((WORLD > 1)); then
             DISTRIBUTED+=(--distributed-backend gloo)
         fi
@@ -142,6 +137,9 @@ choose_machine() {
         [[ $SCALE == tiny ]] ||
             echo "$RECIPE: a model of full size takes months without a GPU; --scale tiny tries it out"
     fi
+    if [[ $PRECISION != fp32 ]]; then DEVICE+=("--$PRECISION"); fi
+    # Training, searching and scoring take the same flags.
+    EVAL_DEVICE=(${DEVICE[@]+"${DEVICE[@]}"})
 }
 
 # batch TOKENS PER_GPU [LONGEST]: flags for an update of TOKENS tokens, whatever number of GPUs share it. PER_GPU

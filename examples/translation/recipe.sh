@@ -24,7 +24,7 @@ run.sh [--out DIR] [--scale full|tiny] [--head HEAD] [--vocab V] [--updates N] [
 --offline DIR take the archives from DIR; nothing is downloaded
 --mirror URL  take each archive from URL/NAME
 --checksums FILE  as sha256sum writes them: they count in place of the ones in corpus.toml
---precision P fp16 (default), bf16 or fp32, on a GPU
+--precision P fp16 (default on a GPU), bf16 or fp32 (default on a CPU)
 --only STAGE  prepare, train or evaluate; what comes before must be done
 --cpu         no GPU, even where there are some
 --out DIR     default: runs/$RECIPE-${SIZES:+SIZE-}HEAD

@@ -264,9 +264,12 @@ def test_bad_variables(name: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
-def test_precision(precision: str) -> None:
-    done = settings(f"PRECISION={precision}; check_shared; choose_machine; batch 1 1")
-    assert done.stderr.split("|")[2] == ("" if precision == "fp32" else f"--{precision}")
+@pytest.mark.parametrize("gpus", [8, 0])
+def test_precision(precision: str, gpus: int) -> None:
+    script = f'PRECISION={precision}; check_shared; choose_machine; batch 1 1; echo "${{EVAL_DEVICE[*]}}" >&2'
+    evaluation, _, rest = settings(script, gpus=gpus).stderr.partition("\n")
+    wanted = ([] if gpus else ["--cpu"]) + ([] if precision == "fp32" else [f"--{precision}"])
+    assert rest.split("|")[2].split() == evaluation.split() == wanted
 
 
 def test_a_launcher_that_says_half_or_comes_too_early(tmp_path: Path) -> None:
@@ -330,7 +333,6 @@ def test_slurm_starts_the_training_of_a_recipe(tmp_path: Path) -> None:
         ("opus100", ["--batch", "0"], "--batch and --updates are at least 1, got 0"),
         ("opus100", ["--average", "few"], "--batch and --average are whole numbers, got 'few'"),
         ("opus100", ["--precision", "fp8"], "--precision is fp16, bf16 or fp32, not 'fp8'"),
-        ("opus100", ["--precision", "bf16"], "--precision bf16 needs a GPU"),
         ("opus100", ["--only", "translate"], "--only is prepare, train or evaluate, not 'translate'"),
         ("opus100", ["--offline", "a", "--mirror", "http://b"], "it does not go with --mirror"),
         ("opus100", ["--text", "a"], "there is no argument '--text'"),
