@@ -35,39 +35,7 @@ def _register() -> None:
             "mhe_fairseq runs on ve-fairseq 0.12.3: "
             "pip uninstall -y fairseq && pip install ve-fairseq==0.12.3"
         ) from error
-    from mhe_fairseq import (
-        attention,
-        broadcast,
-        checkpoints,
-        cpu_ranks,
-        excepthook,
-        fp16_on_cpu,
-        host_reads,
-        loading,
-        numpy_names,
-        precision,
-        saving,
-        tracing,
-        validation,
-    )
-
-    # The first, for what the others refuse.
-    for mend in (
-        excepthook,
-        attention,
-        broadcast,
-        checkpoints,
-        cpu_ranks,
-        fp16_on_cpu,
-        host_reads,
-        loading,
-        numpy_names,
-        precision,
-        saving,
-        tracing,
-        validation,
-    ):
-        mend.install()
+    importlib.import_module("mhe_fairseq.fairseq_fixes").install()
     importlib.import_module("mhe_fairseq.models")
     importlib.import_module("mhe_fairseq.models.sharding").install()
     importlib.import_module("mhe_fairseq.criterions")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.input_rows import MARK
 from mhe_fairseq.heads.reading import Reading
+from mhe_fairseq.heads.rows.input_rows import MARK
 
 
 class HeadLoss(NamedTuple):

@@ -11,12 +11,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
+from mhe_fairseq.fairseq_fixes.precision import check_precision
 from mhe_fairseq.models.agreement import agreed
 from mhe_fairseq.models.decoder import TokenLoss
 from mhe_fairseq.models.options import PLANNED, HeadOptions
 from mhe_fairseq.models.signature import sign
 from mhe_fairseq.models.target_count import TargetCount
-from mhe_fairseq.precision import check_precision
 
 
 class HeadModelMixin:

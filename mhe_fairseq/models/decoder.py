@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import OutputHead
-from mhe_fairseq.heads.sharded_state import ShardedHead
+from mhe_fairseq.heads.sharded.state import ShardedHead
 from mhe_fairseq.models.options import HeadOptions
 from mhe_fairseq.models.padding import Padded
 from mhe_fairseq.models.target_count import TargetCount, kept_positions

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding import symbols_fingerprint
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.input_rows import with_rows_of_state
+from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
 from mhe_fairseq.models.base import HeadModelMixin, resolved
 from mhe_fairseq.models.decoder import HeadDecoderMixin
 from mhe_fairseq.models.digit_embedding import DigitEmbedding

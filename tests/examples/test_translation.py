@@ -182,10 +182,10 @@ def test_opus100_is_prepared(tmp_path: Path) -> None:
 def settings(
     script: str, env: Mapping[str, str] | None = None, check: bool = True, gpus: int = 8
 ) -> subprocess.CompletedProcess[str]:
-    """What scripts/recipe.sh makes of an environment where a process sees so many GPUs."""
+    """What scripts/recipes/recipe.sh makes of an environment where a process sees so many GPUs."""
     said = 'echo "$ONLY|${BATCH[*]}|${DEVICE[*]}|${DISTRIBUTED[*]}" >&2'
     before = (
-        f"ROOT=$PWD RECIPE=x HEADS=cascade; source scripts/recipe.sh; python() {{ echo {gpus}; }}; "
+        f"ROOT=$PWD RECIPE=x HEADS=cascade; source scripts/recipes/recipe.sh; python() {{ echo {gpus}; }}; "
         "shared_defaults; "
     )
     fake = 'scontrol() { [[ $* == "show hostnames node[3-4]" ]] && printf "node3\\nnode4\\n"; }; '
@@ -229,7 +229,7 @@ def test_what_a_launcher_says(env: dict[str, str], expected: str) -> None:
     [(0, "3572 7"), (1, "3572 7"), (2, "3125 4"), (3, "2778 3"), (8, "3125 1"), (32, "782 1"), (64, "512 1")],
 )
 def test_an_update_has_the_published_number_of_tokens(gpus: int, expected: str) -> None:
-    script = f"RECIPE=x; source scripts/recipe.sh; GPUS={gpus}; batch 25000 3584 512; "
+    script = f"RECIPE=x; source scripts/recipes/recipe.sh; GPUS={gpus}; batch 25000 3584 512; "
     size, frequency = expected.split()
     wanted = f"--max-tokens {size} --update-freq {frequency}\n"
     assert run_command(["bash", "-euc", script + 'echo "${BATCH[*]}"']).stdout == wanted

@@ -83,7 +83,7 @@ report --log "$WORK/evaluate.log" --name "$RECIPE, $HEAD" --data "$BIN"
 if [[ -n $LABELLED ]]; then
     labelled=$WORK/labelled
     begin prepare-labelled "$labelled/label" "$LABELLED"
-    run python scripts/prepare_labelled.py --source "$LABELLED" --out "$labelled" --dict "$BIN/dict.txt" \
+    run python scripts/data/prepare_labelled.py --source "$LABELLED" --out "$labelled" --dict "$BIN/dict.txt" \
         --pieces "$WORK/data/spm.model"
     end
     # Labels are all that the dictionary of labels has, but for what fairseq-preprocess rounds up with.

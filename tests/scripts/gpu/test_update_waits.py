@@ -87,12 +87,12 @@ def test_an_update_has_few_waits(toy_data: Path, lm_data: Path, tmp_path: Path) 
     )
     # fairseq's own model has two layers in its encoder.
     assert places["stock"].pop(encoder) == 2 and places["stock"].pop(decoder) == 1
-    assert places["stock"] == {"mhe_fairseq/host_reads.py": 1}
+    assert places["stock"] == {"mhe_fairseq/fairseq_fixes/host_reads.py": 1}
     for name in ("fp32", "bf16", "fp16"):
         # Of batches without padding only.
         assert places[name].pop(decoder, 0) < 1
         assert places[name] == {
-            "mhe_fairseq/host_reads.py": 1,
+            "mhe_fairseq/fairseq_fixes/host_reads.py": 1,
             "mhe_fairseq/models/padding.py": 1,
             "mhe_fairseq/models/target_count.py": 1,
         }
@@ -105,7 +105,7 @@ def test_what_is_told(toy_data: Path, tmp_path: Path) -> None:
     few = ["--warm-up", "1", "--updates", "2"]
     done = run_command(["python", str(SCRIPT), *few, "--", *line])
     rows = [row for row in done.stdout.splitlines() if row.startswith("| `")]
-    assert any("mhe_fairseq/host_reads.py:" in row and "| 1 |" in row for row in rows)
+    assert any("mhe_fairseq/fairseq_fixes/host_reads.py:" in row and "| 1 |" in row for row in rows)
     assert done.stdout.splitlines()[-1].endswith(" an update")
     # On a CPU the time in an operator says nothing.
     assert "host ms" not in done.stdout
