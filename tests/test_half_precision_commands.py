@@ -188,7 +188,7 @@ def test_every_command_takes_the_flags(
             flag,
         ]
         for command, line in commands.items()
-        for flag in types
+        for flag in (types if "validate" in command else ["--bf16"])
     }
     for name, ended in run_lines(tmp_path / "logs", lines).items():
         assert ended.status == 0, ended.said[-3000:]
