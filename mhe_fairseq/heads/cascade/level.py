@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mhe_fairseq.heads.base import wide
 from mhe_fairseq.heads.grouped import Layout, Pairs, grouped_linear
 from mhe_fairseq.heads.rows.tied import MaybeTied
-from mhe_fairseq.heads.wide_product import wide_linear
+from mhe_fairseq.heads.wide_product import is_searching, wide_linear
 
 
 class LevelLoss(NamedTuple):
@@ -165,6 +165,8 @@ class Level(MaybeTied):
     def logits(self, x: Tensor, prefix: Tensor, rows: Tensor) -> Tensor:
         """Raw logits of pairs (row of x, prefix). Shape: (N, dim), (R,), (R,) -> (R, L)."""
         pairs = Pairs.of(prefix, rows)
+        # Rows of groups are read in the features' type.
+        x = wide(x) if is_searching(x) else x
         return wide(pairs.restore(grouped_linear(x, self.weight, self.layout, pairs)))
 
     def log_softmax(self, x: Tensor, prefix: Tensor, rows: Tensor) -> Tensor:
