@@ -10,16 +10,18 @@ from tests.helpers import REPO
 
 PACKAGE = REPO / "mhe_fairseq"
 
+TOOLS = ("analysis", "bench", "cli")
+
 #: What each may not import.
 CLOSED = {
-    "coding": ("heads", "models", "criterions", "search", "tasks", "analysis", "bench", "cli", "fairseq_fixes"),
-    "heads": ("models", "criterions", "search", "tasks", "analysis", "bench", "cli", "fairseq_fixes"),
-    "search": ("criterions", "tasks", "analysis", "bench", "cli"),
-    "models": ("criterions", "tasks", "analysis", "bench", "cli"),
-    "criterions": ("tasks", "analysis", "bench", "cli"),
-    "tasks": ("analysis", "bench", "cli"),
-    "fairseq_fixes": ("criterions", "tasks", "analysis", "bench", "cli"),
-}  # fmt: skip
+    "coding": ("heads", "models", "criterions", "search", "tasks", "fairseq_fixes", *TOOLS),
+    "heads": ("models", "criterions", "search", "tasks", "fairseq_fixes", *TOOLS),
+    "search": ("criterions", "tasks", *TOOLS),
+    "models": ("criterions", "tasks", *TOOLS),
+    "criterions": ("tasks", *TOOLS),
+    "tasks": TOOLS,
+    "fairseq_fixes": ("criterions", "tasks", *TOOLS),
+}
 
 
 def modules() -> dict[str, Path]:
