@@ -421,7 +421,7 @@ def test_a_hydra_config_is_the_recipe(recipe: str, tmp_path: Path) -> None:
 
 
 def test_shell_scripts_are_whole() -> None:
-    scripts = [*RECIPES.rglob("*.sh"), RECIPES / "slurm.sbatch", *(REPO / "scripts").glob("*.sh")]
+    scripts = [*RECIPES.rglob("*.sh"), RECIPES / "slurm.sbatch", *(REPO / "scripts").rglob("*.sh")]
     assert len(scripts) > 8
     for script in scripts:
         run_command(["bash", "-n", str(script)])

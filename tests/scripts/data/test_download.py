@@ -188,6 +188,6 @@ def test_offline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_as_a_command(server: Server, tmp_path: Path) -> None:
-    script = str(REPO / "scripts" / "download.py")
+    script = str(REPO / "scripts" / "data" / "download.py")
     done = run_command(["python", script, server.url, str(tmp_path / "data.bin"), "--sha256", SHA256])
     assert done.stdout == f"{tmp_path}/data.bin: 300,000 bytes\n" and done.stderr == ""

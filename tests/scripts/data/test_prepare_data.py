@@ -13,7 +13,7 @@ import sentencepiece
 
 from tests.helpers import REPO, command_env, resolve_command, run_command, write_toy_corpus
 
-SCRIPT = REPO / "scripts" / "prepare_data.py"
+SCRIPT = REPO / "scripts" / "data" / "prepare_data.py"
 BUNDLED = REPO / "examples" / "translation" / "data"
 
 

@@ -22,7 +22,7 @@ from scripts.data.prepare_text import main
 from scripts.data.split_text import Split
 from tests.helpers import REPO, command_env, resolve_command, run_command
 
-SCRIPT = str(REPO / "scripts" / "prepare_text.py")
+SCRIPT = str(REPO / "scripts" / "data" / "prepare_text.py")
 SPLITS = ("train", "valid", "test")
 
 

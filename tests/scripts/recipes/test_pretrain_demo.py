@@ -23,7 +23,7 @@ from scripts.recipes.watch import Watch
 from scripts.study.report_pretrain import title, warning
 from tests.helpers import REPO, TOY_SIZES, command_env, run_command, write_toy_corpus
 
-SCRIPT = [sys.executable, str(REPO / "scripts" / "pretrain_demo.py")]
+SCRIPT = [sys.executable, str(REPO / "scripts" / "recipes" / "pretrain_demo.py")]
 UPDATES = 60
 STEPS = [
     *("text-train", "text-valid", "text-test", "prepare", "assign"),

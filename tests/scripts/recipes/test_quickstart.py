@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.helpers import REPO, TOY_SIZES, command_env, run_command, write_toy_corpus
 
-SCRIPT = REPO / "scripts" / "quickstart.sh"
+SCRIPT = REPO / "scripts" / "recipes" / "quickstart.sh"
 TINY = {
     "SRC": "src",
     "TGT": "tgt",

@@ -172,7 +172,7 @@ def test_tables_and_curves_that_do_not_fit() -> None:
 
 
 def command(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    script = str(REPO / "scripts" / "plot_curves.py")
+    script = str(REPO / "scripts" / "study" / "plot_curves.py")
     return run_command([sys.executable, script, *words], env=env, check=False)
 
 

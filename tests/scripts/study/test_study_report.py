@@ -73,7 +73,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def report(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    script = str(REPO / "scripts" / "study_report.py")
+    script = str(REPO / "scripts" / "study" / "study_report.py")
     page = str(folder.parent / "page.md")
     return run_command([sys.executable, script, str(folder), "--page", page, *words], check=check)
 
@@ -107,7 +107,7 @@ def test_a_page_is_filled_and_checked(folder: Path) -> None:
 
 
 def test_without_a_page_the_tables_are_printed(folder: Path) -> None:
-    words = [sys.executable, str(REPO / "scripts" / "study_report.py"), str(folder)]
+    words = [sys.executable, str(REPO / "scripts" / "study" / "study_report.py"), str(folder)]
     printed = run_command(words).stdout
     assert "| product | 1 | 8.00 | -2.00 | 0.001 | 16.00 | 0.950 | 5.000 |" in printed.splitlines()
     assert "| product | 200 ms | 5.00x |" in printed
@@ -166,6 +166,9 @@ def test_bad_records_are_one_sentence(folder: Path, spoil: Any, said: str) -> No
 
 @pytest.mark.parametrize("page", ["docs/results.md", "README.md"])
 def test_the_pages_say_what_was_recorded(page: str) -> None:
-    script, records = REPO / "scripts" / "study_report.py", REPO / "docs" / "results" / "translation"
+    script, records = (
+        REPO / "scripts" / "study" / "study_report.py",
+        REPO / "docs" / "results" / "translation",
+    )
     done = run_command([sys.executable, str(script), str(records), "--page", str(REPO / page), "--check"])
     assert done.stderr == "" and "<!-- translation: " in (REPO / page).read_text()

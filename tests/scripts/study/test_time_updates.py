@@ -17,13 +17,13 @@ from tests.scripts.recipes.test_quickstart import settings
 def script(
     name: str, *words: str, env: dict[str, str], check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    return run_command([sys.executable, str(REPO / "scripts" / name), *words], env=env, check=check)
+    return run_command([sys.executable, str(REPO / "scripts" / "study" / name), *words], env=env, check=check)
 
 
 @pytest.mark.slow
 def test_a_checkpoints_updates_are_timed(tmp_path: Path) -> None:
     work = tmp_path / "work"
-    run_command([str(REPO / "scripts" / "quickstart.sh")], env=settings(work))
+    run_command([str(REPO / "scripts" / "recipes" / "quickstart.sh")], env=settings(work))
     checkpoint = str(work / "checkpoints" / "checkpoint_last.pt")
     printed = script("time_updates.py", checkpoint, "--rounds", "2", "--updates", "3", env={}).stdout
     timed = json.loads(printed)
