@@ -3,6 +3,7 @@
 
     python scripts/study/study_report.py docs/results/translation --page docs/results.md
     python scripts/study/study_report.py study                        # prints the tables
+    python scripts/study/study_report.py study --commands cascade     # prints the commands of its runs
 
 The folder has ``runs.jsonl`` of ``study.py`` and ``times.jsonl`` of ``study_times.py``. What stands in the
 page between ``<!-- NAME: TABLE -->`` and ``<!-- end -->`` is replaced, NAME being the folder's; tables are
@@ -309,6 +310,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="markdown to fill (default: print scores and times)")
     parser.add_argument("--plot", type=Path, help="PNG to draw")
     parser.add_argument("--variants", help="that are drawn, separated by commas (default: all, up to seven)")
+    parser.add_argument("--commands", metavar="VARIANTS", help="print the commands of these variants' runs")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the page would change")
     args = parser.parse_args(argv)
     try:
@@ -318,8 +320,15 @@ def main(argv: list[str] | None = None) -> int:
                 raise ReportError("--plot draws what a page shows: give it with --page")
             if args.check:
                 raise ReportError("--check compares a page with the records: give it with --page")
+            if args.commands:
+                named = args.commands.split(",")
+                part = {name: runs for name, runs in chosen(records, named).runs.items() if name in named}
+                print("\n".join(commands(Records(part, {}))))
+                return 0
             print("\n".join([*scores(records), "", *(time(records) if records.times else [])]))
             return 0
+        if args.commands:
+            raise ReportError("--commands prints and fills no page: leave out one of --commands and --page")
         if not args.page.is_file():
             raise ReportError(f"there is no page {args.page}")
         old = args.page.read_text(encoding="utf-8")
