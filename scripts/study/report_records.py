@@ -2,11 +2,11 @@
 """Write the tables of a page from the records beside it.
 
     python scripts/study/report_records.py                     # fills docs/results.md
-    python scripts/study/report_records.py PAGE.md --check     # writes nothing, fails when the page would change
+    python scripts/study/report_records.py PAGE.md --check     # fails where the page would change
 
-A record, ``docs/results/NAME.json``, has the rows of one table, and how they were made: commands, data, machine,
-seeds. What stands in the page between ``<!-- record: NAME -->`` and ``<!-- end -->`` is replaced. Studies of
-translation have records of their own: ``study_report.py``.
+A record, ``docs/results/NAME.json``, has the rows of one table, and how they were made: commands, data,
+machine, seeds. What stands in the page between ``<!-- record: NAME -->`` and ``<!-- end -->`` is replaced.
+Studies of translation have records of their own: ``study_report.py``.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     docs = ROOT / "docs"
-    parser.add_argument("page", type=Path, nargs="?", default=docs / "results.md", help="default: %(default)s")
+    parser.add_argument(
+        "page", type=Path, nargs="?", default=docs / "results.md", help="default: %(default)s"
+    )
     parser.add_argument("--records", type=Path, default=docs / "results", help="default: %(default)s")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the page would change")
     args = parser.parse_args(argv)

@@ -322,8 +322,8 @@ def main(argv: list[str] | None = None) -> int:
                 raise ReportError("--check compares a page with the records: give it with --page")
             if args.commands:
                 named = args.commands.split(",")
-                part = {name: runs for name, runs in chosen(records, named).runs.items() if name in named}
-                print("\n".join(commands(Records(part, {}))))
+                found = chosen(records, named).runs
+                print("\n".join(commands(Records({name: found[name] for name in named}, {}))))
                 return 0
             print("\n".join([*scores(records), "", *(time(records) if records.times else [])]))
             return 0

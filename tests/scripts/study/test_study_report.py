@@ -117,6 +117,16 @@ def test_without_a_page_the_tables_are_printed(folder: Path) -> None:
     assert done.returncode == 1 and "give it with --page" in done.stderr
 
 
+def test_commands_of_some_variants_are_printed(folder: Path) -> None:
+    words = [sys.executable, str(REPO / "scripts" / "study" / "study_report.py"), str(folder)]
+    printed = run_command([*words, "--commands", "cascade"]).stdout
+    assert "**cascade, seed 2**" in printed and "fairseq-train --seed 2" in printed
+    assert "**softmax" not in printed, "not the baseline's, which was not asked for"
+    done = run_command([*words, "--commands", "none"], check=False)
+    assert done.returncode == 1 and "none not among the recorded variants" in done.stderr
+    assert "leave out one of" in report(folder, "--commands", "cascade", check=False).stderr
+
+
 def test_scores_between_validations_lie_on_straight_lines() -> None:
     one = run("softmax", 1, 10.0)
     given = [after(one, update) for update in (0, 50, 100, 150, 300, 400, 999)]
@@ -166,9 +176,7 @@ def test_bad_records_are_one_sentence(folder: Path, spoil: Any, said: str) -> No
 
 @pytest.mark.parametrize("page", ["docs/results.md", "README.md"])
 def test_the_pages_say_what_was_recorded(page: str) -> None:
-    script, records = (
-        REPO / "scripts" / "study" / "study_report.py",
-        REPO / "docs" / "results" / "translation",
-    )
+    script = REPO / "scripts" / "study" / "study_report.py"
+    records = REPO / "docs" / "results" / "translation"
     done = run_command([sys.executable, str(script), str(records), "--page", str(REPO / page), "--check"])
     assert done.stderr == "" and "<!-- translation: " in (REPO / page).read_text()
