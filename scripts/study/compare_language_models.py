@@ -52,7 +52,7 @@ HEADS: dict[str, tuple[str, str]] = {
     "cascade": (f"{OURS} --mhe-head cascade", "--by cluster"),
     "sampling": (f"{OURS} --mhe-head sampling", ""),
 }
-#: The body, four layers of 256, and its training. Not tied: see the README on tied language models.
+#: The body, four layers of 256, and its training. Not tied.
 MODEL = (
     "--decoder-layers 4 --decoder-embed-dim 256 --decoder-input-dim 256 --decoder-output-dim 256 "
     "--decoder-ffn-embed-dim 1024 --decoder-attention-heads 4 --dropout 0.1"

@@ -34,7 +34,7 @@ def default_groups(codebook: Codebook) -> int | None:
 
     None if there is nothing to draw from, one group or one digit.
 
-    Few groups leave the normaliser of a token too noisy: on a language model of 65,536 pieces (README) 8
+    Few groups leave the normaliser of a token too noisy: on a language model of 65,536 pieces (docs/results.md) 8
     groups of 257 cost 4% of perplexity after 200 updates, 32 groups 1%.
     """
     few, many = SAMPLED_TOKENS
