@@ -27,7 +27,7 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
     "too many groups": (
         ["--mhe-head", "sampling", "--mhe-groups", "8"],
         "--mhe-head sampling --mhe-groups 8: a sampling head draws some of the 8 groups of its codebook "
-        "beside the gold one: groups must be 1..7, got 8",
+        "besides the gold one: groups must be 1..7, got 8",
     ),
     "too wide a bottleneck, tied": (
         ["--mhe-head", "cascade", "--mhe-bottleneck", "500", "--share-decoder-input-output-embed"],

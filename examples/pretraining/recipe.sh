@@ -30,7 +30,7 @@ read_arguments() {
     check_shared
     if [[ -n $TEXT ]]; then
         [[ -z $TRAIN$VALID$TEST ]] ||
-            fail "--text is split into three; it does not go with --train, --valid, --test"
+            fail "--text is split into three; it cannot be combined with --train, --valid, --test"
         SOURCE=(--text "$TEXT")
     elif [[ -n $TRAIN$VALID$TEST ]]; then
         [[ -n $TRAIN && -n $VALID && -n $TEST ]] || fail "--train, --valid and --test go together"

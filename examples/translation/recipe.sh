@@ -76,7 +76,7 @@ read_arguments() {
     whole_numbers "--batch and --average" "$BATCH_TOKENS" "$AVERAGE"
     [[ $BATCH_TOKENS != 0 && $UPDATES != 0 ]] || fail "--batch and --updates are at least 1, got 0"
     [[ -z $SOURCE || -d $SOURCE ]] || fail "there is no folder $SOURCE"
-    [[ -z $OFFLINE || -z $MIRROR ]] || fail "--offline takes nothing from a network; it does not go with --mirror"
+    [[ -z $OFFLINE || -z $MIRROR ]] || fail "--offline takes nothing from a network; it cannot be combined with --mirror"
 }
 
 # tiny_settings: of a model to try a recipe out with.

@@ -34,22 +34,24 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "analyze",
         help="where a trained model loses probability",
-        description="Score a text with a trained model, of any of the heads or of fairseq's own softmax, and "
-        "say where its loss is: in which digit, at tokens of which frequency, between which groups of "
-        "tokens; whether it is as often right as it is sure; and whether the end of a sentence gets its "
-        "share.",
+        description="Score a text with a trained model, with any head or with fairseq's own softmax, and "
+        "show where its loss is: by digit, by frequency of the token, by groups of tokens that are "
+        "confused; whether the model is right as often as it is sure; and whether the end of a sentence "
+        "gets its share of the probability.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as checkpoints/checkpoint_best.pt")
     parser.add_argument("data", metavar="DATA", help="directory written by fairseq-preprocess")
-    parser.add_argument("--subset", default="valid", metavar="SPLIT", help="to score (default valid)")
     parser.add_argument(
-        "--against", metavar="CHECKPOINT", help="a second model of the same data: every table shows both"
+        "--subset", default="valid", metavar="SPLIT", help="the split to score (default valid)"
+    )
+    parser.add_argument(
+        "--against", metavar="CHECKPOINT", help="a second model to compare with, on the same data"
     )
     parser.add_argument(
         "--codebook",
         metavar="FILE",
-        help="digits to report by, from `mhe assign` (default: the head's own; planned lengths in dictionary "
-        "order where no model has a head)",
+        help="report by the digits of this codebook, from `mhe assign` (default: the head's own; without a "
+        "head, planned lengths in dictionary order)",
     )
     parser.add_argument(
         "--max-tokens", type=int, default=4096, metavar="N", help="tokens of a batch (default 4096)"

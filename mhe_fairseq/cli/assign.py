@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--data",
         required=True,
         metavar="BIN",
-        help="directory written by fairseq-preprocess; several with ':'",
+        help="directory written by fairseq-preprocess; several separated by ':'",
     )
     parser.add_argument(
         "--lengths", metavar="L,L", help="such as 128,256 (default: planned for the vocabulary)"
@@ -55,8 +55,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--shortlist",
         type=int,
         metavar="S",
-        help="the S most frequent tokens of the text have a first digit of their own, for a product head: it "
-        "is a full softmax among them (lengths are planned for it too)",
+        help="give the S most frequent tokens of the text a first digit of their own, so that a product "
+        "head is a full softmax among them (lengths are planned for it, too)",
     )
     parser.add_argument(
         "--by",
@@ -72,7 +72,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="cluster the embedding of this fairseq checkpoint, not the text",
     )
     parser.add_argument(
-        "--target-lang", metavar="LANG", help="side to make codes for (default: the target of the only pair)"
+        "--target-lang",
+        metavar="LANG",
+        help="language to make a codebook for (default: the target of the only pair)",
     )
     parser.add_argument(
         "--target-only",
@@ -114,7 +116,9 @@ def run(args: argparse.Namespace) -> int:
     if args.target_only and (args.from_checkpoint is not None or args.by != "cluster"):
         raise MHEError("--target-only says which text is clustered, and no text is: leave it out")
     if args.from_checkpoint is not None and args.by != "cluster":
-        raise MHEError(f"--from-checkpoint gives what is clustered; it does not go with --by {args.by}")
+        raise MHEError(
+            f"--from-checkpoint gives what is clustered; it cannot be combined with --by {args.by}"
+        )
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
     data = DataDirectory(args.data, args.target_lang)
     dictionary = read_dictionary(data.dictionary, args.add_symbol)

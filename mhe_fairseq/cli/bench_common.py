@@ -16,14 +16,14 @@ def add_output_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="T", help="threads (default: torch's)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default cpu)")
     parser.add_argument(
-        "--quick", action="store_true", help="tiny sizes where none are given: to see that it runs"
+        "--quick", action="store_true", help="use tiny sizes where none are given, to see that it runs"
     )
     parser.add_argument(
         "--json",
         nargs="?",
         const="-",
         metavar="FILE",
-        help="write JSON to FILE too; without FILE, or with -, print it in place of the tables",
+        help="also write JSON to FILE; without FILE, or with -, print it instead of the tables",
     )
 
 

@@ -57,11 +57,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add `mhe bench decode`."""
     parser = subparsers.add_parser(
         "decode",
-        help="beam search: tokens a second with every head",
-        description="Translate random sentences with one transformer and every head in turns, as many tokens "
-        "each: with the search of --task mhe_translation, with the softmax and fairseq's search, and with no "
-        "output layer at all, which is the limit. Takes some minutes on two cores, which nothing else should "
-        "use meanwhile.",
+        help="beam search: tokens per second with each head",
+        description="Translate random sentences with one transformer and each head in turn, the same number "
+        "of tokens each: with the search of --task mhe_translation, with the softmax and fairseq's search, "
+        "and without an output layer, which is the limit. Takes some minutes on two cores; nothing else "
+        "should use them meanwhile.",
     )
     for name, metavar, text in (
         ("vocab", "V,V,...", "vocabularies"),

@@ -61,9 +61,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "train",
         help="a training step: time, memory, and growth with the vocabulary",
-        description="Measure forward and backward of every head and of the dense softmax, in turns, and "
-        "print medians as ratios; a few heads again with a large vocabulary; and how time grows with the "
-        "vocabulary. Takes some minutes on two cores, which nothing else should use meanwhile.",
+        description="Measure forward and backward of each head and of the dense softmax, taking turns, and "
+        "print ratios of medians; a few heads again with a large vocabulary; and how time grows with the "
+        "vocabulary. Takes some minutes on two cores; nothing else should use them meanwhile.",
     )
     heads = ", ".join(name for name in HEADS if name != "softmax")
     for flag, metavar, text in (
@@ -98,7 +98,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--growth",
         metavar="V,V,...",
-        help=f"vocabularies to see growth over, for {', '.join(GROWTH_HEADS)}; 0 leaves this part out "
+        help=f"vocabularies to measure growth over, for {', '.join(GROWTH_HEADS)}; 0 leaves this part out "
         f"(default {','.join(map(str, FULL.growth))})",
     )
     add_output_args(parser)

@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--body",
         action="store_true",
-        help="of --arch mhe_roberta with any head: leave the head out, to fine-tune what is under it",
+        help="with --arch mhe_roberta and any head: leave the head out, to fine-tune the rest",
     )
     parser.add_argument("--force", action="store_true", help="replace the output if it is there")
     parser.set_defaults(run=run)

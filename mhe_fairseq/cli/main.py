@@ -22,7 +22,7 @@ class _Parser(argparse.ArgumentParser):
     """Bad arguments are bad input like any other: one sentence, exit 1."""
 
     def error(self, message: str) -> NoReturn:
-        raise MHEError(f"{message} (`{self.prog} --help` tells what there is)")
+        raise MHEError(f"{message} (`{self.prog} --help` shows what there is)")
 
 
 def make_parser() -> argparse.ArgumentParser:

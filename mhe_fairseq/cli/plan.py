@@ -27,10 +27,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add `mhe plan`."""
     parser = subparsers.add_parser(
         "plan",
-        help="what every head would cost for a vocabulary, and which one to take",
-        description="Print a table of every head for a dictionary: lengths, parameters, multiply-adds and "
-        "bytes a token in training and in beam search; what to expect of a GPU, calculated: memory traffic, "
-        "launches, times; and recommend one.",
+        help="what each head costs for a dictionary, and which one to take",
+        description="Print what each head costs for a dictionary: lengths, parameters, multiply-adds and "
+        "bytes a token in training and in beam search; for a GPU, calculated: memory traffic, launches and "
+        "times. Recommend a head.",
     )
     parser.add_argument(
         "--dict", required=True, metavar="DICT", help="dictionary of the target side, dict.LANG.txt"
@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         const="",
         metavar="FILE",
         help="take the tokens' frequencies from FILE, lines of `symbol count` for the dictionary's symbols; "
-        "without FILE, insist on those in the dictionary (default: those, or Zipf's law where it has none)",
+        "without FILE, require those in the dictionary (default: those, or Zipf's law where it has none)",
     )
     parser.add_argument(
         "--batch-tokens", type=int, default=4096, metavar="N", help="target tokens in a batch (default 4096)"

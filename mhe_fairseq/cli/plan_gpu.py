@@ -117,20 +117,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("cpu", "cuda"), help="give advice for this device only (default: for both)"
     )
     parser.add_argument(
-        "--gpu", metavar="NAME", default="h100", help=f"one of {', '.join(GPUS)} (default h100): its rates"
+        "--gpu", metavar="NAME", default="h100", help=f"the GPU: {', '.join(GPUS)} (default h100)"
     )
+    parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="memory bandwidth of another GPU")
     parser.add_argument(
-        "--bandwidth", type=float, metavar="GB/S", help="of the GPU's memory, for another GPU"
-    )
-    parser.add_argument(
-        "--tflops", type=float, metavar="T", help="of dense products in half precision, for another GPU"
+        "--tflops", type=float, metavar="T", help="dense half-precision TFLOP/s of another GPU"
     )
     parser.add_argument(
         "--launch-us", type=float, default=10.0, metavar="US",
         help="microseconds that the host takes to start an operator or kernel (default 10)",
     )  # fmt: skip
     parser.add_argument(
-        "--sentences", type=int, default=64, metavar="N", help="translated at once, in search (default 64)"
+        "--sentences", type=int, default=64, metavar="N", help="sentences translated at once (default 64)"
     )
 
 

@@ -120,10 +120,10 @@ def _print_gpu(console: Console, report: Report, gpu: GpuPlan) -> None:
     console.print(table)
     console.print(
         f"Of the output layer, a step: {report.batch_tokens:,} tokens in training, {gpu.hypotheses:,} "
-        "hypotheses in search. Bytes read and written, and held at the peak beside weights, features and the "
-        "weights' gradients: in half precision, in fp32. Softmax (and sampling, in search): as fairseq "
-        f"computes it. Milliseconds, in half precision: launches of {machine.launch_us:g} us on the host, or "
-        f"bytes and products on the device at {machine.reached:.0%} of {machine.bandwidth:,g} GB/s and "
+        "hypotheses in search. Bytes read and written, and held at the peak besides weights, features and "
+        "the weights' gradients: in half precision, in fp32. Softmax (and sampling, in search): as fairseq "
+        f"computes it. Milliseconds, in half precision: launches of {machine.launch_us:g} us on the host, "
+        f"or bytes and products on the device at {machine.reached:.0%} of {machine.bandwidth:,g} GB/s and "
         f"{machine.tflops:,g} TFLOP/s, whichever takes longer. Not counted: the rest of the model, and the "
         "optimiser, which moves every row of a table of V rows.",
         markup=False,

@@ -148,12 +148,12 @@ class Codebook:
         if len(self) != size:
             raise MHEError(
                 f"{name} is for {len(self)} tokens and the dictionary has {size}; "
-                "make it anew from this dictionary"
+                "make it again from this dictionary"
             )
         if self.dictionary and fingerprint and self.dictionary != fingerprint:
             raise MHEError(
                 f"{name} was made for another dictionary (fingerprint {self.dictionary}, this one has "
-                f"{fingerprint}, both of {size} tokens); make it anew from this dictionary"
+                f"{fingerprint}, both of {size} tokens); make it again from this dictionary"
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:

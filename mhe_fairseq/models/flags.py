@@ -19,10 +19,10 @@ FLAGS = {
     "mhe_mixtures": ("K", "product head: components of the mixture (default: 1)"),
     "mhe_group_rows": (
         "KIND",
-        "product or cascade with shared embeddings: the row of a first digit of one token (mhe assign "
-        "--shortlist) is the token's embedding plus a row of its own, and rows of groups are part of the "
-        "input embeddings of their tokens (input, default); only the first of the two (tied, default of "
-        "mixtures); neither (own)",
+        "product or cascade head with shared embeddings. input (default): the rows of groups are part of "
+        "the input embeddings of their tokens, and the row of a first digit of one token (mhe assign "
+        "--shortlist) is that token's embedding plus a row of its own; tied (default of mixtures): only the "
+        "latter; own: neither",
     ),
     "mhe_codebook": ("FILE", "which token has which slot (default: dictionary order)"),
     "mhe_bottleneck": ("R", "cascade head: width of the local rows (default: the model's)"),
@@ -37,8 +37,8 @@ FLAGS = {
     ),
     "mhe_groups": (
         "G",
-        "random groups that the sampling head trains a token on (default: an eighth, but of 2048 to 8192 "
-        "tokens) or the cascade smooths it on (default: 2)",
+        "random groups. sampling head: to train a token on (default: groups of an eighth of the tokens, "
+        "between 2048 and 8192); cascade: to smooth a token on (default: 2)",
     ),
     "mhe_sampling": (
         "KIND",
@@ -50,9 +50,9 @@ FLAGS = {
 
 #: name -> help, of flags without a value.
 SWITCHES = {
-    "mhe_shard": "cascade or sampling head with rows of its own: split these by groups over the ranks of the "
-    "training, each of which has the gradients and the optimiser's state of its part only; checkpoints have "
-    "the whole",
+    "mhe_shard": "cascade or sampling head with rows of its own: split them by groups over the ranks of the "
+    "training; each rank keeps the gradients and the optimiser's state of its part only, and checkpoints "
+    "stay whole",
 }
 
 

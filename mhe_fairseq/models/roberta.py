@@ -179,7 +179,9 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
             args.max_positions = args.tokens_per_sample
         dictionary = task.source_dictionary
         if isinstance(task, _CLASSIFYING):
-            logger.info("mhe: %s predicts no masked tokens: no output head", type(task).__name__)
+            logger.info(
+                "mhe: %s predicts no masked tokens, so the model has no output head", type(task).__name__
+            )
             model = cls(args, MHERobertaEncoder(args, dictionary))
         else:
             with resolved(args, dictionary) as flat:
@@ -230,7 +232,7 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
             dropped = [key for key in state_dict if key.removeprefix(prefix).startswith(OUTPUT_SIDE)]
             if dropped:
                 count = sum(state_dict.pop(key).numel() for key in dropped)
-                logger.info("mhe: the checkpoint's output head, %s numbers, is left out", f"{count:,}")
+                logger.info("mhe: the checkpoint's output head (%s parameters) is left out", f"{count:,}")
         super().upgrade_state_dict_named(state_dict, name)
 
     def _check_loaded(self, state: dict[str, Any]) -> None:

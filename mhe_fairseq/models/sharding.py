@@ -120,13 +120,13 @@ def check_training(cfg: Any) -> None:
         (common.tpu, "--tpu"),
         (
             flattened and not common.fp16_no_flatten_grads,
-            "a flat copy of all gradients (give --fp16-no-flatten-grads beside --fp16 or --bf16)",
+            "a flat copy of all gradients (give --fp16-no-flatten-grads with --fp16 or --bf16)",
         ),
     ]
     found = [text for is_wrong, text in wrong if is_wrong]
     if found:
         raise MHEError(
-            f"--mhe-shard gives every rank other rows, which does not go with {' and '.join(found)}"
+            f"--mhe-shard gives every rank other rows; it cannot be combined with {' and '.join(found)}"
         )
 
 

@@ -117,18 +117,18 @@ def _fetch(url: str, part: Path) -> None:
             except urllib.error.HTTPError as error:
                 if error.code < 500 and error.code not in _PASSING:
                     raise DownloadError(
-                        f"{url} cannot be had: the server says {error.code} {error.reason}"
+                        f"{url} could not be downloaded: the server says {error.code} {error.reason}"
                     ) from None
                 reason = f"the server says {error.code} {error.reason}"
             except ValueError as error:
-                raise DownloadError(f"{url} cannot be had: {error}") from None
+                raise DownloadError(f"{url} could not be downloaded: {error}") from None
             except (OSError, http.client.HTTPException) as error:
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
             after = part.stat().st_size if part.exists() else 0
             failures = 0 if after > before else failures + 1
             if failures == ATTEMPTS:
                 raise DownloadError(
-                    f"{url} cannot be had: {reason}, {ATTEMPTS} times in a row; "
+                    f"{url} could not be downloaded: {reason}, {ATTEMPTS} times in a row; "
                     f"{after:,} bytes are kept in {part} for another run"
                 )
             time.sleep(WAIT * 2 ** max(0, failures - 1))

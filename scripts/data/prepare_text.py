@@ -191,7 +191,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     splits = [getattr(args, split) is not None for split in SPLITS]
     if args.text is not None and any(splits):
-        parser.error("--text is split into three; it does not go with --train, --valid or --test")
+        parser.error("--text is split into three; it cannot be combined with --train, --valid or --test")
     if args.text is None and not all(splits):
         parser.error("give --text FILE, or all of --train FILE --valid FILE --test FILE")
     return args

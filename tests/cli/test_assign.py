@@ -287,7 +287,7 @@ TEXT = "train.src-tgt.tgt"
             f"{TEXT}.bin is empty; clusters need text",
         ),
         (void, ["--contexts", "0"], "--contexts is a number of tokens, at least 1; got 0"),
-        (void, ["--by", "random", "--from-checkpoint", "x"], "does not go with --by random"),
+        (void, ["--by", "random", "--from-checkpoint", "x"], "cannot be combined with --by random"),
         (void, ["--from-checkpoint", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
     ],
 )

@@ -34,7 +34,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "arguments are required: COMMAND (`mhe --help` tells what there is)"),
+        ([], "arguments are required: COMMAND (`mhe --help` shows what there is)"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         (["plan", "--dim", "many"], "argument --dim: invalid int value: 'many' (`mhe plan --help`"),
         (["assign"], "arguments are required: --data, -o/--output"),

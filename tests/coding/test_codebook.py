@@ -318,13 +318,13 @@ def test_check_dictionary() -> None:
     with pytest.raises(MHEError) as caught:
         book.check_dictionary("aaaa", 6)
     assert str(caught.value) == (
-        "the codebook is for 5 tokens and the dictionary has 6; make it anew from this dictionary"
+        "the codebook is for 5 tokens and the dictionary has 6; make it again from this dictionary"
     )
     with pytest.raises(MHEError) as caught:
         book.check_dictionary("bbbb", 5, name="code.pt")
     assert str(caught.value) == (
         "code.pt was made for another dictionary (fingerprint aaaa, this one has bbbb, both of 5 tokens); "
-        "make it anew from this dictionary"
+        "make it again from this dictionary"
     )
 
 

@@ -261,7 +261,7 @@ def test_an_update_has_the_published_number_of_tokens(
         (["--text", "nowhere.txt"], "there is no file"),
         (["--text"], "--text needs a value"),
         (["--texts", "a"], "there is no argument '--texts'"),
-        (["--text", "README.md", "--valid", "README.md"], "it does not go with --train"),
+        (["--text", "README.md", "--valid", "README.md"], "it cannot be combined with --train"),
         (["--train", "README.md"], "go together"),
         (["--updates", "many"], "whole numbers, got 'many'"),
         (["--labelled", "labels"], "is for the recipe roberta"),

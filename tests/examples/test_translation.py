@@ -334,7 +334,7 @@ def test_slurm_starts_the_training_of_a_recipe(tmp_path: Path) -> None:
         ("opus100", ["--average", "few"], "--batch and --average are whole numbers, got 'few'"),
         ("opus100", ["--precision", "fp8"], "--precision is fp16, bf16 or fp32, not 'fp8'"),
         ("opus100", ["--only", "translate"], "--only is prepare, train or evaluate, not 'translate'"),
-        ("opus100", ["--offline", "a", "--mirror", "http://b"], "it does not go with --mirror"),
+        ("opus100", ["--offline", "a", "--mirror", "http://b"], "it cannot be combined with --mirror"),
         ("opus100", ["--text", "a"], "there is no argument '--text'"),
         ("opus100", ["--languages"], "--languages needs a value"),
         ("opus100", ["--source", "--cpu"], "--source needs a value"),

@@ -127,7 +127,7 @@ def test_bad_flags(flags: dict[str, object], sentence: str) -> None:
         (
             {"mhe_head": "sampling", "mhe_groups": "10"},
             "--mhe-head sampling --mhe-groups 10: a sampling head draws some of the 10 groups of its "
-            "codebook beside the gold one: groups must be 1..9, got 10",
+            "codebook besides the gold one: groups must be 1..9, got 10",
         ),
         (
             {"mhe_head": "cascade", "mhe_groups": 10},

@@ -115,8 +115,8 @@ def test_it_is_a_switch() -> None:
         ({"zero_sharding": "os"}, "--zero-sharding"),
         ({"use_bmuf": True}, "--use-bmuf"),
         ({"store_ema": True, "tpu": True}, "--store-ema and --tpu"),
-        ({"fp16": True}, "give --fp16-no-flatten-grads beside --fp16"),
-        ({"bf16": True}, "give --fp16-no-flatten-grads beside --fp16 or --bf16"),
+        ({"fp16": True}, "give --fp16-no-flatten-grads with --fp16"),
+        ({"bf16": True}, "give --fp16-no-flatten-grads with --fp16 or --bf16"),
     ],
 )
 def test_trainings_that_would_mix_parts_up(changed: dict[str, Any], said: str) -> None:

@@ -34,7 +34,7 @@ def default_groups(codebook: Codebook) -> int | None:
 
     None if there is nothing to draw from, one group or one digit.
 
-    Few groups leave the normaliser of a token too noisy: on a language model of 65,536 pieces (docs/results.md) 8
+    Few groups leave the normaliser of a token too noisy: on a language model of 65,536 pieces 8
     groups of 257 cost 4% of perplexity after 200 updates, 32 groups 1%.
     """
     few, many = SAMPLED_TOKENS
@@ -205,8 +205,8 @@ class SamplingHead(SoftmaxHead):
         sizes = torch.bincount(first)
         if self.variant == "shared" and not 1 <= self.groups < len(sizes):
             raise MHEError(
-                f"a sampling head draws some of the {len(sizes)} groups of its codebook beside the gold one: "
-                f"groups must be 1..{len(sizes) - 1}, got {self.groups}"
+                f"a sampling head draws some of the {len(sizes)} groups of its codebook besides the gold "
+                f"one: groups must be 1..{len(sizes) - 1}, got {self.groups}"
                 if len(sizes) > 1
                 else f"sampling needs at least two groups of tokens, the codebook has {len(sizes)}"
             )
