@@ -33,7 +33,7 @@ _FORMULA = re.compile(
 )
 #: Lie in docs/ without being part of the site: `exclude_docs` in mkdocs.yml.
 _RECORDS = {".json", ".toml"}
-_FENCE_WITH_WORD = re.compile(r"(?P<fence>\s*`{3,})(?P<language>\w+) +(?P<word>[\w-]+)\s*")
+_FENCE_WITH_WORDS = re.compile(r"(?P<fence>\s*`{3,})(?P<language>\w+) +(?P<words>[\w -]+?)\s*")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -52,16 +52,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _with_needs(line: str, page: Page) -> str:
-    match = _FENCE_WITH_WORD.fullmatch(line)
+    match = _FENCE_WITH_WORDS.fullmatch(line)
     if match is None:
         return line
-    if match["word"] not in NEEDS:
+    words = match["words"].split()
+    if unknown := [word for word in words if word not in NEEDS]:
         _LOG.warning(
-            "%s: ```%s %s: the second word is none of %s",
-            page.file.src_uri, match["language"], match["word"], ", ".join(NEEDS),
+            "%s: ```%s %s: %s is none of %s",
+            page.file.src_uri, match["language"], match["words"], unknown[0], ", ".join(NEEDS),
         )  # fmt: skip
         return line
-    return f'{match["fence"]}{{.{match["language"]} data-needs="{NEEDS[match["word"]]}"}}'
+    needs = ", ".join(NEEDS[word] for word in words)
+    return f'{match["fence"]}{{.{match["language"]} data-needs="{needs}"}}'
 
 
 def _with_links(line: str, page: Page, config: MkDocsConfig) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent.parent
 
-#: A word after ```sh -> what a reader sees above the block. Blocks with one are checked, not run.
+#: A word after ```sh -> what a reader sees above the block. There may be more than one word.
 NEEDS = {
     "gpu": "needs a GPU",
     "download": "downloads",

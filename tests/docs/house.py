@@ -1,0 +1,138 @@
+"""What the placeholders of the documentation stand for when its shell blocks are run.
+
+A placeholder (`DATA-BIN`) is a file or folder of that very name in the folder where the block runs, so that a block
+runs as it is written. A page's blocks run one after the other in a folder of the page's own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.docs.markdown import Block
+from tests.docs import server
+from tests.docs.parsing import LEFT_OUT
+from tests.docs.shell import commands, shell_blocks
+from tests.helpers import REPO, command_env, write_toy_corpus
+
+#: Placeholders that blocks may use, and what makes them, run by bash in the order given.
+PLACEHOLDERS = {
+    "CORPUS": "",  # {train,valid,test}.{en,de}, written in Python
+    "TEXT": "",  # {train,valid,test}, one language
+    "DATA-BIN": "fairseq-preprocess -s en -t de --joined-dictionary --destdir DATA-BIN --workers 1"
+    " --trainpref CORPUS/train --validpref CORPUS/valid --testpref CORPUS/test",
+    "LM-DATA-BIN": "fairseq-preprocess --only-source --destdir LM-DATA-BIN --workers 1"
+    " --trainpref TEXT/train --validpref TEXT/valid --testpref TEXT/test",
+    "DICT": "cp DATA-BIN/dict.de.txt DICT",
+    "CHECKPOINT": "fairseq-train DATA-BIN --user-dir mhe_fairseq --task mhe_translation --arch mhe_transformer"
+    " --mhe-head cascade --share-all-embeddings --criterion mhe_cross_entropy --optimizer adam --lr 1e-3"
+    " --max-tokens 500 --required-batch-size-multiple 1 --save-dir made && cp made/checkpoint_best.pt CHECKPOINT",
+    "LM-CHECKPOINT": "fairseq-train LM-DATA-BIN --user-dir mhe_fairseq --task language_modeling"
+    " --arch mhe_transformer_lm --mhe-head cascade --criterion mhe_cross_entropy --optimizer adam --lr 1e-3"
+    " --max-tokens 500 --tokens-per-sample 40 --required-batch-size-multiple 1 --save-dir made-lm && cp made-lm/checkpoint_best.pt LM-CHECKPOINT",
+}
+
+#: Needs of a block that is run all the same: its trainings are shortened.
+_SHORTENED = {"minutes", "hours"}
+_LONG = {"bench"}
+
+
+def is_run(block: Block) -> bool:
+    """Blocks without a word after ```sh; of those that take hours, the ones that the server shortens."""
+    inside = list(commands(block))
+    if not inside or not set(block.words) <= _SHORTENED or any(LEFT_OUT in command.words for command in inside):
+        return False
+    if not block.words:
+        return True
+    return all(
+        command.words[0] in server.COMMANDS and not _LONG.intersection(command.words) for command in inside
+    )
+
+
+def placeholders(block: Block) -> set[str]:
+    """Words in capitals that begin an argument of a command."""
+    pattern = re.compile(r"([A-Z][A-Z0-9]*(?:-[A-Z0-9]+)*)(?![\w=-])")
+    words = (word for command in commands(block) for word in command.words[1:])
+    return {match[1] for word in words if (match := pattern.match(word))}
+
+
+@dataclass
+class House:
+    """Where blocks run.
+
+    Attributes:
+        root: has what the placeholders stand for.
+        path: of the commands, for PATH.
+    """
+
+    root: Path
+    path: Path
+
+    def run(self, text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        """A shell block in ``folder``; the first command that fails ends it."""
+        env = command_env()
+        env["PATH"] = f"{self.path}{os.pathsep}{env['PATH']}"
+        # Processes that are left behind hold a pipe, not a file.
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", text],
+                cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, timeout=600,
+            )  # fmt: skip
+            log.seek(0)
+            return subprocess.CompletedProcess(done.args, done.returncode, log.read())
+
+    def room(self, page: Path, folder: Path) -> Path:
+        """A folder for the blocks of a page: the repository's files, the placeholders' files, all by links.
+
+        A page that reads checkpoints/ without training into it speaks of a model of the reader's.
+        """
+        room = folder / "room"
+        room.mkdir(parents=True)
+        _link(REPO, room, {"mhe_fairseq", "scripts", "examples", "docs", "constraints.txt", "Makefile"})
+        _link(self.root, room, set(PLACEHOLDERS))
+        text = "".join(block.text for block in shell_blocks(page))
+        if "--save-dir checkpoints" not in text:
+            (room / "checkpoints").mkdir()
+            for name in ("checkpoint_best.pt", "checkpoint_last.pt"):
+                shutil.copy(self.root / "CHECKPOINT", room / "checkpoints" / name)
+        return room
+
+
+def _link(source: Path, target: Path, names: set[str]) -> None:
+    for name in names:
+        if (source / name).exists():
+            (target / name).symlink_to(source / name)
+
+
+@contextmanager
+def open_house() -> Iterator[House]:
+    """Make what the placeholders stand for, by the commands that a user would type."""
+    with tempfile.TemporaryDirectory(prefix="mhe-docs-") as name:
+        root = Path(name)
+        write_toy_corpus(root / "CORPUS")
+        (root / "TEXT").mkdir()
+        for path in (root / "CORPUS").iterdir():
+            split, side = path.name.split(".")
+            if side == "tgt":
+                shutil.copy(path, root / "TEXT" / split)
+            path.rename(path.with_name(f"{split}.{ {'src': 'en', 'tgt': 'de'}[side] }"))
+        _link(REPO, root, {"mhe_fairseq"})
+        house = House(root, root / "bin")
+        server.write_clients(house.path, root / "socket")
+        process = server.start(root / "socket")
+        try:
+            for placeholder, command in PLACEHOLDERS.items():
+                done = house.run(command, root)
+                if done.returncode:
+                    raise RuntimeError(f"{placeholder} could not be made:\n{done.stdout[-4000:]}")
+            yield house
+        finally:
+            process.terminate()
+            process.wait()
