@@ -23,18 +23,18 @@ export PYTHON PIP_FLAGS VENV
 .PHONY: quickstart compare pretrain-demo gpu-check venv test test-fast test-oldest lint docs docs-serve clean
 
 quickstart: $(VENV)/.installed
-	@$(RUN) scripts/quickstart.sh
+	@$(RUN) scripts/recipes/quickstart.sh
 
-# COMPARE_FLAGS="--seeds 1,2 --jobs 2" and the like: scripts/study.py --help tells all.
+# COMPARE_FLAGS="--seeds 1,2 --jobs 2" and the like: scripts/study/study.py --help tells all.
 COMPARE := --study examples/translation/compare.toml --out compare
 compare: $(VENV)/.installed
-	@$(RUN) python scripts/study.py $(COMPARE) --source examples/translation/data $(COMPARE_FLAGS)
-	@$(RUN) python scripts/study_times.py $(COMPARE)
-	@$(RUN) python scripts/study_report.py compare
+	@$(RUN) python scripts/study/study.py $(COMPARE) --source examples/translation/data $(COMPARE_FLAGS)
+	@$(RUN) python scripts/study/study_times.py $(COMPARE)
+	@$(RUN) python scripts/study/study_report.py compare
 
-# DEMO_FLAGS="--updates 1000 --layers 6" for a larger one; scripts/pretrain_demo.py --help tells all.
+# DEMO_FLAGS="--updates 1000 --layers 6" for a larger one; scripts/recipes/pretrain_demo.py --help tells all.
 pretrain-demo: $(VENV)/.installed-plot
-	@$(RUN) python scripts/pretrain_demo.py $(DEMO_FLAGS)
+	@$(RUN) python scripts/recipes/pretrain_demo.py $(DEMO_FLAGS)
 
 # With PYTHON=python3 that interpreter runs it, whose torch has CUDA, and no .venv is made; parts that run fairseq's
 # commands want ve-fairseq for it. GPU_FLAGS="--parts d,e --seconds d=400" and the like: scripts/gpu/check.py --help.

@@ -35,19 +35,7 @@ def _register() -> None:
             "mhe_fairseq runs on ve-fairseq 0.12.3: "
             "pip uninstall -y fairseq && pip install ve-fairseq==0.12.3"
         ) from error
-    from mhe_fairseq import (
-        broadcast,
-        checkpoints,
-        cpu_ranks,
-        excepthook,
-        loading,
-        numpy_names,
-        saving,
-        tracing,
-    )
-
-    for mend in (broadcast, checkpoints, cpu_ranks, excepthook, loading, numpy_names, saving, tracing):
-        mend.install()
+    importlib.import_module("mhe_fairseq.fairseq_fixes").install()
     importlib.import_module("mhe_fairseq.models")
     importlib.import_module("mhe_fairseq.models.sharding").install()
     importlib.import_module("mhe_fairseq.criterions")

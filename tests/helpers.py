@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests import command_forks
+
 REPO = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
@@ -62,18 +64,21 @@ def run_command(
         timeout: seconds.
         stdin: text to feed it.
     """
-    line = resolve_command(args)
-    done = subprocess.run(
-        line,
-        cwd=REPO if cwd is None else cwd,
-        env=command_env(env),
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=timeout,
-    )
+    line, where, variables = resolve_command(args), REPO if cwd is None else cwd, command_env(env)
+    if command_forks.serves(line, BIN, env):
+        done = command_forks.run(line, str(where), variables, stdin, timeout)
+    else:
+        done = subprocess.run(
+            line,
+            cwd=where,
+            env=variables,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+        )
     if check and done.returncode != 0:
         raise AssertionError(
             f"exit {done.returncode}: {' '.join(line)}\n"

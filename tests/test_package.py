@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from mhe_fairseq import checkpoints, excepthook
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.fairseq_fixes import checkpoints, excepthook
 from tests.helpers import command_env, run_command
 
 

@@ -1,7 +1,7 @@
 # What the recipes of this folder share: sourced by their run.sh, which sets RECIPE and HEADS and calls, in
 # order, read_arguments, choose_machine, its own settings, begin_pretraining, and the steps.
 FAMILY=pretraining
-source scripts/recipe.sh
+source scripts/recipes/recipe.sh
 
 read_arguments() {
     shared_defaults
@@ -75,14 +75,14 @@ gpt2_files() {
     fetch vocab.bpe $base/vocab.bpe "$WORK/gpt2_bpe/vocab.bpe" \
         --sha256 1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5
     begin dict.txt "$WORK/gpt2_bpe/dict.txt"
-    run python scripts/download.py $base/dict.txt "$WORK/gpt2_bpe/dict.txt" ${OFFLINE:+--offline "$OFFLINE"}
+    run python scripts/data/download.py $base/dict.txt "$WORK/gpt2_bpe/dict.txt" ${OFFLINE:+--offline "$OFFLINE"}
     end
 }
 
 # prepare FLAG...: the text in tokens, binarised.
 prepare() {
     begin prepare "$BIN"
-    run python scripts/prepare_text.py "${SOURCE[@]}" --out "$WORK/data" "$@"
+    run python scripts/data/prepare_text.py "${SOURCE[@]}" --out "$WORK/data" "$@"
     end
 }
 

@@ -2,7 +2,7 @@
 # the model, or none), MANY (of languages, or empty) and its part of --help, and calls, in order, read_arguments, choose_machine, its
 # own settings, settle_model, begin_translation, and the steps.
 FAMILY=translation
-source scripts/recipe.sh
+source scripts/recipes/recipe.sh
 
 CORPUS=examples/translation/$RECIPE/corpus.toml
 # Tokens of the longest sentence that a batch must hold, with room for more.
@@ -24,7 +24,7 @@ run.sh [--out DIR] [--scale full|tiny] [--head HEAD] [--vocab V] [--updates N] [
 --offline DIR take the archives from DIR; nothing is downloaded
 --mirror URL  take each archive from URL/NAME
 --checksums FILE  as sha256sum writes them: they count in place of the ones in corpus.toml
---precision P fp16 (default), bf16 or fp32, on a GPU
+--precision P fp16 (default on a GPU), bf16 or fp32 (default on a CPU)
 --only STAGE  prepare, train or evaluate; what comes before must be done
 --cpu         no GPU, even where there are some
 --out DIR     default: runs/$RECIPE-${SIZES:+SIZE-}HEAD
@@ -150,16 +150,16 @@ prepare() {
     if [[ -z $SOURCE ]]; then
         TEXT=$WORK/text
         begin download "$WORK/download"
-        run python scripts/fetch_corpus.py "$CORPUS" --out "$WORK/download" ${which[@]+"${which[@]}"} \
+        run python scripts/data/fetch_corpus.py "$CORPUS" --out "$WORK/download" ${which[@]+"${which[@]}"} \
             ${OFFLINE:+--offline "$OFFLINE"} ${MIRROR:+--mirror "$MIRROR"}
         end
         begin extract "$TEXT/test.$TGT" "$*"
-        run python scripts/extract_corpus.py "$CORPUS" --archives "$WORK/download" --out "$TEXT" \
+        run python scripts/data/extract_corpus.py "$CORPUS" --archives "$WORK/download" --out "$TEXT" \
             ${which[@]+"${which[@]}"} "$@"
         end
     fi
     begin prepare "$WORK/data/dict.txt"
-    run python scripts/prepare_translation.py --source "$TEXT" --out "$WORK/data" --src "$SRC" --tgt "$TGT" \
+    run python scripts/data/prepare_translation.py --source "$TEXT" --out "$WORK/data" --src "$SRC" --tgt "$TGT" \
         --pieces "$VOCAB" "${PREPARE[@]}"
     end
     begin preprocess "$BIN"
@@ -179,7 +179,7 @@ translate() {
     if ((AVERAGE)); then
         CHECKPOINT=$WORK/averaged.pt
         begin average "$CHECKPOINT" "$UPDATES last $AVERAGE"
-        run python scripts/average_checkpoints.py "$WORK/checkpoints" --last "$AVERAGE" -o "$CHECKPOINT"
+        run python scripts/recipes/average_checkpoints.py "$WORK/checkpoints" --last "$AVERAGE" -o "$CHECKPOINT"
         end
     fi
     begin translate "$WORK/translations" "$UPDATES $AVERAGE $*"
@@ -200,6 +200,6 @@ evaluate() {
     local name="$RECIPE${SIZE:+ $SIZE}, ${HEAD_FLAGS:-$HEAD}"
     if [[ $TOKENIZE == moses ]]; then set -- "$@" --detokenize "$TGT"; fi
     skip=0
-    run python scripts/score_translations.py "$WORK/translations/generate-test.txt" --reference "$reference" \
+    run python scripts/study/score_translations.py "$WORK/translations/generate-test.txt" --reference "$reference" \
         --name "$name" --out "$WORK/hypotheses.$TGT" "$@"
 }

@@ -10,7 +10,7 @@ from mhe_fairseq.errors import MHEError
 
 
 def read_checkpoint(path: Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """As fairseq's commands read it, in the safe way of ``mhe_fairseq.checkpoints``.
+    """As fairseq's commands read it, in the safe way of ``mhe_fairseq.fairseq_fixes.checkpoints``.
 
     Args:
         path: of a checkpoint that ``fairseq-train`` wrote.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.input_rows import with_rows_of_state
+from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
 
 #: Where fairseq's models keep the embedding of the tokens they predict, best first, and what a head of ours
 #: beside it has.
@@ -31,7 +31,7 @@ def read_embedding(path: Path, vocab_size: int) -> Tensor:
     if not path.is_file():
         raise MHEError(f"there is no checkpoint {path}")
     try:
-        # What fairseq writes beside tensors was allowed on import (mhe_fairseq.checkpoints).
+        # What fairseq writes beside tensors was allowed on import (mhe_fairseq.fairseq_fixes.checkpoints).
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # from the pickle, zip and struct machinery, whatever the bytes lead it to
         reason = str(error).strip().split("\n")[0][:200]

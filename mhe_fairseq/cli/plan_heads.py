@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.coding.assign import frequency_slots
-from mhe_fairseq.heads.cascade import SMOOTHING_GROUPS
-from mhe_fairseq.heads.group_sample import expected_share, inclusion_probabilities
-from mhe_fairseq.heads.sampling import default_groups
+from mhe_fairseq.heads.cascade.head import SMOOTHING_GROUPS
+from mhe_fairseq.heads.sampling.group_sample import expected_share, inclusion_probabilities
+from mhe_fairseq.heads.sampling.head import default_groups
 
 MIXTURES = 8
 

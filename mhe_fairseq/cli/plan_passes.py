@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mhe_fairseq.heads.cascade import SMOOTHING_PARTS
-from mhe_fairseq.heads.product_kernels import SMOOTHING_TOKENS
-from mhe_fairseq.heads.sampling import PARTS
+from mhe_fairseq.heads.cascade.head import SMOOTHING_PARTS
+from mhe_fairseq.heads.product.kernels import SMOOTHING_TOKENS
+from mhe_fairseq.heads.sampling.head import PARTS
 
 _FP32 = 4
 

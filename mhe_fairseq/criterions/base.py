@@ -52,8 +52,8 @@ class HeadCriterion(FairseqCriterion):
         self.eps = label_smoothing
         self.report_accuracy = report_accuracy
 
-    def token_loss(self, model: Any, sample: dict[str, Any], target: Tensor) -> TokenLoss:
-        """The model's loss of the targets (B, T).
+    def token_loss(self, model: Any, sample: dict[str, Any], target: Tensor) -> tuple[TokenLoss, int]:
+        """The model's loss of the targets (B, T), and how many of them are not padding.
 
         Raises:
             MHEError: a model without a head, or one that another of our criterions is for.
@@ -80,7 +80,7 @@ class HeadCriterion(FairseqCriterion):
             smoothing=self.eps > 0,
             accuracy=self.report_accuracy or not model.training,
         )
-        return loss
+        return loss, count.value()
 
     def combine(self, output: TokenLoss, reduce: bool) -> tuple[Tensor, Tensor]:
         """Loss and nll, summed, or (B, T) without ``reduce``."""
@@ -94,16 +94,22 @@ class HeadCriterion(FairseqCriterion):
         return (1.0 - self.eps - eps_i) * nll + eps_i * vocab * smooth, nll
 
     def log(
-        self, output: TokenLoss, loss: Tensor, nll: Tensor, sample: dict[str, Any], sample_size: Any
+        self,
+        output: TokenLoss,
+        loss: Tensor,
+        nll: Tensor,
+        sample: dict[str, Any],
+        sample_size: int,
+        tokens: int,
     ) -> dict[str, Any]:
-        """What ``reduce_metrics`` reads."""
+        """What ``reduce_metrics`` reads; ``tokens`` are those that have a loss."""
         return {
             "loss": loss.detach(),
             "nll_loss": nll.detach(),
             "ntokens": sample["ntokens"],
             "nsentences": sample["target"].size(0),
             "sample_size": sample_size,
-            "mhe_tokens": output.tokens,
+            "mhe_tokens": tokens,
             **{_STAT + name: value for name, value in output.stats.items()},
         }
 

@@ -64,7 +64,7 @@ class MHECrossEntropyCriterion(HeadCriterion):
         if self.ignore_prefix_size > 0:
             target = target.clone()
             target[:, : self.ignore_prefix_size] = self.padding_idx
-        output = self.token_loss(model, sample, target)
+        output, tokens = self.token_loss(model, sample, target)
         loss, nll = self.combine(output, reduce)
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
-        return loss, sample_size, self.log(output, loss, nll, sample, sample_size)
+        return loss, sample_size, self.log(output, loss, nll, sample, sample_size, tokens)

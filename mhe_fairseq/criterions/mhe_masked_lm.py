@@ -46,9 +46,10 @@ class MHEMaskedLMCriterion(HeadCriterion):
 
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    ) -> tuple[Tensor, int, dict[str, Any]]:
         """Returns the loss (summed, or (B, T) without ``reduce``), the number of masked tokens and what to
         log."""
-        output = self.token_loss(model, sample, sample["target"])
+        output, tokens = self.token_loss(model, sample, sample["target"])
         loss, nll = self.combine(output, reduce)
-        return loss, output.tokens, self.log(output, loss, nll, sample, output.tokens)
+        # A number of the host: fairseq's trainer would wait for one of the device wherever it divides by it.
+        return loss, tokens, self.log(output, loss, nll, sample, tokens, tokens)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +13,8 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.input_rows import MARK
 from mhe_fairseq.heads.reading import Reading
+from mhe_fairseq.heads.rows.input_rows import MARK
 
 
 class HeadLoss(NamedTuple):
@@ -43,6 +45,27 @@ class Candidates(NamedTuple):
     scores: Tensor
     tokens: Tensor
     given: Tensor
+
+
+#: Of a head, what is called from outside with features.
+_CALLED = ("forward", "log_probs", "log_prob", "topk", "log_prob_of", "candidates", "beam_candidates")
+
+
+def _on_its_device(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse tensors of another device than the head's, which torch would tell of some operator inside."""
+
+    @functools.wraps(method)
+    def checked(self: OutputHead, *args: Any, **kwargs: Any) -> Any:
+        own = self.codebook_slots.device
+        for each in (*args, *kwargs.values()):
+            if isinstance(each, Tensor) and each.device != own:
+                raise MHEError(
+                    f"the head is on {own} and was given a tensor on {each.device}; move the head with "
+                    f"head.to('{each.device}'), or the tensor"
+                )
+        return method(self, *args, **kwargs)
+
+    return checked
 
 
 class OutputHead(nn.Module, ABC):
@@ -78,6 +101,12 @@ class OutputHead(nn.Module, ABC):
     codebook_slots: Tensor
     codebook_lengths: Tensor
     _token_of_slot: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _CALLED:
+            if name in cls.__dict__:
+                setattr(cls, name, _on_its_device(cls.__dict__[name]))
 
     def __init__(self, dim: int, codebook: Codebook) -> None:
         super().__init__()

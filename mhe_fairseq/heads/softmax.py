@@ -10,7 +10,7 @@ from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.pieces import loss_in_pieces
-from mhe_fairseq.heads.tied import OutputTable
+from mhe_fairseq.heads.rows.tied import OutputTable
 from mhe_fairseq.heads.wide_product import wide_linear
 
 

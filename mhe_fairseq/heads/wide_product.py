@@ -15,21 +15,22 @@ _INTO_FP32 = hasattr(torch.ops.aten.mm, "dtype")
 def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear`` in the type soft-maxes are computed in. Shape: (N, d), (V, d), (V,) -> (N, V).
 
-    Without gradients, on CUDA and with a torch that can, logits of half-precision numbers are not rounded on
-    the way: rounded to bf16, a logit of 8 is one of 32 numbers between 7 and 9, so that the best tokens are
-    often equal and which of them is taken hangs on the order of sums. Elsewhere they are rounded as in
-    training.
+    Without gradients logits of half-precision numbers are not rounded on the way. Rounded to bf16, logits
+    between 8 and 16 are multiples of 1/16: the best tokens are often equal, and which of them a search takes
+    hangs on the order of sums.
     """
-    kind = x.device.type
-    exact = (
-        _INTO_FP32
-        and kind == "cuda"
-        and x.dtype in (torch.bfloat16, torch.float16)
-        and weight.dtype == x.dtype
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled(kind)
-    )
-    if not exact:
+    if not is_searching(x):
         return wide(F.linear(x, weight, bias))
-    logits: Tensor = torch.ops.aten.mm.dtype(x, weight.t(), torch.float32)
-    return logits if bias is None else logits.add_(bias)
+    if _INTO_FP32 and x.is_cuda and weight.dtype == x.dtype:
+        logits: Tensor = torch.ops.aten.mm.dtype(x, weight.t(), torch.float32)
+        return logits if bias is None else logits.add_(bias)
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+
+
+def is_searching(x: Tensor) -> bool:
+    """Features of half precision whose logits nothing is learnt from."""
+    return (
+        x.dtype in (torch.bfloat16, torch.float16)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled(x.device.type)
+    )

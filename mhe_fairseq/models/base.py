@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
+from mhe_fairseq.fairseq_fixes.precision import check_precision
 from mhe_fairseq.models.agreement import agreed
 from mhe_fairseq.models.decoder import TokenLoss
 from mhe_fairseq.models.options import PLANNED, HeadOptions
@@ -67,6 +69,20 @@ class HeadModelMixin:
             self.head_side.warn_wide_loss(self.mhe_criterion)
         probs: Tensor = self.head_side.get_normalized_probs(net_output, log_probs, sample)
         return probs
+
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        """fairseq's, and ``--bf16`` of the commands that search and score, which fairseq knows for fp16 only.
+
+        A hub gives the settings of the training, which name no ``--path``: its models stay in fp32.
+
+        Raises:
+            MHEError: a precision that the device cannot compute in.
+        """
+        if cfg.common_eval.path is not None:
+            check_precision(cfg.common)
+            if cfg.common.bf16:
+                self.to(torch.bfloat16)  # type: ignore[attr-defined]
+        super().prepare_for_inference_(cfg)  # type: ignore[misc]
 
 
 @contextmanager

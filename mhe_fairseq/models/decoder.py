@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import OutputHead
-from mhe_fairseq.heads.sharded_state import ShardedHead
+from mhe_fairseq.heads.sharded.state import ShardedHead
 from mhe_fairseq.models.options import HeadOptions
+from mhe_fairseq.models.padding import Padded
 from mhe_fairseq.models.target_count import TargetCount, kept_positions
 from mhe_fairseq.models.undivided import Undivided
 
@@ -135,6 +136,10 @@ class HeadDecoderMixin:
 class MHETransformerDecoder(HeadDecoderMixin, TransformerDecoderBase):
     """``TransformerDecoderBase`` with ``self.head``. ``cfg`` carries ``mhe_options``."""
 
+    #: Told by the model, so that the device is not asked behind the encoder.
+    padded: Padded | None = None
+    cross_self_attention: bool
+
     def build_output_projection(self, cfg: Any, dictionary: Any, embed_tokens: Any) -> None:
         if cfg.adaptive_softmax_cutoff is not None:
             raise MHEError(
@@ -162,6 +167,21 @@ class MHETransformerDecoder(HeadDecoderMixin, TransformerDecoderBase):
         if incremental_state is not None and not features_only:
             features = self.decoding(features)
         return features, extra
+
+    def extract_features_scriptable(
+        self, prev_output_tokens: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        # Where this is set, fairseq makes the mask and does not ask for padding; it has no other use.
+        before = self.cross_self_attention
+        told = None if self.padded is None else self.padded.of(prev_output_tokens)
+        self.cross_self_attention = before or bool(told)
+        try:
+            features: tuple[Tensor, dict[str, Any]] = super().extract_features_scriptable(
+                prev_output_tokens, *args, **kwargs
+            )
+            return features
+        finally:
+            self.cross_self_attention = before
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> dict[str, Any]:
         """As fairseq's, which would add a projection copied from shared embeddings."""

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.input_rows import with_rows_of_state
+from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
 from mhe_fairseq.models.roberta import MHERobertaModel
 from mhe_fairseq.models.transformer import MHETransformerModel
 

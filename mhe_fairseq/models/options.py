@@ -23,9 +23,9 @@ from mhe_fairseq.heads import (
     ShardedSamplingHead,
     SoftmaxHead,
 )
-from mhe_fairseq.heads.cascade import SMOOTHING_FORMS
-from mhe_fairseq.heads.sampling import VARIANTS, default_groups
-from mhe_fairseq.heads.sharded_state import ShardedHead
+from mhe_fairseq.heads.cascade.head import SMOOTHING_FORMS
+from mhe_fairseq.heads.sampling.head import VARIANTS, default_groups
+from mhe_fairseq.heads.sharded.state import ShardedHead
 from mhe_fairseq.models import sharding
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import DEFAULT_HEAD, HEADS, flag

@@ -17,6 +17,7 @@ from fairseq.models import (
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
 from fairseq.models.roberta.model import base_architecture
 from fairseq.modules import LayerNorm
+from fairseq.modules.transformer_sentence_encoder import init_bert_params
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
 from fairseq.tasks.sentence_ranking import SentenceRankingTask
 from omegaconf import OmegaConf
@@ -24,12 +25,13 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding import symbols_fingerprint
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.input_rows import with_rows_of_state
+from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
 from mhe_fairseq.models.base import HeadModelMixin, resolved
 from mhe_fairseq.models.decoder import HeadDecoderMixin
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import add_head_args
 from mhe_fairseq.models.options import HeadOptions
+from mhe_fairseq.models.padding import MHESentenceEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,11 @@ class MHERobertaEncoder(HeadDecoderMixin, RobertaEncoder):
 
     def build_embedding(self, vocab_size: int, embedding_dim: int, padding_idx: int) -> Any:
         return DigitEmbedding.of(super().build_embedding(vocab_size, embedding_dim, padding_idx))
+
+    def build_encoder(self, args: Any, dictionary: Any, embed_tokens: Any) -> MHESentenceEncoder:
+        encoder = MHESentenceEncoder(args, dictionary, embed_tokens)
+        encoder.apply(init_bert_params)
+        return encoder
 
     def build_lm_head(
         self, embed_dim: int, output_dim: int, activation_fn: str, weight: Tensor | None

@@ -20,8 +20,8 @@ from fairseq.trainer import Trainer
 from torch import Tensor, nn
 
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.sharded_state import ShardedHead, names_of_parts
-from mhe_fairseq.heads.shards import Shard
+from mhe_fairseq.heads.sharded.shards import Shard
+from mhe_fairseq.heads.sharded.state import ShardedHead, names_of_parts
 
 
 def shard() -> Shard | None:

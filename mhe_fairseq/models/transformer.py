@@ -7,11 +7,13 @@ from typing import Any
 
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model, register_model_architecture
 from fairseq.models.transformer import TransformerConfig, TransformerModel
+from torch import Tensor
 
 from mhe_fairseq.models.base import HeadModelMixin, resolved
 from mhe_fairseq.models.decoder import MHETransformerDecoder
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import add_head_args
+from mhe_fairseq.models.padding import MHETransformerEncoder, ask
 
 
 @register_model("mhe_transformer")
@@ -36,9 +38,25 @@ class MHETransformerModel(HeadModelMixin, TransformerModel):
         return DigitEmbedding.of(super().build_embedding(args, dictionary, embed_dim, path))
 
     @classmethod
+    def build_encoder(cls, args: Any, src_dict: Any, embed_tokens: Any) -> MHETransformerEncoder:
+        return MHETransformerEncoder(TransformerConfig.from_namespace(args), src_dict, embed_tokens)
+
+    @classmethod
     def build_decoder(cls, args: Any, tgt_dict: Any, embed_tokens: Any) -> MHETransformerDecoder:
         cfg = TransformerConfig.from_namespace(args)
         return MHETransformerDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
+
+    def forward(  # type: ignore[override]
+        self, src_tokens: Tensor, src_lengths: Any, prev_output_tokens: Tensor, **kwargs: Any
+    ) -> Any:
+        encoder, decoder = self.encoder, self.decoder
+        encoder.padded, decoder.padded = ask(
+            (src_tokens, encoder.padding_idx), (prev_output_tokens, decoder.padding_idx)
+        )
+        try:
+            return super().forward(src_tokens, src_lengths, prev_output_tokens, **kwargs)
+        finally:
+            encoder.padded = decoder.padded = None
 
 
 def _mirror(stock: str, name: str) -> None:

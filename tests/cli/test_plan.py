@@ -13,8 +13,8 @@ from mhe_fairseq.cli.main import main
 from mhe_fairseq.cli.plan_heads import plan_heads
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import ProductHead, SoftmaxHead
-from mhe_fairseq.heads.cascade import CascadeHead
-from mhe_fairseq.heads.sampling import SamplingHead
+from mhe_fairseq.heads.cascade.head import CascadeHead
+from mhe_fairseq.heads.sampling.head import SamplingHead
 from tests.helpers import run_command
 
 MHE = ["python", "-m", "mhe_fairseq.cli.main"]

@@ -14,7 +14,7 @@ from mhe_fairseq.cli.plan_heads import MIXTURES, smoothing_groups
 from mhe_fairseq.cli.plan_passes import Pass, Sizes, bytes_moved, peak_bytes, search_passes, training_passes
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads.kernels import dispatch, launch
-from mhe_fairseq.heads.sampling import default_groups
+from mhe_fairseq.heads.sampling.head import default_groups
 from tests.cli.traffic import Traffic
 
 VOCAB, DIM, TOKENS = 4096, 128, 1024

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import SamplingHead, SoftmaxHead, grouped
-from mhe_fairseq.heads.exchange import _Moved, _Total
+from mhe_fairseq.heads.sharded.exchange import _Moved, _Total
 from tests.heads.cases import DIM, SLOTS, Model, build_model, every_head_and_lengths
 from tests.heads.oracle import features_for, targets_for
 

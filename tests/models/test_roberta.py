@@ -268,7 +268,9 @@ def test_fairseqs_criterion_computes_the_same_at_a_softmaxs_cost(name: str, mask
             model.zero_grad()
             loss, size, log = each(model, sample(tokens, target))
             loss.backward()
-            results.append([loss.detach(), size, log["loss"], *(p.grad.clone() for p in model.parameters())])
+            # A number in ours, a tensor in fairseq's.
+            numbers = [loss.detach(), torch.tensor(float(size)), log["loss"]]
+            results.append([*numbers, *(p.grad.clone() for p in model.parameters())])
     assert len(warned) == 1
     for mine, theirs in zip(results[0], results[1], strict=True):
         torch.testing.assert_close(mine, theirs.to(mine.dtype), rtol=1e-4, atol=1e-6)

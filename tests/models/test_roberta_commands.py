@@ -100,7 +100,7 @@ def models(lm_data: Path, folder: Path) -> Models:
 def labelled(lm_data: Path, folder: Path) -> Path:
     write_labelled(lm_data.parent / "text", folder / "tsv")
     run_command(
-        ["python", "scripts/prepare_labelled.py", "--source", str(folder / "tsv")]
+        ["python", "scripts/data/prepare_labelled.py", "--source", str(folder / "tsv")]
         + ["--out", str(folder / "labelled"), "--dict", str(lm_data / "dict.txt")]
     )
     return folder / "labelled"

@@ -12,7 +12,7 @@ from torch import nn
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, SamplingHead, Shard, ShardedCascadeHead, ShardedSamplingHead
-from mhe_fairseq.heads.sharded_state import names_of_parts
+from mhe_fairseq.heads.sharded.state import names_of_parts
 from mhe_fairseq.models import sharding
 from mhe_fairseq.models.decoder import HeadDecoderMixin
 from mhe_fairseq.models.options import HeadOptions

@@ -22,7 +22,7 @@ run.sh [--text FILE | --train FILE --valid FILE --test FILE] [--out DIR] [--scal
 --vocab V     V sentencepiece byte pairs made from the text; without it GPT-2's 50,264 are downloaded
               (--scale tiny: 2,000 made from the text)
 --offline DIR take what would be downloaded from DIR
---precision P fp16 (default), bf16 or fp32, on a GPU
+--precision P fp16 (default on a GPU), bf16 or fp32 (default on a CPU)
 --only STAGE  prepare, train or evaluate; what comes before must be done
 --out DIR     default: runs/$RECIPE-HEAD
 END

@@ -23,7 +23,7 @@ run.sh [--text FILE | --train FILE --valid FILE --test FILE] [--labelled DIR] [-
 --scale tiny  a model that trains in a minute or so on two CPU cores
 --vocab V     sentencepiece byte pairs made from the text, <mask> among them (default: 50,264; tiny: 2,000)
 --offline DIR take what would be downloaded from DIR
---precision P fp16 (default), bf16 or fp32, on a GPU
+--precision P fp16 (default on a GPU), bf16 or fp32 (default on a CPU)
 --only STAGE  prepare, train or evaluate; what comes before must be done
 --out DIR     default: runs/$RECIPE-HEAD
 END
@@ -83,7 +83,7 @@ report --log "$WORK/evaluate.log" --name "$RECIPE, $HEAD" --data "$BIN"
 if [[ -n $LABELLED ]]; then
     labelled=$WORK/labelled
     begin prepare-labelled "$labelled/label" "$LABELLED"
-    run python scripts/prepare_labelled.py --source "$LABELLED" --out "$labelled" --dict "$BIN/dict.txt" \
+    run python scripts/data/prepare_labelled.py --source "$LABELLED" --out "$labelled" --dict "$BIN/dict.txt" \
         --pieces "$WORK/data/spm.model"
     end
     # Labels are all that the dictionary of labels has, but for what fairseq-preprocess rounds up with.

@@ -21,7 +21,7 @@ run.sh [--text FILE | --train FILE --valid FILE --test FILE] [--out DIR] [--scal
 --scale tiny  a model that trains in a minute or so on two CPU cores
 --vocab V     words of the dictionary
 --offline DIR take what would be downloaded from DIR
---precision P fp16 (default), bf16 or fp32, on a GPU
+--precision P fp16 (default on a GPU), bf16 or fp32 (default on a CPU)
 --only STAGE  prepare, train or evaluate; what comes before must be done
 --out DIR     default: runs/$RECIPE-HEAD
 END

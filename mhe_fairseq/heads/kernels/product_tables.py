@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.heads.kernels.launch import power_of_2
-from mhe_fairseq.heads.lattice import Lattice
+from mhe_fairseq.heads.product.lattice import Lattice
 
 #: Most sets of digits, and most paths through the lattice, that kernels are for. Holes in a few patterns, as
 #: every codebook of this package has them, take a handful.

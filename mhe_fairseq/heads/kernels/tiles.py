@@ -86,8 +86,9 @@ def search_tile(name: str, dtype: torch.dtype, length: int, rows: int = 1) -> Ti
         return Tile({"BM": height, "BN": 16, "BD": 16}, 1, 1)
     # A whole group in one tile is read once; its logits stay in registers.
     most = 256 if name == "given" else 8192 // height
-    depth = 32 if dtype == torch.float32 else 64
     width = min(max(16, power_of_2(length)), most if dtype != torch.float32 else most // 4)
+    # Cards below the largest have 99 KiB of shared memory for what is read ahead.
+    depth = 32 if dtype == torch.float32 or width > 256 else 64
     return Tile({"BM": height, "BN": width, "BD": depth}, 8 if width * height > 2048 else 4, 3)
 
 

@@ -14,7 +14,7 @@ from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import CascadeHead
 from mhe_fairseq.heads.kernels import launch
 from mhe_fairseq.heads.kernels.step_counts import training_launches
-from tests.heads.cascade_cases import Model, build, codebooks
+from tests.heads.cascade.cases import Model, build, codebooks
 from tests.heads.kernels.both import (
     PHASES,
     TOLERANCE,

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mhe_fairseq.coding import Codebook
-from mhe_fairseq.heads import ProductHead, product_kernels
+from mhe_fairseq.heads import ProductHead
 from mhe_fairseq.heads.kernels import dispatch, launch, product_tables
 from mhe_fairseq.heads.kernels.step_counts import training_launches
+from mhe_fairseq.heads.product import kernels as product_kernels
 from tests.heads.kernels.both import (
     PHASES,
     TOLERANCE,

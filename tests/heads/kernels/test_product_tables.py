@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads.kernels.product_tables import MOST_PATHS, MOST_SETS, fits, make_tables
-from mhe_fairseq.heads.lattice import Lattice
+from mhe_fairseq.heads.product.lattice import Lattice
 from tests.heads.oracle import codebooks
 
 CPU = torch.device("cpu")

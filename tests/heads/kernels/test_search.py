@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mhe_fairseq.coding import Codebook
-from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, product_search_kernels
+from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead
 from mhe_fairseq.heads.kernels import dispatch, launch
 from mhe_fairseq.heads.kernels.step_counts import search_launches
+from mhe_fairseq.heads.product import search_kernels as product_search_kernels
 from tests.heads.cases import CASES, DIM, build
 from tests.heads.kernels.both import PHASES, Operators, plain_torch
 from tests.heads.oracle import features_for, targets_for

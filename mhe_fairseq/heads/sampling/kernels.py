@@ -1,0 +1,135 @@
+"""A sampling head's loss by kernels: what they need of a head, and of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mhe_fairseq.heads.base import HeadLoss
+from mhe_fairseq.heads.kernels import dispatch
+
+if TYPE_CHECKING:
+    from mhe_fairseq.heads.kernels.level import LevelTables
+    from mhe_fairseq.heads.kernels.plan import Draw
+    from mhe_fairseq.heads.kernels.sampling import SamplingSpec
+    from mhe_fairseq.heads.sampling.head import SamplingHead
+
+
+@dataclass(frozen=True)
+class SamplingTables:
+    """What kernels read beside weights: made once for a codebook and a device.
+
+    Attributes:
+        device: where.
+        level, slots, log_weight: as in ``SamplingSpec``.
+        no_weight: zeros in place of ``log_weight``, for ``everything``.
+        everything: a draw of all groups for all rows.
+    """
+
+    device: torch.device
+    level: LevelTables
+    slots: Tensor
+    log_weight: Tensor
+    no_weight: Tensor
+    everything: Draw
+
+    @classmethod
+    def of(cls, head: SamplingHead, device: torch.device) -> SamplingTables:
+        from mhe_fairseq.heads.kernels.level import LevelTables
+        from mhe_fairseq.heads.kernels.plan import Draw
+
+        group, place = head.group_of_token.cpu(), head.place_in_group.cpu()
+        groups, length = head.drawn_groups, int(place.max()) + 1
+        slots = group * length + place
+        tokens = torch.full((groups * length,), -1, dtype=torch.int32)
+        tokens[slots] = torch.arange(len(slots), dtype=torch.int32)
+        return cls(
+            device,
+            LevelTables(groups, length, tokens.to(device), None, None, True),
+            slots.to(device),
+            head.log_weights.to(device, torch.float32),
+            torch.zeros(groups, device=device),
+            Draw.of(None, [np.arange(groups).reshape(1, -1)], device),
+        )
+
+
+def serves(head: SamplingHead, features: Tensor) -> bool:
+    """Whether kernels have the loss of these features: in training of the variant that draws groups; in eval
+    mode without gradients, as the whole table's logits would have to be kept for them.
+
+    Raises:
+        MHEError: ``MHE_KERNELS`` asks for what is not there.
+    """
+    if not len(features) or head.variant != "shared":
+        return False
+    if not head.training and torch.is_grad_enabled():
+        return False
+    if not dispatch.serve(features, head.table.weight):
+        return False
+    from mhe_fairseq.heads.kernels.plan import MOST_RANGES
+
+    return head.drawn_groups <= MOST_RANGES
+
+
+def loss(
+    head: SamplingHead, features: Tensor, target: Tensor, smoothing: bool, accuracy: bool
+) -> HeadLoss | None:
+    """The loss of a batch; None where a kernel does not work on this device."""
+    from mhe_fairseq.heads.kernels.sampling import SamplingSpec, sampling_loss
+
+    kind, weight = features.device.type, head.table.weight
+    if torch.is_autocast_enabled(kind):
+        features = features.to(torch.get_autocast_dtype(kind))
+    tables = head.kernel_tables(features.device)
+    draw = _draw(head, features.device) if head.training else tables.everything
+    keep = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
+    spec = SamplingSpec(
+        tables.level, tables.slots, tables.log_weight if head.training else tables.no_weight,
+        not head.training, smoothing, accuracy, keep,
+    )  # fmt: skip
+
+    def run() -> tuple[Tensor, Tensor | None, Tensor | None]:
+        with torch.autocast(kind, enabled=False):
+            return sampling_loss(spec, draw, target, features, weight)
+
+    found = dispatch.attempt(
+        ("sampling", tables.level.prefixes, tables.level.length, draw.parts, draw.levels)
+        + (head.training, smoothing, accuracy, keep)
+        + tuple(map(dispatch.kind_of, (features, weight))),
+        lambda: _rehearse(spec, draw, target[:1], features, weight),
+        run,
+    )
+    if found is None:
+        return None
+    nll, smooth, right = found
+    stats = {"sampled_nll": nll.detach()} if head.training else {}
+    if right is not None:
+        stats["sampled_accuracy" if head.training else "accuracy"] = right
+    return HeadLoss(nll, smooth, stats)
+
+
+def _draw(head: SamplingHead, device: torch.device) -> Draw:
+    """The groups of each part of the batch."""
+    from mhe_fairseq.heads.kernels.plan import Draw
+
+    groups = head.drawn()
+    table = np.full((len(groups), max(len(each) for each in groups)), -1)
+    for row, each in zip(table, groups, strict=True):
+        row[: len(each)] = each
+    # Inside a transform of torch.func its numbers would be of that transform, where kernels cannot read them.
+    with torch._C._DisableFuncTorch():
+        return Draw.of(None, [table], device)
+
+
+def _rehearse(spec: SamplingSpec, draw: Draw, target: Tensor, features: Tensor, weight: Tensor) -> None:
+    """A step of one token, on copies that share the weights' memory."""
+    from mhe_fairseq.heads.kernels.sampling import sampling_loss
+
+    x, table = dispatch.leaf(features[:1]), dispatch.leaf(weight)
+    with torch.set_grad_enabled(spec.keep), torch.autocast(x.device.type, enabled=False):
+        nll, smooth, _ = sampling_loss(spec, draw, target, x, table)
+        dispatch.differentiate([nll, smooth], [x, table])

@@ -1,0 +1,1 @@
+"""Heads whose table is split over ranks, and how the ranks exchange rows and sums."""
