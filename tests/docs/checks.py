@@ -104,7 +104,9 @@ def _makefile() -> str:
 
 
 def _make_targets() -> set[str]:
-    return {target for line in re.findall(r"^\.PHONY:(.*)", _makefile(), re.MULTILINE) for target in line.split()}
+    return {
+        target for line in re.findall(r"^\.PHONY:(.*)", _makefile(), re.MULTILINE) for target in line.split()
+    }
 
 
 @cache

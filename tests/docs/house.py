@@ -16,38 +16,57 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.docs.markdown import Block
+from scripts.docs.markdown import NEEDS, Block
 from tests.docs import server
 from tests.docs.parsing import LEFT_OUT
 from tests.docs.shell import commands, shell_blocks
 from tests.helpers import REPO, command_env, write_toy_corpus
 
-#: Placeholders that blocks may use, and what makes them, run by bash in the order given.
+_TRAIN = "fairseq-train {} --user-dir mhe_fairseq --criterion mhe_cross_entropy --optimizer adam --lr 1e-3"
+_TRAIN += " --max-tokens 500 --required-batch-size-multiple 1 --log-format json"
+_TRANSLATION = (
+    _TRAIN.format("DATA-BIN") + " --task mhe_translation --arch mhe_transformer --share-all-embeddings"
+)
+
+#: Placeholders that blocks may use -> how they are made, by bash, in this order.
 PLACEHOLDERS = {
-    "CORPUS": "",  # {train,valid,test}.{en,de}, written in Python
-    "TEXT": "",  # {train,valid,test}, one language
+    "CORPUS": "",  # {train,valid,test}.{en,de}
+    "TEXT-FILE": "cat CORPUS/*.de > TEXT-FILE",
+    "LABELLED": "mkdir LABELLED; for split in train valid test; do"
+    ' awk \'{print "kind" NR % 10 "\\t" $0}\' CORPUS/$split.de > LABELLED/$split.tsv; done',
     "DATA-BIN": "fairseq-preprocess -s en -t de --joined-dictionary --destdir DATA-BIN --workers 1"
     " --trainpref CORPUS/train --validpref CORPUS/valid --testpref CORPUS/test",
     "LM-DATA-BIN": "fairseq-preprocess --only-source --destdir LM-DATA-BIN --workers 1"
-    " --trainpref TEXT/train --validpref TEXT/valid --testpref TEXT/test",
+    " --trainpref CORPUS/train.de --validpref CORPUS/valid.de --testpref CORPUS/test.de",
     "DICT": "cp DATA-BIN/dict.de.txt DICT",
-    "CHECKPOINT": "fairseq-train DATA-BIN --user-dir mhe_fairseq --task mhe_translation --arch mhe_transformer"
-    " --mhe-head cascade --share-all-embeddings --criterion mhe_cross_entropy --optimizer adam --lr 1e-3"
-    " --max-tokens 500 --required-batch-size-multiple 1 --save-dir made && cp made/checkpoint_best.pt CHECKPOINT",
-    "LM-CHECKPOINT": "fairseq-train LM-DATA-BIN --user-dir mhe_fairseq --task language_modeling"
-    " --arch mhe_transformer_lm --mhe-head cascade --criterion mhe_cross_entropy --optimizer adam --lr 1e-3"
-    " --max-tokens 500 --tokens-per-sample 40 --required-batch-size-multiple 1 --save-dir made-lm && cp made-lm/checkpoint_best.pt LM-CHECKPOINT",
+    "LM-DICT": "cp LM-DATA-BIN/dict.txt LM-DICT",
+    "CHECKPOINTS": f"{_TRANSLATION} --mhe-head cascade --save-interval-updates 1 --save-dir CHECKPOINTS > TRAIN-LOG",
+    "CHECKPOINT": "cp CHECKPOINTS/checkpoint_best.pt CHECKPOINT",
+    "SAMPLING-CHECKPOINT": f"{_TRANSLATION} --mhe-head sampling --save-dir made > OTHER-TRAIN-LOG"
+    " && cp made/checkpoint_best.pt SAMPLING-CHECKPOINT",
+    "TRAIN-LOG": "grep -q valid TRAIN-LOG",
+    "OTHER-TRAIN-LOG": "grep -q valid OTHER-TRAIN-LOG",
+    "LM-CHECKPOINT": f"{_TRAIN.format('LM-DATA-BIN')} --task language_modeling --tokens-per-sample 40"
+    " --arch mhe_transformer_lm --mhe-head cascade --save-dir made-lm"
+    " && cp made-lm/checkpoint_best.pt LM-CHECKPOINT",
 }
 
 #: Needs of a block that is run all the same: its trainings are shortened.
 _SHORTENED = {"minutes", "hours"}
 _LONG = {"bench"}
+#: They install, download or change what is not in the folder of the block.
+_NEVER = {"make", "pip", "git", "apt-get", "source", "curl", "wget"}
 
 
 def is_run(block: Block) -> bool:
-    """Blocks without a word after ```sh; of those that take hours, the ones that the server shortens."""
+    """Blocks without a word after ```sh; of those that take hours, the ones that the server shortens. Not one
+    with arguments left out."""
     inside = list(commands(block))
-    if not inside or not set(block.words) <= _SHORTENED or any(LEFT_OUT in command.words for command in inside):
+    if (
+        not inside
+        or not set(block.words) <= _SHORTENED
+        or any(LEFT_OUT in command.words for command in inside)
+    ):
         return False
     if not block.words:
         return True
@@ -56,9 +75,21 @@ def is_run(block: Block) -> bool:
     )
 
 
+def not_to_be_run(block: Block) -> str:
+    """Why a block needs a word after ```sh, "" if it does not."""
+    for command in commands(block):
+        if command.words[0] in _NEVER:
+            return f"{command.words[0]} is not run by a test: mark the block with one of {', '.join(NEEDS)}"
+    unknown = placeholders(block) - set(PLACEHOLDERS)
+    if unknown:
+        known = ", ".join(PLACEHOLDERS)
+        return f"nobody knows what {', '.join(sorted(unknown))} stands for; tests/docs/house.py says it for {known}"
+    return ""
+
+
 def placeholders(block: Block) -> set[str]:
-    """Words in capitals that begin an argument of a command."""
-    pattern = re.compile(r"([A-Z][A-Z0-9]*(?:-[A-Z0-9]+)*)(?![\w=-])")
+    """Words in capitals that begin an argument of a command, or its value."""
+    pattern = re.compile(r"(?:[\w-]+=)?([A-Z][A-Z0-9]*(?:-[A-Z0-9]+)*)(?![\w=-])")
     words = (word for command in commands(block) for word in command.words[1:])
     return {match[1] for word in words if (match := pattern.match(word))}
 
@@ -95,7 +126,7 @@ class House:
         """
         room = folder / "room"
         room.mkdir(parents=True)
-        _link(REPO, room, {"mhe_fairseq", "scripts", "examples", "docs", "constraints.txt", "Makefile"})
+        _link(REPO, room, {"mhe_fairseq", "scripts", "examples", "docs", "tests", "pyproject.toml"})
         _link(self.root, room, set(PLACEHOLDERS))
         text = "".join(block.text for block in shell_blocks(page))
         if "--save-dir checkpoints" not in text:
@@ -116,13 +147,9 @@ def open_house() -> Iterator[House]:
     """Make what the placeholders stand for, by the commands that a user would type."""
     with tempfile.TemporaryDirectory(prefix="mhe-docs-") as name:
         root = Path(name)
-        write_toy_corpus(root / "CORPUS")
-        (root / "TEXT").mkdir()
-        for path in (root / "CORPUS").iterdir():
-            split, side = path.name.split(".")
-            if side == "tgt":
-                shutil.copy(path, root / "TEXT" / split)
-            path.rename(path.with_name(f"{split}.{ {'src': 'en', 'tgt': 'de'}[side] }"))
+        write_toy_corpus(root / "CORPUS", {"train": 600, "valid": 60, "test": 60})
+        for path in list((root / "CORPUS").iterdir()):
+            path.rename(path.with_suffix({".src": ".en", ".tgt": ".de"}[path.suffix]))
         _link(REPO, root, {"mhe_fairseq"})
         house = House(root, root / "bin")
         server.write_clients(house.path, root / "socket")

@@ -2,13 +2,12 @@
 
     python -m tests.docs.server SOCKET
 
-A process that has imported fairseq forks one for each command. ``write_clients`` makes the commands that shell
+A process that has imported fairseq forks one for each command (as ``tests/command_forks.py``). ``write_clients`` makes the commands that shell
 blocks find on their PATH: each sends its arguments, folder, environment and open files here.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -16,24 +15,26 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from tests.helpers import REPO, command_env
+from tests.command_forks import import_most, run_as
+from tests.helpers import BIN, REPO, command_env
 
-_MODULES = {
-    "fairseq-train": "fairseq_cli.train",
-    "fairseq-generate": "fairseq_cli.generate",
-    "fairseq-interactive": "fairseq_cli.interactive",
-    "fairseq-validate": "fairseq_cli.validate",
-    "fairseq-eval-lm": "fairseq_cli.eval_lm",
-    "fairseq-preprocess": "fairseq_cli.preprocess",
-    "fairseq-hydra-train": "fairseq_cli.hydra_train",
-}
-COMMANDS = (*_MODULES, "mhe")
+COMMANDS = (
+    "fairseq-train",
+    "fairseq-generate",
+    "fairseq-interactive",
+    "fairseq-validate",
+    "fairseq-eval-lm",
+    "fairseq-preprocess",
+    "fairseq-hydra-train",
+    "mhe",
+)
 
 _CLIENT = """#!{python} -SI
-import array, json, os, socket, sys
+import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({socket!r})
     request = json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
@@ -43,14 +44,24 @@ with socket.socket(socket.AF_UNIX) as server:
 """
 
 #: A training of the documentation is cut to this: it shows that the command works, and leaves a checkpoint.
-_FEW_UPDATES = ["--cpu", "--num-workers", "0", "--max-update", "2", "--update-freq", "1", "--log-interval", "1"]
+_FEW_UPDATES = [
+    "--cpu",
+    "--num-workers",
+    "0",
+    "--max-update",
+    "2",
+    "--update-freq",
+    "1",
+    "--log-interval",
+    "1",
+]
 _WIDTHS = {"embed-dim": 16, "ffn-embed-dim": 16, "layers": 1, "attention-heads": 2}
 
 
 def shortened(name: str, arguments: list[str]) -> list[str]:
     """``arguments`` with others after them, which win: on the CPU, tiny, a few updates, short translations."""
     if name == "fairseq-hydra-train":
-        sizes = [f"model.{side}_{_snake(key)}={value}" for side in ("encoder", "decoder") for key, value in _WIDTHS.items()]
+        sizes = [f"model.{word}" for word in _sizes(("encoder", "decoder"), _WIDTHS)]
         return [*arguments, "common.cpu=true", "dataset.num_workers=0", "optimization.max_update=2", *sizes]
     if name == "fairseq-train":
         return [*arguments, *_FEW_UPDATES, *_small(arguments)]
@@ -61,19 +72,22 @@ def shortened(name: str, arguments: list[str]) -> list[str]:
     return arguments
 
 
-def _snake(text: str) -> str:
-    return text.replace("-", "_")
+def _sizes(sides: Sequence[str], widths: Mapping[str, int]) -> Iterator[str]:
+    for side in sides:
+        for key, value in widths.items():
+            yield f"{side}-{key}={value}".replace("-", "_")
 
 
 def _small(arguments: list[str]) -> list[str]:
     arch = arguments[arguments.index("--arch") + 1]
-    sides, widths = ("encoder", "decoder"), dict(_WIDTHS)
+    sides: Sequence[str] = ("encoder", "decoder")
+    widths = dict(_WIDTHS)
     if "_lm" in arch:
         sides = ("decoder",)
         widths |= {"input-dim": 16, "output-dim": 16}
     elif "roberta" in arch or "xlm" in arch:
         sides = ("encoder",)
-    return [word for side in sides for key, value in widths.items() for word in (f"--{side}-{key}", str(value))]
+    return [f"--{word.replace('_', '-')}" for word in _sizes(sides, widths)]
 
 
 def write_clients(folder: Path, path: Path) -> None:
@@ -97,8 +111,7 @@ def start(path: Path) -> subprocess.Popen[bytes]:
 
 
 def main(path: str) -> None:
-    for module in ("fairseq.options", "fairseq.trainer", "fairseq.sequence_generator", "torch._dynamo"):
-        importlib.import_module(module)
+    import_most()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one waits for the processes that serve
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path + ".new")
@@ -112,7 +125,7 @@ def main(path: str) -> None:
             client.close()
 
 
-def _serve(client: socket.socket) -> None:
+def _serve(client: socket.socket) -> NoReturn:
     """In a process of its own, which waits for the one that becomes the command."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     header, files, _, _ = socket.recv_fds(client, 8, 3)
@@ -121,34 +134,14 @@ def _serve(client: socket.socket) -> None:
         data += client.recv(1 << 20)
     child = os.fork()
     if not child:
-        _become(files, *json.loads(data))
+        name, arguments, folder, env = json.loads(data)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        run_as([str(BIN / name), *shortened(name, arguments)], folder, env)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    client.sendall(str(code if code >= 0 else 1).encode())
+    client.sendall(str(code if code >= 0 else 128 - code).encode())
     os._exit(0)
-
-
-def _become(files: list[int], name: str, arguments: list[str], folder: str, env: dict[str, str]) -> None:
-    for number, file in enumerate(files):
-        os.dup2(file, number)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.argv = [name, *shortened(name, arguments)]
-    status = 0
-    try:
-        if name == "mhe":
-            status = importlib.import_module("mhe_fairseq.cli.main").main()
-        else:
-            importlib.import_module(_MODULES[name]).cli_main()
-    except SystemExit as exit:
-        status = exit.code if isinstance(exit.code, int) else bool(exit.code)
-    except BaseException:
-        traceback.print_exc()
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ def test_the_documentation_has_no_problem() -> None:
 
 def test_the_documentation_was_found() -> None:
     """So that the test above cannot pass by looking at nothing."""
-    read = {command.words[0] for page in pages() for block in shell_blocks(page) for command in commands(block)}
+    read = {
+        command.words[0] for page in pages() for block in shell_blocks(page) for command in commands(block)
+    }
     assert {"fairseq-train", "fairseq-generate", "mhe", "make", "python"} <= read
     assert {REPO / "README.md", REPO / "docs" / "gpu.md"} <= set(pages())
 
