@@ -12,7 +12,6 @@ import re
 import sys
 from pathlib import Path
 
-from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 # Modules of fairseq call basicConfig(level=DEBUG) on import, which does nothing after this.
 logging.getLogger().addHandler(logging.NullHandler())
 
+from scripts.docs.formulas import FormulaError, mathml  # noqa: E402
 from scripts.docs.markdown import NEEDS, REPO, links, prose_lines  # noqa: E402
 from scripts.docs.reference import commands_page, flags_page  # noqa: E402
 
@@ -87,16 +87,16 @@ def _with_links(line: str, page: Page, config: MkDocsConfig) -> str:
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Formulas as MathML, which browsers show without a script."""
+    """Formulas."""
 
-    def mathml(match: re.Match[str]) -> str:
+    def shown(match: re.Match[str]) -> str:
         block = match["block"] is not None
         source = html.unescape(match["block"] if block else match["line"]).strip()
         try:
-            made = convert(source, display="block" if block else "inline")
-        except Exception as error:  # of the converter's many own
-            _LOG.warning("%s: formula %s: %s", page.file.src_uri, source, type(error).__name__)
+            made = mathml(source, block)
+        except FormulaError as error:
+            _LOG.warning("%s: formula %s: %s", page.file.src_uri, source, error)
             return match[0]
-        return f'<div class="math-block">{made}</div>' if block else str(made)
+        return f'<div class="math-block">{made}</div>' if block else made
 
-    return _FORMULA.sub(mathml, content)
+    return _FORMULA.sub(shown, content)

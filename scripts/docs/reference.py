@@ -36,8 +36,8 @@ def flags_page() -> str:
         [
             _NOTE,
             "# Training flags\n",
-            "This page is made of the parsers that `fairseq-train` reads. `--user-dir mhe_fairseq` adds the flags, "
-            "architectures, criterions and tasks below; all flags of fairseq stay.\n",
+            "This page is made of the parsers that `fairseq-train` reads. `--user-dir mhe_fairseq` adds the "
+            "flags, architectures, criterions and tasks below; all flags of fairseq stay.\n",
             "## Flags of every `mhe_` architecture\n",
             *_flags(heads),
             "## Architectures\n",

@@ -27,7 +27,8 @@ def problems(pages: Iterable[Path]) -> list[str]:
     Shell that bash cannot parse; a word after ```sh that means nothing; scripts, make targets and variables
     that are not there; what the commands' own parsers say.
     """
-    found, to_parse = [], []
+    found: list[str] = []
+    to_parse: list[Command] = []
     for block in [block for page in pages for block in shell_blocks(page)]:
         found += _block_problems(block)
         try:
@@ -118,9 +119,11 @@ def _is_read(variable: str) -> bool:
 
 
 def _flags_of_make(command: Command) -> Iterable[Command]:
-    """`make gpu-check GPU_FLAGS="--parts a"` gives flags to the script that the Makefile names beside them."""
+    """`make gpu-check GPU_FLAGS="--parts a"` gives flags to the script that the Makefile names with it."""
     assigned = dict(command.env)
-    assigned.update(word.split("=", 1) for word in command.words[1:] if re.match(r"\w+=", word))
+    for word in command.words[1:]:
+        name, _, value = word.partition("=")
+        assigned[name] = value
     for script, variable in re.findall(r"(scripts/[\w/]+\.py)\b.*\$\((\w+)\)", _makefile()):
         if variable in assigned:
             flags = shlex.split(assigned[variable])

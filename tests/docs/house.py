@@ -1,7 +1,7 @@
 """What the placeholders of the documentation stand for when its shell blocks are run.
 
-A placeholder (`DATA-BIN`) is a file or folder of that very name in the folder where the block runs, so that a block
-runs as it is written. A page's blocks run one after the other in a folder of the page's own.
+A placeholder (`DATA-BIN`) is a file or folder of that very name in the folder where the block runs, so that
+a block runs as it is written. A page's blocks run one after the other in a folder of the page's own.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _TRANSLATION = (
 
 #: Placeholders that blocks may use -> how they are made, by bash, in this order.
 PLACEHOLDERS = {
-    "CORPUS": "",  # {train,valid,test}.{en,de}
+    "CORPUS": "ls CORPUS/train.en CORPUS/train.de",
     "TEXT-FILE": "cat CORPUS/*.de > TEXT-FILE",
+    "TEXT": "mkdir TEXT; for split in train valid test; do cp CORPUS/$split.de TEXT/$split; done",
     "LABELLED": "mkdir LABELLED; for split in train valid test; do"
     ' awk \'{print "kind" NR % 10 "\\t" $0}\' CORPUS/$split.de > LABELLED/$split.tsv; done',
     "DATA-BIN": "fairseq-preprocess -s en -t de --joined-dictionary --destdir DATA-BIN --workers 1"
@@ -40,7 +41,8 @@ PLACEHOLDERS = {
     " --trainpref CORPUS/train.de --validpref CORPUS/valid.de --testpref CORPUS/test.de",
     "DICT": "cp DATA-BIN/dict.de.txt DICT",
     "LM-DICT": "cp LM-DATA-BIN/dict.txt LM-DICT",
-    "CHECKPOINTS": f"{_TRANSLATION} --mhe-head cascade --save-interval-updates 1 --save-dir CHECKPOINTS > TRAIN-LOG",
+    "CHECKPOINTS": f"{_TRANSLATION} --mhe-head cascade --save-interval-updates 1 --save-dir CHECKPOINTS"
+    " > TRAIN-LOG",
     "CHECKPOINT": "cp CHECKPOINTS/checkpoint_best.pt CHECKPOINT",
     "SAMPLING-CHECKPOINT": f"{_TRANSLATION} --mhe-head sampling --save-dir made > OTHER-TRAIN-LOG"
     " && cp made/checkpoint_best.pt SAMPLING-CHECKPOINT",
@@ -53,7 +55,8 @@ PLACEHOLDERS = {
 
 #: Needs of a block that is run all the same: its trainings are shortened.
 _SHORTENED = {"minutes", "hours"}
-_LONG = {"bench"}
+#: mhe bench; and tests run as tests.
+_LONG = {"bench", "pytest"}
 #: They install, download or change what is not in the folder of the block.
 _NEVER = {"make", "pip", "git", "apt-get", "source", "curl", "wget"}
 
@@ -68,11 +71,9 @@ def is_run(block: Block) -> bool:
         or any(LEFT_OUT in command.words for command in inside)
     ):
         return False
-    if not block.words:
-        return True
-    return all(
-        command.words[0] in server.COMMANDS and not _LONG.intersection(command.words) for command in inside
-    )
+    if any(_LONG.intersection(command.words) for command in inside):
+        return False
+    return not block.words or all(command.words[0] in server.COMMANDS for command in inside)
 
 
 def not_to_be_run(block: Block) -> str:
@@ -82,8 +83,8 @@ def not_to_be_run(block: Block) -> str:
             return f"{command.words[0]} is not run by a test: mark the block with one of {', '.join(NEEDS)}"
     unknown = placeholders(block) - set(PLACEHOLDERS)
     if unknown:
-        known = ", ".join(PLACEHOLDERS)
-        return f"nobody knows what {', '.join(sorted(unknown))} stands for; tests/docs/house.py says it for {known}"
+        names, known = ", ".join(sorted(unknown)), ", ".join(PLACEHOLDERS)
+        return f"nobody knows what {names} stands for; tests/docs/house.py says it for {known}"
     return ""
 
 
@@ -114,7 +115,8 @@ class House:
         with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
             done = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", text],
-                cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, timeout=600,
+                cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                timeout=600,
             )  # fmt: skip
             log.seek(0)
             return subprocess.CompletedProcess(done.args, done.returncode, log.read())

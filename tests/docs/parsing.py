@@ -2,11 +2,12 @@
 
     python -m tests.docs.parsing < [[WORD, ...], ...] as JSON
 
-Writes, for each command, what its parser said against it, "" for nothing. Every command is read in a process of
-its own, forked from this one, which has imported fairseq.
+Writes, for each command, what its parser said against it, "" for nothing. Every command is read in a process
+of its own, forked from this one, which has imported fairseq.
 
-A value in capitals (`DATA-BIN`, `CORPUS/train.en`) or with a `$` stands for one that the reader chooses: any type
-takes it. The word `...` stands for arguments left out: then it is only asked whether the flags that are there exist.
+A value in capitals (`DATA-BIN`, `CORPUS/train.en`) or with a `$` stands for one that the reader chooses: any
+type takes it. The word `...` stands for arguments left out: then it is only asked whether the flags that are
+there exist.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def _prepare_parsers() -> None:
     def refuse(self: Any, message: str) -> NoReturn:
         raise Refused(re.sub(r" \(choose from .{200,}\)", "", message))
 
-    cls._get_value = lenient_value  # type: ignore[method-assign]
+    cls._get_value = lenient_value  # type: ignore
     cls._check_value = lenient_check  # type: ignore[method-assign]
     cls.parse_args = parse_args  # type: ignore
     cls.error = refuse  # type: ignore[method-assign]

@@ -1,9 +1,10 @@
-"""Runs fairseq's commands and `mhe` for the shell blocks of the documentation, shortened, without their start-up.
+"""Runs fairseq's commands and `mhe` for the shell blocks of the documentation, without their start-up.
 
     python -m tests.docs.server SOCKET
 
-A process that has imported fairseq forks one for each command (as ``tests/command_forks.py``). ``write_clients`` makes the commands that shell
-blocks find on their PATH: each sends its arguments, folder, environment and open files here.
+A process that has imported fairseq forks one for each command (as ``tests/command_forks.py``), and shortens
+what takes long. ``write_clients`` makes the commands that shell blocks find on their PATH: each sends its
+arguments, folder, environment and open files here.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _CLIENT = """#!{python} -SI
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({socket!r})
-    request = json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+    name = os.path.basename(sys.argv[0])
+    request = json.dumps([name, sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(request)
     sys.exit(int(server.recv(16) or b"1"))
@@ -59,7 +61,7 @@ _WIDTHS = {"embed-dim": 16, "ffn-embed-dim": 16, "layers": 1, "attention-heads":
 
 
 def shortened(name: str, arguments: list[str]) -> list[str]:
-    """``arguments`` with others after them, which win: on the CPU, tiny, a few updates, short translations."""
+    """``arguments`` with others after them, which win: CPU, tiny, a few updates, short translations."""
     if name == "fairseq-hydra-train":
         sizes = [f"model.{word}" for word in _sizes(("encoder", "decoder"), _WIDTHS)]
         return [*arguments, "common.cpu=true", "dataset.num_workers=0", "optimization.max_update=2", *sizes]

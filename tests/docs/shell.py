@@ -94,7 +94,8 @@ def _closed(text: str) -> bool:
 
 
 def _without_substitutions(text: str) -> tuple[str, list[str]]:
-    """`$(which fairseq-train)` is that command's name, what another `$(...)` prints is a value; and the latter."""
+    """`$(which fairseq-train)` is that command's name, what another `$(...)` prints is a value. Also what
+    stands in those others."""
     within = re.findall(r"\$\((?!which |\()([^()]*)\)", text)
     text = re.sub(r"\$\(which +([\w-]+)\)", r"\1", text)
     return re.sub(r"\$\((?!\()[^()]*\)", "$VALUE", text), within

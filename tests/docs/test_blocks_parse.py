@@ -1,4 +1,4 @@
-"""Every shell block of the documentation is shell, and every command in it has a parser that takes its flags."""
+"""Every shell block of the documentation is shell, and the parsers of its commands take their flags."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The problems of a page with GOOD and one with BAD, a block a line. (Parsers are loaded once for both.)"""
+    """The problems of a page with GOOD and one with BAD, a block a line. (Parsers load once.)"""
     folder = tmp_path_factory.mktemp("pages")
     good, bad = folder / "good.md", folder / "bad.md"
     good.write_text(textwrap.dedent(GOOD))

@@ -26,7 +26,8 @@ def test_blocks_with_their_lines_and_words(tmp_path: Path) -> None:
 def test_commands_of_a_block(tmp_path: Path) -> None:
     text = (
         "```sh\n# none\nA=1 B='2 3' run --x \"y z\" > log 2>&1   # comment\nfirst | second && \\\n  third\n"
-        "if ! test -e a; then go; else stay; fi\nfor x in 1 2; do walk $x; done\necho 'two\nlines'\nlast\n```\n"
+        "if ! test -e a; then go; else stay; fi\nfor x in 1 2; do walk $x; done\n"
+        "echo 'two\nlines'\nlast\n```\n"
     )
     (block,) = _blocks(tmp_path, text)
     found = [(command.line, command.words) for command in commands(block)]
