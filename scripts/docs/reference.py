@@ -56,7 +56,7 @@ def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
     if parser.description:
         yield f"{escape(parser.description)}\n"
     # The formatter breaks lines at the terminal's width, which must not change the page.
-    formatter = argparse.HelpFormatter(parser.prog, width=76)
+    formatter = argparse.HelpFormatter(parser.prog, width=60)
     formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix="")
     yield f"```text\n{formatter.format_help().strip()}\n```\n"
     yield from _flags(parser)
@@ -144,9 +144,10 @@ def _public_name(chosen: Any) -> str:
 
 
 def escape(text: str) -> str:
-    """Text as Markdown that shows it: flags and names in capitals as code, all else as it stands."""
-    words = re.split(r"((?<![\w-])--?[a-z][\w-]*)", " ".join(text.split()))
-    return "".join(
-        f"`{word}`" if number % 2 else re.sub(r"([\\`*_{}\[\]<>#|$])", r"\\\1", word)
-        for number, word in enumerate(words)
-    )
+    """Text as Markdown that shows it: flags, and what stands in backticks, as code; all else as it stands."""
+    parts = re.split(r"`([^`]+)`|((?<![\w-])--?[a-z][\w-]*)", " ".join(text.split()))
+    said = []
+    for plain, code, flag in zip(parts[::3], [*parts[1::3], ""], [*parts[2::3], ""], strict=True):
+        said.append(re.sub(r"([\\`*_{}\[\]<>#|$])", r"\\\1", plain))
+        said.append(f"`{code or flag}`" if code or flag else "")
+    return "".join(said)
