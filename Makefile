@@ -5,6 +5,7 @@
 # make test         every test;  make test-fast: without the slow ones
 # make test-oldest  the tests that are not slow, with the oldest torch that setup.py allows (20 minutes, 6 GB)
 # make lint         ruff and mypy
+# make docs         the documentation, in site/index.html;  make docs-serve: the same at 127.0.0.1:8000, made anew on changes
 # make clean        remove what the above made
 #
 # PYTHON=python3.12 chooses the interpreter of .venv; PIP_FLAGS="..." is given to pip install.
@@ -19,7 +20,7 @@ PYTEST_FLAGS :=
 
 export PYTHON PIP_FLAGS VENV
 
-.PHONY: quickstart compare pretrain-demo gpu-check venv test test-fast test-oldest lint clean
+.PHONY: quickstart compare pretrain-demo gpu-check venv test test-fast test-oldest lint docs docs-serve clean
 
 quickstart: $(VENV)/.installed
 	@$(RUN) scripts/recipes/quickstart.sh
@@ -50,8 +51,12 @@ $(VENV)/.installed-plot: $(VENV)/.installed
 	@scripts/make_venv.sh plot
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@scripts/make_venv.sh docs
+	@touch $@
+
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@scripts/make_venv.sh test,lint,plot
+	@scripts/make_venv.sh test,lint,plot,docs
 	@touch $@
 
 test: $(VENV)/.installed-dev
@@ -69,6 +74,15 @@ lint: $(VENV)/.installed-dev
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
+# Links, anchors, formulas and docstrings that are wrong are errors, and named. Nothing is fetched.
+MKDOCS := $(RUN) NO_MKDOCS_2_WARNING=1 python -m mkdocs
+docs: $(VENV)/.installed-docs
+	@$(MKDOCS) build --strict --quiet
+	@echo "documentation: site/index.html"
+
+docs-serve: $(VENV)/.installed-docs
+	@$(MKDOCS) serve --watch mhe_fairseq --watch scripts/docs
+
 clean:
-	rm -rf $(VENV) .venv-oldest quickstart compare pretrain-demo study build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest quickstart compare pretrain-demo study site build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -53,6 +53,7 @@ setup(
         "test": ["pytest", "pytest-xdist", "hypothesis"],
         "lint": ["ruff", "mypy"],
         "plot": ["matplotlib"],
+        "docs": ["mkdocs", "mkdocs-material", "mkdocstrings[python]", "latex2mathml"],
     },
     entry_points={"console_scripts": ["mhe = mhe_fairseq.cli.main:main"]},
 )

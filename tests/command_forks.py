@@ -91,10 +91,8 @@ def _started(env: Mapping[str, str]) -> subprocess.Popen[str]:
     return _server
 
 
-def _serve() -> None:
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    # What is said by an import is no answer.
-    os.dup2(2, 1)
+def import_most() -> None:
+    """What a process does before it forks commands."""
     logging.disable(logging.CRITICAL)
     for module in _MODULES:
         importlib.import_module(module)
@@ -104,6 +102,13 @@ def _serve() -> None:
     logging.root.setLevel(logging.WARNING)
     gc.collect()
     gc.freeze()  # a collection in a forked process would copy all of the memory that it shares
+
+
+def _serve() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    # What is said by an import is no answer.
+    os.dup2(2, 1)
+    import_most()
     for text in sys.stdin:
         request = json.loads(text)
         child = os.fork()
@@ -137,14 +142,19 @@ def _become(request: dict[str, Any]) -> NoReturn:
     flags = (os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_WRONLY | os.O_CREAT)
     for number, (path, flag) in enumerate(zip(request["files"], flags, strict=True)):
         os.dup2(os.open(path, flag, 0o600), number)
+    run_as(request["line"], request["cwd"], request["env"])
+
+
+def run_as(line: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
+    """Be a command, from a script of ``line``'s first word to the end of the process."""
     sys.stdin = open(0, encoding="utf-8", closefd=False)
     os.environ.clear()
-    os.environ.update(request["env"])
-    os.chdir(request["cwd"])
+    os.environ.update(env)
+    os.chdir(cwd)
     # A fresh process draws other numbers, too.
     random.seed()
-    script = request["line"][0]
-    sys.argv = list(request["line"])
+    script = line[0]
+    sys.argv = list(line)
     sys.path[0] = str(Path(script).parent)
     status = 0
     try:

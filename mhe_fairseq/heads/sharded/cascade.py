@@ -25,10 +25,10 @@ class ShardedCascadeHead(ShardedHead, CascadeHead):
     Everything that reads the table is collective: ``forward``, ``log_prob``, ``log_probs``, ``topk``,
     ``log_prob_of``. ``log_probs`` brings N x V numbers from where they are, ``topk`` N x k from every rank.
 
+    Arguments are those of ``CascadeHead``, and ``shard``; ``tied`` must be None.
+
     Args:
-        dim, codebook, and by name: as for ``CascadeHead``.
         shard: which groups are this rank's.
-        tied: must be None.
 
     Raises:
         MHEError: as ``CascadeHead``; fewer groups than ranks; ``tied``.

@@ -21,10 +21,10 @@ class ShardedSamplingHead(ShardedHead, SamplingHead):
 
     A rank's rows are a table (groups, tokens a group, d) with rows of zeros at holes.
 
+    Arguments are those of ``SamplingHead``, and ``shard``; ``tied`` must be None.
+
     Args:
-        dim, codebook, and by name: as for ``SamplingHead``.
         shard: which groups are this rank's.
-        tied: must be None.
 
     Raises:
         MHEError: as ``SamplingHead``; fewer groups than ranks; ``tied``.
