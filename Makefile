@@ -5,6 +5,7 @@
 # make test         every test;  make test-fast: without the slow ones
 # make test-oldest  the tests that are not slow, with the oldest torch that setup.py allows (20 minutes, 6 GB)
 # make lint         ruff and mypy
+# make dist         a wheel and an sdist in dist/, each tried in a new environment (a few minutes, 2 GB for a while)
 # make clean        remove what the above made
 #
 # PYTHON=python3.12 chooses the interpreter of .venv; PIP_FLAGS="..." is given to pip install.
@@ -19,7 +20,7 @@ PYTEST_FLAGS :=
 
 export PYTHON PIP_FLAGS VENV
 
-.PHONY: quickstart compare pretrain-demo gpu-check venv test test-fast test-oldest lint clean
+.PHONY: quickstart compare pretrain-demo gpu-check venv test test-fast test-oldest lint dist clean
 
 quickstart: $(VENV)/.installed
 	@$(RUN) scripts/quickstart.sh
@@ -68,6 +69,9 @@ lint: $(VENV)/.installed-dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+dist:
+	@scripts/check_dist.sh
 
 clean:
 	rm -rf $(VENV) .venv-oldest quickstart compare pretrain-demo study build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
