@@ -6,6 +6,7 @@
 # make test-oldest  the tests that are not slow, with the oldest torch that setup.py allows (20 minutes, 6 GB)
 # make lint         ruff and mypy
 # make docs         the documentation, in site/index.html;  make docs-serve: the same at 127.0.0.1:8000, made anew on changes
+# make dist         a wheel and an sdist in dist/, each tried in a new environment (a few minutes, 2 GB for a while)
 # make clean        remove what the above made
 #
 # PYTHON=python3.12 chooses the interpreter of .venv; PIP_FLAGS="..." is given to pip install.
@@ -20,7 +21,7 @@ PYTEST_FLAGS :=
 
 export PYTHON PIP_FLAGS VENV
 
-.PHONY: quickstart compare pretrain-demo gpu-check venv test test-fast test-oldest lint docs docs-serve clean
+.PHONY: quickstart compare pretrain-demo gpu-check venv test test-fast test-oldest lint docs docs-serve dist clean
 
 quickstart: $(VENV)/.installed
 	@$(RUN) scripts/recipes/quickstart.sh
@@ -82,6 +83,8 @@ docs: $(VENV)/.installed-docs
 
 docs-serve: $(VENV)/.installed-docs
 	@$(MKDOCS) serve --watch mhe_fairseq --watch scripts/docs
+dist:
+	@scripts/check_dist.sh
 
 clean:
 	rm -rf $(VENV) .venv-oldest quickstart compare pretrain-demo study site build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

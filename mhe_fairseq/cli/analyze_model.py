@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq import checkpoint_utils, tasks, utils
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq import checkpoint_utils, utils
 from torch import Tensor
 
-from mhe_fairseq.cli.checkpoint import read_checkpoint
+from mhe_fairseq.cli.checkpoint import read_with_data, said, set_up_task
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 
@@ -55,8 +53,7 @@ class LoadedModel:
             raise MHEError(f"there is no checkpoint {path}; fairseq-train writes them to its --save-dir")
         self.path, self.device = path, device
         state = _read(path, data)
-        cfg = convert_namespace_to_omegaconf(state["args"]) if state.get("args") else state["cfg"]
-        self.task = _set_up(cfg.task, path, data)
+        self.task = set_up_task(state, path)
         _check_rows(state["model"], self.task, path, data)
         try:
             models, _, _ = checkpoint_utils.load_model_ensemble_and_task(
@@ -66,7 +63,7 @@ class LoadedModel:
             raise MHEError(f"checkpoint {path}: {error}") from None
         except Exception as error:  # torch names every table that does not fit, on lines of their own
             raise MHEError(
-                f"the model of checkpoint {path} cannot be built for the data {data} ({_said(error)}); give "
+                f"the model of checkpoint {path} cannot be built for the data {data} ({said(error)}); give "
                 "the data it was trained on"
             ) from error
         self.model = models[0].to(device).eval()
@@ -137,8 +134,7 @@ class LoadedModel:
 
 def _read(path: Path, data: str) -> dict[str, Any]:
     """A checkpoint of a task whose targets are tokens at every position."""
-    # Translating while validating wants the tokenizer's files, which need not be here.
-    state = read_checkpoint(path, {"data": data, "eval_bleu": False})
+    state = read_with_data(path, data)
     name = state["cfg"].task._name
     if name not in TASKS:
         raise MHEError(
@@ -146,27 +142,6 @@ def _read(path: Path, data: str) -> dict[str, Any]:
             f"is for {', '.join(TASKS)}"
         )
     return state
-
-
-def _set_up(cfg: Any, path: Path, data: str) -> Any:
-    """The checkpoint's task, with the dictionaries of ``data``."""
-    folder = Path(data.split(os.pathsep)[0])
-    sides = [cfg.get("source_lang"), cfg.get("target_lang")] if "translation" in cfg._name else []
-    for name in [f"dict.{side}.txt" for side in sides if side] or ["dict.txt"]:
-        if not (folder / name).is_file():
-            found = sorted(each.name for each in folder.glob("dict*.txt")) or ["none"]
-            raise MHEError(
-                f"the data {folder} has no {name}, which checkpoint {path} wants (dictionaries there: "
-                f"{', '.join(found)}); give the data it was trained on, or other text binarised with its "
-                "dictionaries"
-            )
-    try:
-        return tasks.setup_task(cfg, from_checkpoint=True)
-    except Exception as error:  # a dictionary that cannot be read, in one of several ways
-        raise MHEError(
-            f"the data {data} cannot be read as --task {cfg._name} of checkpoint {path} ({_said(error)}); "
-            "write it again with fairseq-preprocess"
-        ) from error
 
 
 def _check_rows(state: dict[str, Any], task: Any, path: Path, data: str) -> None:
@@ -182,11 +157,6 @@ def _check_rows(state: dict[str, Any], task: Any, path: Path, data: str) -> None
                 f"checkpoint {path} is for {rows:,} tokens and the dictionary in {data} has "
                 f"{len(dictionary):,}; give the data it was trained on"
             )
-
-
-def _said(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def same_task(one: LoadedModel, other: LoadedModel) -> None:

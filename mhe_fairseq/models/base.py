@@ -18,6 +18,10 @@ from mhe_fairseq.models.options import PLANNED, HeadOptions
 from mhe_fairseq.models.signature import sign
 from mhe_fairseq.models.target_count import TargetCount
 
+#: Files that a training began with. A checkpoint holds what became of them; fairseq would read them again,
+#: and they need not be where the model is used.
+STARTED_FROM = ("encoder_embed_path", "decoder_embed_path")
+
 
 class HeadModelMixin:
     """Before a fairseq model whose ``decoder`` (or what ``head_side`` says) is a ``HeadDecoderMixin``.
@@ -109,6 +113,10 @@ def resolved(args: Any, dictionary: Any) -> Iterator[Any]:
     else:
         options = agreed(lambda: HeadOptions.resolve(args, symbols))
         sign(args, options, args)
+    if options.restored:
+        for name in STARTED_FROM:
+            if getattr(args, name, None):
+                setattr(args, name, None)
     args.mhe_options = options
     try:
         yield args

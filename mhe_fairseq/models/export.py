@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
+from mhe_fairseq.models.base import STARTED_FROM
 from mhe_fairseq.models.roberta import MHERobertaModel
 from mhe_fairseq.models.transformer import MHETransformerModel
 
@@ -88,6 +89,8 @@ _CRITERION_CONFIGS = {
 }
 #: Options that say the name of a registered thing.
 _NAMES = ("_name", "arch", "criterion", "task")
+#: Files and folders of the machine that trained, which the weights do not need any more.
+_FILES_OF_TRAINING = ("user_dir", *STARTED_FROM)
 #: What a hydra config may give in place of the flat ``encoder_layers``, ``quant_noise_pq``, ...
 _NESTED = ("encoder", "decoder", "quant_noise")
 
@@ -290,7 +293,7 @@ def _plain(value: Any, renamed: Mapping[str, str]) -> Any:
             for key, each in _dict(value).items()
             if not str(key).startswith(_PREFIX)
         }
-        return plain | {"user_dir": None} if "user_dir" in plain else plain
+        return plain | {name: None for name in _FILES_OF_TRAINING if name in plain}
     if isinstance(value, list | tuple):
         return type(value)(_plain(each, renamed) for each in value)
     return value

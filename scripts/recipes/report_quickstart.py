@@ -134,8 +134,12 @@ def load_head(checkpoint: Path, data: Path, user_dir: str) -> Any | None:
     from fairseq import checkpoint_utils, utils
 
     utils.import_user_module(Namespace(user_dir=user_dir or None))
+    # After the plugin, which fairseq refuses once it is imported.
+    from mhe_fairseq.cli.checkpoint import read_with_data, set_up_task
+
+    state = read_with_data(checkpoint, str(data))
     models, _, _ = checkpoint_utils.load_model_ensemble_and_task(
-        [str(checkpoint)], arg_overrides={"data": str(data)}
+        [str(checkpoint)], task=set_up_task(state, checkpoint), state=state
     )
     return getattr(models[0].decoder, "head", None)
 

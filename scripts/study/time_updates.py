@@ -27,6 +27,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+#: Where this repository has its plugin, from whatever folder the script is run.
+USER_DIR = str(Path(sys.path[0]) / "mhe_fairseq")
+
 #: Updates before the clock starts: they allocate the optimiser's state.
 WARM_UP = 2
 
@@ -63,7 +66,8 @@ def measure(
     rounds: int = 6,
     updates: int = 5,
     threads: int = 0,
-    user_dir: str = "mhe_fairseq",
+    user_dir: str = USER_DIR,
+    data: str | None = None,
 ) -> list[Measured]:
     """Measure each checkpoint's model.
 
@@ -72,6 +76,8 @@ def measure(
         rounds: how often each has its turn.
         updates: in one turn.
         threads: of each process; 0: torch's own choice.
+        user_dir: the plugin of their models.
+        data: folder to train on in place of the one that each was trained on.
 
     Raises:
         TimingError: a checkpoint that is missing or cannot be trained on.
@@ -85,7 +91,7 @@ def measure(
     try:
         for checkpoint in checkpoints:
             ours, theirs = context.Pipe()
-            arguments = (theirs, str(checkpoint), rounds * updates, threads, user_dir)
+            arguments = (theirs, str(checkpoint), rounds * updates, threads, user_dir, data)
             processes.append(context.Process(target=_serve, args=arguments, daemon=True))
             processes[-1].start()
             theirs.close()
@@ -114,10 +120,12 @@ def _ask(line: Connection, checkpoint: Path, updates: int) -> Any:
     return answer
 
 
-def _serve(line: Connection, checkpoint: str, timed: int, threads: int, user_dir: str) -> None:
+def _serve(
+    line: Connection, checkpoint: str, timed: int, threads: int, user_dir: str, data: str | None
+) -> None:
     """Make as many updates as are asked for; asked for none, tell what was measured and end."""
     try:
-        trainer, batches = _load(checkpoint, threads, user_dir, count=8)
+        trainer, batches = _load(checkpoint, threads, user_dir, data, count=8)
     except Exception as error:  # whatever is wrong with it, the one who asked should hear of it
         line.recv()
         line.send(f"cannot be trained on ({type(error).__name__}: {error})")
@@ -146,26 +154,29 @@ def _output_parameters(model: Any) -> int:
     return 0 if own is decoder.embed_tokens.weight else own.numel()
 
 
-def _load(checkpoint: str, threads: int, user_dir: str, count: int) -> tuple[Any, list[Any]]:
+def _load(
+    checkpoint: str, threads: int, user_dir: str, data: str | None, count: int
+) -> tuple[Any, list[Any]]:
     """fairseq's trainer as ``fairseq-train`` makes it, with the checkpoint's weights; and batches, evenly
     from the shortest sentences to the longest, in an order that is the same for each model."""
     # fairseq uses what torch warns about.
     warnings.simplefilter("ignore")
     logging.disable(logging.INFO)  # before the imports: fairseq tells about optional packages in them
     import torch
-    from fairseq import checkpoint_utils, tasks, utils
-    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+    from fairseq import utils
     from fairseq.trainer import Trainer
 
     if threads:
         torch.set_num_threads(threads)
     utils.import_user_module(Namespace(user_dir=user_dir or None))
-    state = checkpoint_utils.load_checkpoint_to_cpu(checkpoint)
-    cfg = convert_namespace_to_omegaconf(state["args"]) if state.get("args") else state["cfg"]
-    cfg.common.tensorboard_logdir = None
+    # After the plugin, which fairseq refuses once it is imported.
+    from mhe_fairseq.cli.checkpoint import read_with_data, set_up_task
+
+    state = read_with_data(Path(checkpoint), data)
+    cfg = state["cfg"]
     cfg.dataset.num_workers = 0
     utils.set_torch_seed(cfg.common.seed)
-    task = tasks.setup_task(cfg.task)
+    task = set_up_task(state, Path(checkpoint))
     task.load_dataset("train")
     model = task.build_model(cfg.model)
     model.load_state_dict(state["model"], strict=True)
@@ -213,13 +224,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=6, help="turns of each model (default: %(default)s)")
     parser.add_argument("--updates", type=int, default=5, help="updates a turn (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="default: torch's own choice")
-    parser.add_argument("--user-dir", default="mhe_fairseq", help="default: %(default)s")
+    parser.add_argument("--user-dir", default=USER_DIR, help="default: this repository's mhe_fairseq")
+    parser.add_argument(
+        "--data", metavar="DIR", help="to train on (default: what each checkpoint was trained on)"
+    )
     args = parser.parse_args(argv)
     try:
         for name in ("rounds", "updates"):
             if getattr(args, name) < 1:
                 raise TimingError(f"--{name} must be at least 1, got {getattr(args, name)}")
-        measured = measure(args.checkpoints, args.rounds, args.updates, args.threads, args.user_dir)
+        measured = measure(
+            args.checkpoints, args.rounds, args.updates, args.threads, args.user_dir, args.data
+        )
         where = machine(args.threads)
         for each in measured:
             print(json.dumps(asdict(each) | {"median": each.median, "machine": where}))
