@@ -15,7 +15,7 @@ from mhe_fairseq.heads.sharded.state import ShardedHead
 from mhe_fairseq.models.options import HeadOptions
 from mhe_fairseq.models.padding import Padded
 from mhe_fairseq.models.target_count import TargetCount, kept_positions
-from mhe_fairseq.models.undivided import Undivided
+from mhe_fairseq.models.undivided import HeldUndivided, Undivided
 
 
 class TokenLoss(NamedTuple):
@@ -79,7 +79,7 @@ class HeadDecoderMixin:
         """What the head reads, of the features that ``forward`` gives. Shape: (N, d) -> (N, d)."""
         return features
 
-    def decoding(self, features: Tensor) -> Tensor:
+    def decoding(self, features: Tensor) -> Any:
         """What ``forward`` gives while decoding incrementally. Shape: (B, T, d) -> (B, T, d)."""
         return Undivided.of(features)
 
@@ -106,7 +106,7 @@ class HeadDecoderMixin:
                 "the two"
             )
         features, temperature = net_output[0], 1.0
-        if isinstance(features, Undivided):
+        if isinstance(features, (Undivided, HeldUndivided)):
             temperature = features.temperature
             features = features.plain()
         shape = features.shape[:-1]

@@ -19,9 +19,9 @@ class Undivided(Tensor):
     temperature: float = 1.0
 
     @classmethod
-    def of(cls, features: Tensor) -> Undivided:
-        """The same memory."""
-        return features.as_subclass(cls)
+    def of(cls, features: Tensor) -> Undivided | HeldUndivided:
+        """The same memory. A tensor of another kind cannot be of this one as well: it is held."""
+        return features.as_subclass(cls) if type(features) is Tensor else HeldUndivided(features)
 
     def plain(self) -> Tensor:
         """The same memory, a plain tensor."""
@@ -46,3 +46,30 @@ class Undivided(Tensor):
             return result
         # What is computed of features is no decoder's output any more.
         return result.as_subclass(Tensor) if isinstance(result, cls) and result is not source else result
+
+
+class HeldUndivided:
+    """As ``Undivided``, around features of a subclass of tensors; no tensor itself.
+
+    Args:
+        features: (B, T, d).
+        temperature: by which they were to be divided.
+    """
+
+    def __init__(self, features: Tensor, temperature: float = 1.0) -> None:
+        self._features = features
+        self.temperature = temperature
+
+    def plain(self) -> Tensor:
+        """The features."""
+        return self._features
+
+    def div_(self, by: float) -> HeldUndivided:
+        self.temperature *= by
+        return self
+
+    def __getitem__(self, index: Any) -> HeldUndivided:
+        return HeldUndivided(self._features[index], self.temperature)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._features, name)

@@ -128,15 +128,20 @@ def test_probabilities_and_a_samples_target() -> None:
     torch.testing.assert_close(scored.gather(-1, index), wide.gather(-1, index))
 
 
+class OtherTensor(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, OtherTensor])
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 4.0])
-def test_a_temperature_is_of_the_probabilities(temperature: float) -> None:
+def test_a_temperature_is_of_the_probabilities(temperature: float, kind: type[torch.Tensor]) -> None:
     """fairseq divides what a decoder gives while decoding."""
-    decoder, features = Decoder().eval(), torch.randn(4, 3, DIM)
+    decoder, features = Decoder().eval(), torch.randn(4, 3, DIM).as_subclass(kind)
     with torch.no_grad(), Waits() as waits:
         expected = decoder.get_normalized_probs((features[:, -1:], None), True)
         divided = decoder.decoding(features.clone())[:, -1:, :].div_(temperature)
         actual = decoder.get_normalized_probs((divided, None), True)
-    assert type(actual) is torch.Tensor and "_local_scalar_dense" not in waits.found
+    assert type(actual) is kind and "_local_scalar_dense" not in waits.found
     torch.testing.assert_close(
         actual, torch.log_softmax(expected / temperature, dim=-1), atol=1e-5, rtol=1e-5
     )
