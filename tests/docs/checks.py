@@ -136,7 +136,7 @@ def _parsed_commands(command: Command) -> Iterable[Command]:
     if name == "make":
         yield from _flags_of_make(command)
     elif _is_python(name) and "torch.distributed.run" not in arguments:
-        if _script_of(command) is not None and _exists(arguments[0]) or arguments[:1] == ["-m"]:
+        if _script_of(command) is not None and _exists(arguments[0]) or _is_own_module(arguments):
             yield replace(command, words=("python", *arguments))
     elif name in HANDLED:
         yield command
@@ -146,6 +146,11 @@ def _parsed_commands(command: Command) -> Iterable[Command]:
             if started in HANDLED:
                 yield replace(command, words=(started, *arguments[number + 1 :]))
                 return
+
+
+def _is_own_module(arguments: list[str]) -> bool:
+    """`-m scripts.gpu.check`; others, such as pytest, do not stop where their arguments are read."""
+    return arguments[:1] == ["-m"] and arguments[1].partition(".")[0] in {"scripts", "mhe_fairseq"}
 
 
 def _words(command: Command) -> tuple[str, ...]:

@@ -159,6 +159,8 @@ def _then_stop(parse: Callable[..., Any]) -> Callable[..., Any]:
 
 def _known_flags(arguments: Sequence[str], known: set[str]) -> None:
     for word in arguments:
+        if word == "--":  # what follows is another command's
+            return
         flag = word.partition("=")[0]
         if re.match(r"--?[a-zA-Z]", flag) and flag not in known:
             raise Refused(f"unrecognized arguments: {flag}")

@@ -39,6 +39,8 @@ GOOD = """
             --mhe-head cascade --criterion mhe_cross_entropy --save-dir "runs/$seed"
     done
     fairseq-train DATA-BIN ... --mhe-codebook codes
+    python -m pytest --no-such-flag
+    python scripts/gpu/update_waits.py --json FILE -- DATA-BIN --arch transformer
     cat FILE | fairseq-interactive DATA-BIN --path CHECKPOINT
     python scripts/gpu/check.py --parts a
     make gpu-check GPU_FLAGS="--parts a"
@@ -73,6 +75,7 @@ BAD = {
     "python scripts/gone.py --flag": "scripts/gone.py does not exist",
     "scripts/gone.sh": "scripts/gone.sh does not exist",
     "python scripts/gpu/check.py --prats a": "unrecognized arguments: --prats",
+    "python -m scripts.gpu.check --prats a": "unrecognized arguments: --prats",
     "make quikstart": "make has no target quikstart",
     'make gpu-check GPU_FLAGS="--prats a"': "unrecognized arguments: --prats",
     "QUIKSTART_DIR=x make quickstart": "nothing reads QUIKSTART_DIR",
