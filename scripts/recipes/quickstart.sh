@@ -1,22 +1,39 @@
 #!/usr/bin/env bash
 # From the bundled corpus to a scored translation, in plain fairseq commands.
 #
+#   scripts/quickstart.sh [--long] [--estimate]
+#
+#   --long       the training that docs and studies compare with: larger batches, more epochs, a folder of its own
+#   --estimate   only print how long it will take
+#
 # Each command is printed before it runs and listed in quickstart/commands.sh, to be repeated by hand. Steps
 # that are done are skipped, training continues from its last checkpoint: after an interruption, even a
-# kill -9, run it again. Every variable below can be set from outside, such as UPDATES=1400 make quickstart.
+# kill -9, run it again. Every variable below can be set from outside, such as UPDATES=1600 make quickstart.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 NAME=quickstart.sh
 HOW_TO_INSTALL="run 'make quickstart', or activate .venv first"
 source scripts/recipes/steps.sh
 
-WORK=${QUICKSTART_DIR:-quickstart}              # where everything is written; from the repository's root
+# Batches are small and dropout is low because the training is short: what counts is the number of updates.
+folder=quickstart updates=750 every=250 batch=1024 rate=1.5e-3 dropout=0.1 milliseconds=355 estimate=0
+for flag in "$@"; do
+    case $flag in
+        --long) folder=quickstart-long updates=700 every=175 batch=4096 rate=2e-3 dropout=0.2 milliseconds=1040 ;;
+        --estimate) estimate=1 ;;
+        *) fail "there is no flag $flag; there are --long and --estimate" ;;
+    esac
+done
+# Of a model, batch or corpus of one's own no time is known.
+if [[ -n ${BATCH_FLAGS:-}${MODEL_FLAGS:-}${HEAD_FLAGS:-}${CORPUS:-} ]]; then milliseconds=0; fi
+
+WORK=${QUICKSTART_DIR:-$folder}                 # where everything is written; from the repository's root
 CORPUS=${CORPUS:-examples/translation/data}     # {train,valid,test}.{en,de}[.xz]
 SRC=${SRC:-en}
 TGT=${TGT:-de}
 VOCAB=${VOCAB:-6000}                            # sentencepiece pieces of both languages together
-UPDATES=${UPDATES:-700}
-VALIDATE_EVERY=${VALIDATE_EVERY:-175}           # updates; a validation translates the validation set
+UPDATES=${UPDATES:-$updates}
+VALIDATE_EVERY=${VALIDATE_EVERY:-$every}        # updates; a validation translates the validation set
 BEAM=${BEAM:-5}
 LOG_INTERVAL=${LOG_INTERVAL:-25}
 USER_DIR=${USER_DIR:-mhe_fairseq}
@@ -28,8 +45,24 @@ if [[ -z ${HEAD_FLAGS:-} ]]; then
 fi
 MODEL_FLAGS=${MODEL_FLAGS:-"--encoder-layers 3 --decoder-layers 3
     --encoder-embed-dim 256 --decoder-embed-dim 256 --encoder-ffn-embed-dim 1024 --decoder-ffn-embed-dim 1024
-    --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --dropout 0.2"}
-BATCH_FLAGS=${BATCH_FLAGS:-"--max-tokens 4096"}
+    --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --dropout $dropout"}
+BATCH_FLAGS=${BATCH_FLAGS:-"--max-tokens $batch"}
+LR=${LR:-$rate}
+
+if ((estimate)); then
+    # Seconds on two idle cores of everything but the training, and of the installation.
+    other=60 installation=100
+    if [[ -e ${VENV:-.venv}/.installed ]]; then installation=0; fi
+    seconds=$((UPDATES * milliseconds / 1000 + other + installation))
+    if [[ -e $WORK/settings.txt ]]; then
+        echo "quickstart: what is done in $WORK is skipped"
+    elif ((milliseconds)); then
+        echo "quickstart: about $(((seconds + 30) / 60)) minutes on two idle cores, $UPDATES updates"
+    else
+        echo "quickstart: $UPDATES updates of your own settings; how long they take is not known"
+    fi
+    exit 0
+fi
 
 need fairseq-train mhe
 # Newlines in the defaults are for reading only.
@@ -43,7 +76,7 @@ settle_environment
 open_work "a quickstart" "set QUICKSTART_DIR to"
 # UPDATES may change: that trains on.
 keep_settings "corpus $CORPUS $SRC-$TGT" "vocabulary $VOCAB" \
-    "assign ${ASSIGN[*]}" "head ${HEAD[*]}" "model ${MODEL[*]}" "batch ${BATCH[*]}"
+    "assign ${ASSIGN[*]}" "head ${HEAD[*]}" "model ${MODEL[*]}" "batch ${BATCH[*]}" "learning rate $LR"
 list_commands "the quickstart"
 
 begin prepare "$WORK/data/spm.model"
@@ -74,7 +107,7 @@ continue_training "$WORK/checkpoints"
 run fairseq-train "$WORK/data-bin" --user-dir "$USER_DIR" --task mhe_translation -s "$SRC" -t "$TGT" \
     "${HEAD[@]}" ${CODEBOOK[@]+"${CODEBOOK[@]}"} "${MODEL[@]}" \
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
-    --lr 2e-3 --lr-scheduler inverse_sqrt --warmup-updates 200 \
+    --lr "$LR" --lr-scheduler inverse_sqrt --warmup-updates 200 \
     "${BATCH[@]}" --required-batch-size-multiple 1 --update-epoch-batch-itr True \
     --max-update "$UPDATES" --seed 1 --cpu --num-workers 0 \
     --eval-bleu --eval-bleu-detok space --eval-bleu-remove-bpe sentencepiece \

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-# What a batch of the quickstart's training holds.
+# The output layers are compared over a batch of so many tokens, that of the long quickstart.
 BATCH_TOKENS = 4096
 
 

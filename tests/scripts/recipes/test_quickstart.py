@@ -254,6 +254,42 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in work.rglob("*")] == ["data-bin", "mine"]
 
 
+def estimated(*flags: str, **env: str) -> str:
+    """What the estimate says, without fairseq: it comes before the installation."""
+    line = [str(SCRIPT), "--estimate", *flags]
+    return run_command(line, env={"PATH": "/usr/bin:/bin", "VENV": "/nowhere", **env}).stdout
+
+
+def test_the_estimate_is_of_the_settings(tmp_path: Path) -> None:
+    here = {"QUICKSTART_DIR": str(tmp_path / "work")}
+
+    def minutes(*flags: str, **env: str) -> int:
+        found = re.fullmatch(r"quickstart: about (\d+) minutes on two .*\n", estimated(*flags, **here, **env))
+        assert found is not None
+        return int(found[1])
+
+    assert minutes() <= 8 < minutes("--long")
+    assert minutes(UPDATES="8000") > minutes()
+    (tmp_path / ".installed").touch()
+    assert minutes(VENV=str(tmp_path)) < minutes()
+    assert "is not known" in estimated(**here, BATCH_FLAGS="--max-tokens 8192")
+    assert not (tmp_path / "work").exists()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "settings.txt").touch()
+    assert "is skipped" in estimated(**here)
+
+
+def test_make_says_the_estimate_first() -> None:
+    lines = run_command(["make", "-n", "quickstart", "QUICKSTART_FLAGS=--long"]).stdout.splitlines()
+    assert lines[0] == "scripts/quickstart.sh --estimate --long"
+    assert lines[-1].endswith("scripts/quickstart.sh --long")
+
+
+def test_other_flags_are_refused(tmp_path: Path) -> None:
+    done = run_command([str(SCRIPT), "--short"], env=settings(tmp_path / "work"), check=False)
+    refused(done, "there is no flag --short; there are --long and --estimate")
+
+
 def test_without_fairseq_says_what_to_do(tmp_path: Path) -> None:
     env = settings(tmp_path / "work", PATH="/usr/bin:/bin")
     refused(run_command([str(SCRIPT)], env=env, check=False), "make quickstart")
