@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From the bundled corpus to a scored translation, in plain fairseq commands.
 #
-#   scripts/quickstart.sh [--long] [--estimate]
+#   scripts/recipes/quickstart.sh [--long] [--estimate]
 #
 #   --long       the training that docs and studies compare with: larger batches, more epochs, a folder of its own
 #   --estimate   only print how long it will take
