@@ -145,8 +145,8 @@ def recommend(
     reason = (
         f"A cascade over a learned codebook: {training:.0f} times fewer multiply-adds a token in training "
         f"than the softmax, about {softmax.search_macs / cascade.search_macs:.0f} times fewer in search. "
-        "On 136,710 sentence pairs (docs/results.md#translation) it translated as well as the softmax after as "
-        "many updates; the product is cheaper still but was several BLEU points behind. "
+        "On 136,710 sentence pairs (docs/results.md#translation) it translated as well as the softmax after "
+        "as many updates; the product is cheaper still but was several BLEU points behind. "
         + _codebook(heads, dictionary)
     )
     if text_tokens is not None and text_tokens < SMALL_TEXT:
