@@ -38,6 +38,9 @@ _MODULES = (
 #: Variables that are read when Python, torch or Triton begin.
 _EARLY = ("PYTHON", "OMP_", "MKL_", "TRITON", "CUDA", "TORCH", "LD_")
 
+#: Handlers and level of the root logger after fairseq was imported.
+_set_up: tuple[list[logging.Handler], int] = ([], logging.WARNING)
+
 _server: subprocess.Popen[str] | None = None
 
 
@@ -97,7 +100,8 @@ def import_most() -> None:
     for module in _MODULES:
         importlib.import_module(module)
     logging.disable(logging.NOTSET)
-    # A command says itself how it logs.
+    global _set_up
+    _set_up = list(logging.root.handlers), logging.root.level
     logging.root.handlers.clear()
     logging.root.setLevel(logging.WARNING)
     gc.collect()
@@ -154,6 +158,9 @@ def run_as(line: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
     # A fresh process draws other numbers, too.
     random.seed()
     script = line[0]
+    if Path(script).name != "fairseq-train":
+        # That one sets up logging before it imports fairseq, whose import does it for the others.
+        logging.root.handlers[:], logging.root.level = _set_up
     sys.argv = list(line)
     sys.path[0] = str(Path(script).parent)
     status = 0

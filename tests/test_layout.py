@@ -85,6 +85,11 @@ def test_every_repair_of_fairseq_is_on_the_list() -> None:
 
     files = {path.stem for path in (PACKAGE / "fairseq_fixes").glob("*.py")} - {"__init__"}
     assert files == set(FIXES) and len(FIXES) == len(set(FIXES))
+    for name in FIXES:
+        text = ast.get_docstring(
+            ast.parse((PACKAGE / "fairseq_fixes" / f"{name}.py").read_text(encoding="utf-8"))
+        )
+        assert text and ("Can go when" in text or text.endswith("It stays.")), name
 
 
 def test_files_are_one_idea() -> None:

@@ -5,6 +5,8 @@ new shape costs the host the time to make a plan. Others have measured 0.4 s for
 B200 with torch 2.11 (https://github.com/modelscope/FunASR/issues/3704); torch has a remedy of its own, off by
 default (https://github.com/pytorch/pytorch/pull/155958). fairseq pads a batch to its longest sentence and
 fills it by tokens, so most batches have a shape of their own.
+
+Can go when torch makes no plan for each new shape, or decides by itself.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 fairseq sends it as the bytes of ``torch.save`` and reads them with ``torch.load``, which since 2.6 refuses
 the config in it (an omegaconf object, as rank 0 has made it of the file). The bytes are not a file of unknown
 origin: they come from a process of the same job. So they are sent by ``torch.distributed``'s own means.
+
+Since torch 2.6. Can go when fairseq passes ``weights_only=False`` there.
 """
 
 from __future__ import annotations

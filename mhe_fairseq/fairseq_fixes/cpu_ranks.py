@@ -3,6 +3,9 @@
 fairseq takes it that a rank has a GPU. Without one, its default ``--ddp-backend`` names a device to torch's
 DistributedDataParallel, which refuses it for a model on the CPU; and under ``torchrun`` every process trains
 a model by itself, all of them into one folder.
+
+In all versions of fairseq. Can go when it names no device for models on the CPU, and reads torchrun's
+variables without a GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Our own errors end a command with their one sentence, not with a page of traceback."""
+"""Our own errors end a command with their one sentence, not with a page of traceback.
+
+No fault of fairseq's: Python prints a traceback. It stays.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 fairseq asks which GPU it is on in two places: where it keeps one flat fp32 copy of all parameters, and where
 a gradient overflows, which is how it finds its loss scale. (A checkpoint written so has the state of the
 optimiser by parameters, as with ``--fp16-no-flatten-grads``; give that flag to go on from it on a GPU.)
+
+In all versions of fairseq. Can go when it asks the parameters for their device.
 """
 
 from __future__ import annotations

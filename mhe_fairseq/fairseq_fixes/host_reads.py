@@ -4,6 +4,8 @@ It asks the device for the norm of the gradients before the optimiser's step, on
 for the norm again and for each sum that is logged. Every time the host waits for all that is queued, and each
 sum is divided, added and rounded on the device. Here the norm is read once, and the sums once, together: what
 follows is arithmetic of the host, on the same numbers in the same types.
+
+In all versions of fairseq. Can go when its trainer reads its numbers once.
 """
 
 from __future__ import annotations

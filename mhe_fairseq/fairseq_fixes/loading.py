@@ -3,6 +3,8 @@
 The thread goes on making batches after the last update. Ended with the interpreter in the middle of torch's
 code, it takes the process with it: "terminate called without an active exception", and an exit status of
 failure after a training that went well.
+
+Seen with ve-fairseq 0.12.3 and torch 2.13. Can go when fairseq joins its thread.
 """
 
 from __future__ import annotations

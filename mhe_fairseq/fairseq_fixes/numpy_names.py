@@ -3,6 +3,8 @@
 fairseq asks for ``np.compat.long`` when sentences are samples of their own: ``--sample-break-mode eos`` of
 the language modeling task, everything that its fairseq-interactive and hub read, and ``--num-batch-buckets``
 of translation. Without that name these end in an AttributeError, for fairseq's own models too.
+
+Since numpy 2. Can go when fairseq does not ask for the name.
 """
 
 from __future__ import annotations

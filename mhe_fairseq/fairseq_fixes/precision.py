@@ -2,6 +2,8 @@
 
 fairseq's command line takes ``--bf16`` to mean a TPU, sets ``--tpu``, and ends without torch_xla. Its trainer
 knows bf16 on any device: a hydra config with ``common.bf16=true`` has always trained so.
+
+In fairseq 0.12. Can go when its command line sets ``--tpu`` for ``--tpu`` alone.
 """
 
 from __future__ import annotations

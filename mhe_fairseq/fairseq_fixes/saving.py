@@ -4,6 +4,8 @@ fairseq writes one file of a save under another name and renames it, but copies 
 ``checkpoint_last.pt`` and ``checkpoint_best.pt`` in place: what cuts the copy short takes the last good
 checkpoint with it. And where writing fails it writes again behind what is there already, which makes a file
 that does not load.
+
+In all versions of fairseq. Can go when every name of a save is written aside and renamed.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 fairseq means its log to go where the translations go. It does not, since another module sets up logging
 first; so the line that tells the signature is written there by itself.
+
+In fairseq 0.12. Can go when its log goes where the translations go.
 """
 
 from __future__ import annotations

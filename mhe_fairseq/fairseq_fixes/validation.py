@@ -2,6 +2,8 @@
 
 fairseq's commands know ``--fp16`` only. The others tell a model what it is to be prepared for
 (``models/base.py``), this one does not.
+
+In fairseq 0.12. Can go when ``fairseq-validate`` calls ``prepare_for_inference_``.
 """
 
 from __future__ import annotations

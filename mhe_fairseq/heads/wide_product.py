@@ -29,8 +29,7 @@ def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def is_searching(x: Tensor) -> bool:
     """Features of half precision whose logits nothing is learnt from."""
-    return (
-        x.dtype in (torch.bfloat16, torch.float16)
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled(x.device.type)
-    )
+    if x.dtype not in (torch.bfloat16, torch.float16) or torch.is_grad_enabled():
+        return False
+    kind = x.device.type
+    return not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind))

@@ -306,7 +306,7 @@ def test_a_classifier_leaves_the_head_out(caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.INFO, logger="mhe_fairseq.models.roberta"):
         model.load_state_dict(state)
     said = [record.message for record in caplog.records if "left out" in record.message]
-    assert len(said) == 1 and said[0].startswith("mhe: the checkpoint's output head, ")
+    assert len(said) == 1 and said[0].startswith("mhe: the checkpoint's output head (")
     for name, value in trained.encoder.sentence_encoder.state_dict().items():
         if name != "embed_tokens.weight":
             assert torch.equal(value, model.encoder.sentence_encoder.state_dict()[name])

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mhe_fairseq.bench.memory import measure_peak
 from mhe_fairseq.coding import Codebook
+from mhe_fairseq.heads.product import column_sums as module
 from mhe_fairseq.heads.product.column_sums import ColumnSums, DigitSet, column_sums, digit_views
-from mhe_fairseq.heads.product.head import column_sums as module
 from mhe_fairseq.heads.product.lattice import Lattice
 from tests.heads.oracle import codebooks
 

@@ -280,7 +280,8 @@ def test_the_estimate_is_of_the_settings(tmp_path: Path) -> None:
 
 
 def test_make_says_the_estimate_first() -> None:
-    lines = run_command(["make", "-n", "quickstart", "QUICKSTART_FLAGS=--long"]).stdout.splitlines()
+    line = ["make", "-n", "--no-print-directory", "quickstart", "QUICKSTART_FLAGS=--long"]
+    lines = run_command(line).stdout.splitlines()
     assert lines[0] == "scripts/recipes/quickstart.sh --estimate --long"
     assert lines[-1].endswith("scripts/recipes/quickstart.sh --long")
 
