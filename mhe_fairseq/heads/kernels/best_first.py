@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mhe_fairseq.heads.kernels.launch import cdiv, launch, power_of_2, precision
-from mhe_fairseq.heads.kernels.scores import dot
+from mhe_fairseq.heads.kernels.scores import add_logits, dot
 from mhe_fairseq.heads.kernels.tiles import search_tile
 
 _BIG = tl.constexpr(2**30)
@@ -27,6 +27,15 @@ MOST_BEST = 128
 
 #: Hypotheses of a sentence, at most: a tile's rows.
 MOST_ROWS = 64
+
+
+@triton.jit
+def empty_list(K: tl.constexpr, BK: tl.constexpr):
+    """Room for the K best: totals, values, names, rows, and the worst total."""
+    # What pads the list is never the worst of it.
+    best_total = tl.where(tl.arange(0, BK) < K, float("-inf"), float("inf"))
+    nothing = tl.zeros((BK,), tl.int32)
+    return best_total, tl.full((BK,), float("-inf"), tl.float32), nothing, nothing, tl.min(best_total, 0)
 
 
 @triton.jit
@@ -90,6 +99,22 @@ def block_logits(
     return tl.where(real[None, :], acc, float("-inf")), name
 
 
+@triton.jit
+def insert_tokens(
+    logits, log_sum, reached, score, name, row, inside, n,
+    best_total, best_value, best_name, best_row, floor, BK: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """``insert`` the tokens of a block of an opened prefix, which the rows come to with ``reached``."""
+    # No token is more probable than its prefix: rounded up, it would be missed.
+    value = reached[:, None] + tl.minimum(logits - log_sum[:, None], 0.0)
+    total = value + score[:, None]
+    total = tl.where((name >= 0)[None, :] & inside[:, None] & (total == total), total, float("-inf"))
+    return insert(
+        total, value, name, row, row[:, None] * BN + n[None, :],
+        best_total, best_value, best_name, best_row, floor, BK, BN,
+    )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["scores_stride", "out_stride", "tokens_stride"])
 def best_first_kernel(
     prefixes, x, w, names, scores, out, tokens, scores_stride, out_stride, tokens_stride,
@@ -117,12 +142,7 @@ def best_first_kernel(
         reached = tl.load(prefixes + one * P + p, mask=p < P, other=float("-inf"))
         reached += tl.sum(tl.where(row == i, score, 0.0), 0)
         priority = tl.where(reached > priority, reached, priority)  # never for a NaN
-    # What pads the list is never the worst of it.
-    best_total = tl.where(k < K, float("-inf"), float("inf"))
-    best_value = tl.full((BK,), float("-inf"), tl.float32)
-    best_name = tl.zeros((BK,), tl.int32)
-    best_row = tl.zeros((BK,), tl.int32)
-    floor = tl.min(best_total, 0)
+    best_total, best_value, best_name, best_row, floor = empty_list(K, BK)
     first = tl.max(priority, 0)
     while first > floor:
         node = tl.min(tl.where(priority == first, p, BP), 0)
@@ -134,12 +154,8 @@ def best_first_kernel(
             logits, name = block_logits(x, w, names, rows, inside, base, n, D, L, TIED, PRECISION, BM, BN, BD)
             top = tl.max(logits, 1)
             log_sum = top + tl.log(tl.sum(tl.exp(logits - top[:, None]), 1))
-            # No token is more probable than its prefix: rounded up, it would be missed.
-            value = reached[:, None] + tl.minimum(logits - log_sum[:, None], 0.0)
-            total = value + score[:, None]
-            total = tl.where((name >= 0)[None, :] & inside[:, None] & (total == total), total, float("-inf"))
-            best_total, best_value, best_name, best_row, floor = insert(
-                total, value, name, row, row[:, None] * BN + n[None, :],
+            best_total, best_value, best_name, best_row, floor = insert_tokens(
+                logits, log_sum, reached, score, name, row, inside, n,
                 best_total, best_value, best_name, best_row, floor, BK, BN,
             )  # fmt: skip
         else:
@@ -150,23 +166,14 @@ def best_first_kernel(
                 logits, name = block_logits(
                     x, w, names, rows, inside, base, n0 + n, D, L, TIED, PRECISION, BM, BN, BD
                 )
-                higher = tl.maximum(top, tl.max(logits, 1))
-                # A first block of holes only has nothing to be compared with.
-                safe = tl.where(higher == float("-inf"), 0.0, higher)
-                sums = sums * tl.exp(top - safe) + tl.sum(tl.exp(logits - safe[:, None]), 1)
-                top = higher
+                top, sums = add_logits(top, sums, logits)
             log_sum = top + tl.log(sums)
             for n0 in range(0, L, BN):
                 logits, name = block_logits(
                     x, w, names, rows, inside, base, n0 + n, D, L, TIED, PRECISION, BM, BN, BD
                 )
-                value = reached[:, None] + tl.minimum(logits - log_sum[:, None], 0.0)
-                total = value + score[:, None]
-                total = tl.where(
-                    (name >= 0)[None, :] & inside[:, None] & (total == total), total, float("-inf")
-                )
-                best_total, best_value, best_name, best_row, floor = insert(
-                    total, value, name, row, row[:, None] * BN + n[None, :],
+                best_total, best_value, best_name, best_row, floor = insert_tokens(
+                    logits, log_sum, reached, score, name, row, inside, n,
                     best_total, best_value, best_name, best_row, floor, BK, BN,
                 )  # fmt: skip
         first = tl.max(priority, 0)
@@ -247,10 +254,7 @@ def given_kernel(
             x, w, names, rows, inside, prefix * L, n0 + n, D, L, TIED, PRECISION, BM, BN, BD
         )
         picked += tl.sum(tl.where((n0 + n == slot % L)[None, :], logits, 0.0), 1)
-        higher = tl.maximum(top, tl.max(logits, 1))
-        safe = tl.where(higher == float("-inf"), 0.0, higher)
-        sums = sums * tl.exp(top - safe) + tl.sum(tl.exp(logits - safe[:, None]), 1)
-        top = higher
+        top, sums = add_logits(top, sums, logits)
     reached = tl.load(prefixes + rows * P + prefix, mask=inside, other=0.0)
     value = reached + tl.minimum(picked - (top + tl.log(sums)), 0.0)
     tl.store(out + rows * out_stride + c, value, mask=inside)

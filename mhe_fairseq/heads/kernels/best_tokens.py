@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mhe_fairseq.heads.kernels.best_first import insert
+from mhe_fairseq.heads.kernels.best_first import empty_list, insert
 from mhe_fairseq.heads.kernels.launch import launch, power_of_2
 from mhe_fairseq.heads.kernels.tiles import row_tile
 
@@ -104,11 +104,7 @@ def best_tokens_kernel(
     bound += _SLACK * tl.clamp(tl.abs(bound), 1.0, 1e30)
     bound = tl.where((i < A) & (bound == bound), bound, float("-inf"))
     k = tl.arange(0, BK)
-    best_total = tl.where(k < K, float("-inf"), float("inf"))
-    best_value = tl.full((BK,), float("-inf"), tl.float32)
-    best_name = tl.zeros((BK,), tl.int32)
-    best_row = tl.zeros((BK,), tl.int32)
-    floor = tl.min(best_total, 0)
+    best_total, best_value, best_name, best_row, floor = empty_list(K, BK)
     highest = tl.max(bound, 0)
     while highest > floor:
         node = tl.min(tl.where(bound == highest, i, BA), 0)

@@ -25,6 +25,16 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def add_logits(top, total, logits):
+    """A running maximum and sum of exponentials over it of each row, with a block of logits: (BM,) twice,
+    (BM, BN)."""
+    higher = tl.maximum(top, tl.max(logits, 1))
+    # A first block of holes only has nothing to be compared with.
+    safe = tl.where(higher == float("-inf"), 0.0, higher)
+    return higher, total * tl.exp(top - safe) + tl.sum(tl.exp(logits - safe[:, None]), 1)
+
+
+@triton.jit
 def table_rows(base, n, tok, counts, L: tl.constexpr, TIED: tl.constexpr, FULL: tl.constexpr):
     """Rows of a table for columns ``n`` of the group that begins at slot ``base``, and which are real."""
     real = n < L
@@ -79,8 +89,8 @@ def score_block(
                 z + z_rows[:, None] + n[None, :], logit.to(z.dtype.element_ty),
                 mask=inside[:, None] & (n < LP)[None, :],
             )  # fmt: skip
-        peak = tl.max(logit, 1)
         if BEST:
+            peak = tl.max(logit, 1)
             name = tl.where(real, n, _BIG)
             if BY_TOKEN:
                 name = tl.where(real, row, _BIG).to(tl.int32)
@@ -88,11 +98,7 @@ def score_block(
             # Among equals the first counts, as in argmax.
             at = tl.where(peak == top, tl.minimum(at, best_at), at)
             best_at = tl.where(peak >= top, at, best_at)
-        higher = tl.maximum(top, peak)
-        # A first block of holes only has nothing to be compared with.
-        safe = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(top - safe) + tl.sum(tl.exp(logit - safe[:, None]), 1)
-        top = higher
+        top, total = add_logits(top, total, logit)
         if MEAN:
             weighted = tl.where(real[None, :], logit, 0.0)
             if not BINARY:

@@ -94,13 +94,13 @@ def _tables(head: ProductHead, device: torch.device) -> SearchTables:
     if kept is None or kept.names.names.device != device:
         # Inside a transform of torch.func they would be of that transform only.
         with torch._C._DisableFuncTorch():
-            patterns = _patterns(head.codebook, head.mixtures, device)
-            kept = SearchTables(SlotNames(head.codebook, device), patterns)
+            names = SlotNames(head.codebook, device)
+            kept = SearchTables(names, _patterns(head.codebook, head.mixtures, names))
         head.search_tables = kept
     return kept
 
 
-def _patterns(codebook: Codebook, components: int, device: torch.device) -> SlotTables | None:
+def _patterns(codebook: Codebook, components: int, names: SlotNames) -> SlotTables | None:
     from mhe_fairseq.heads.kernels.best_tokens import SlotTables
 
     width = codebook.lengths[0]
@@ -114,6 +114,7 @@ def _patterns(codebook: Codebook, components: int, device: torch.device) -> Slot
         )
         if len(rows) > MOST_PATTERNS:
             return None
+        device = names.slots.device
         patterns = torch.from_numpy(real[first]).to(device, torch.int8)
         pattern_of = torch.from_numpy(number.reshape(-1)).to(device, torch.int32)
-    return SlotTables(pattern_of, patterns, codebook.slots.to(device))
+    return SlotTables(pattern_of, patterns, names.slots)
