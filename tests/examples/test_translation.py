@@ -53,7 +53,10 @@ def wmt14(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.slow
 def test_a_corrupt_file_leaves_nothing_finished(wmt14: Run) -> None:
     refused(
-        wmt14.corrupt, f"{CRAWL} is damaged or was changed", "what came was removed", script="fetch_corpus.py"
+        wmt14.corrupt,
+        f"{CRAWL} is damaged or was changed",
+        "the download was removed",
+        script="fetch_corpus.py",
     )
     assert wmt14.left == ["training-parallel-europarl-v7.tgz"]
     refused(wmt14.too_early, "download has to be done first; run the same with --only prepare")
@@ -84,7 +87,7 @@ def test_wmt14_is_prepared(wmt14: Run) -> None:
         "mv",
         "mhe",
     ]
-    assert wmt14.prepared.stdout.rstrip().endswith("prepare: done, the rest is left")
+    assert wmt14.prepared.stdout.rstrip().endswith("prepare: done; the other stages are left out")
     text = (wmt14.out / "text" / "test.de").read_text(encoding="utf-8").split("\n")[:-1]
     assert text == [german for _, german in bundled("test", 0, 40)]
     kept = len((wmt14.out / "data" / "pieces" / "train.en").read_text(encoding="utf-8").split("\n")) - 1
@@ -102,7 +105,7 @@ def test_two_processes_train(wmt14: Run) -> None:
     # Once, although both run the script.
     assert (
         printed.count("assign: done before, skipped") == 1
-        and printed.count("train: done, the rest is left") == 1
+        and printed.count("train: done; the other stages are left out") == 1
     )
     assert "--max-tokens 1024 --update-freq 1 " in printed and "training on 2 devices" in printed
     assert (wmt14.out / "checkpoints" / "checkpoint_1_4.pt").is_file()
@@ -126,8 +129,8 @@ def test_one_process_averages_translates_and_scores(wmt14: Run) -> None:
 
 @pytest.mark.slow
 def test_other_settings_and_lost_translations_are_refused(wmt14: Run, tmp_path: Path) -> None:
-    refused(wmt14.run("--head", "softmax", check=False), "was begun with other settings")
-    refused(wmt14.run("--size", "big", "--batch", "99", check=False), "was begun with other settings")
+    refused(wmt14.run("--head", "softmax", check=False), "was started with other settings")
+    refused(wmt14.run("--size", "big", "--batch", "99", check=False), "was started with other settings")
     # The settings name the folder: no copy can take its place.
     generated = wmt14.out / "translations" / "generate-test.txt"
     whole = generated.read_text(encoding="utf-8")
@@ -192,7 +195,9 @@ def test_a_source_without_a_side(tmp_path: Path) -> None:
     refused(done, "there is no test.de or test.de.xz in", script="prepare_translation.py")
     assert not (tmp_path / "out" / "data").exists()
     more = ["--source", str(tmp_path / "text"), "--vocab", "800"]
-    refused(run_recipe("wmt14_en_de", tmp_path / "out", *more, check=False), "was begun with other settings")
+    refused(
+        run_recipe("wmt14_en_de", tmp_path / "out", *more, check=False), "was started with other settings"
+    )
 
 
 def test_opus100_scores_by_packed_tags(tmp_path: Path) -> None:

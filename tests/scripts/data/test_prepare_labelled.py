@@ -197,4 +197,4 @@ def test_a_truncated_archive(source: Path, dictionary: Path, tmp_path: Path, cap
     (source / "valid.tsv").unlink()
     (source / "valid.tsv.xz").write_bytes(packed[: len(packed) // 2])
     said = refused(capsys, *line(source, tmp_path / "out", dictionary))
-    assert "valid.tsv.xz is damaged or no xz file" in said
+    assert "valid.tsv.xz is damaged or not an xz file" in said
