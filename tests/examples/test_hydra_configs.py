@@ -42,7 +42,7 @@ def test_a_hydra_config_is_the_recipe(recipe: str, tmp_path: Path) -> None:
     config = OmegaConf.load(RECIPES / recipe / f"{recipe}.yaml")
     # The script itself up to where it would begin to work; then what it has settled.
     text = (RECIPES / recipe / "run.sh").read_text()
-    head = text[: text.index("begin_translation")].replace('"$(dirname "$0")/../../.."', str(REPO))
+    head = text[: text.index("begin_translation")].replace('"$(dirname "$0")/..', f'"{RECIPES}')
     said = 'echo "$UPDATES $VALIDATE_EVERY $KEEP $ARCH ${MODEL[*]} ${OPTIMIZER[*]}" >&2'
     script = tmp_path / "run.sh"
     script.write_text(f"{head}\n{said}\n")

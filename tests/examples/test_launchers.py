@@ -48,7 +48,7 @@ def test_what_a_launcher_says(env: dict[str, str], expected: str) -> None:
     [(0, "3572 7"), (1, "3572 7"), (2, "3125 4"), (3, "2778 3"), (8, "3125 1"), (32, "782 1"), (64, "512 1")],
 )
 def test_an_update_has_the_published_number_of_tokens(gpus: int, expected: str) -> None:
-    script = f"RECIPE=x; source scripts/recipes/recipe.sh; GPUS={gpus}; batch 25000 3584 512; "
+    script = f"source scripts/recipes/recipe.sh; GPUS={gpus}; batch 25000 3584 512; "
     size, frequency = expected.split()
     wanted = f"--max-tokens {size} --update-freq {frequency}\n"
     assert run_command(["bash", "-euc", script + 'echo "${BATCH[*]}"']).stdout == wanted
@@ -117,7 +117,7 @@ def test_a_launcher_that_says_half_or_comes_too_early(tmp_path: Path) -> None:
     env = {**SRUN, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "elsewhere"}
     refused(
         settings("check_shared; choose_machine", env, check=False),
-        "scontrol does not tell the hosts of 'elsewhere'",
+        "scontrol does not list the hosts of 'elsewhere'",
     )
 
 

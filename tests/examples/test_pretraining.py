@@ -249,7 +249,7 @@ def test_a_hydra_config_is_the_architecture(recipe: str, arch: str) -> None:
 def test_an_update_has_the_published_number_of_tokens(
     gpus: int, tokens: int, per_gpu: int, expected: str
 ) -> None:
-    script = f"RECIPE=x; source examples/pretraining/recipe.sh; GPUS={gpus}; batch {tokens} {per_gpu}; "
+    script = f"source examples/pretraining/recipe.sh; GPUS={gpus}; batch {tokens} {per_gpu}; "
     assert run_command(["bash", "-euc", script + 'echo "${BATCH[*]}"']).stdout == expected + "\n"
 
 
