@@ -38,8 +38,7 @@ def settings(
     """What scripts/recipes/recipe.sh makes of an environment where a process sees so many GPUs."""
     said = 'echo "$ONLY|${BATCH[*]}|${DEVICE[*]}|${DISTRIBUTED[*]}" >&2'
     before = (
-        f"HEADS=cascade; source scripts/recipes/recipe.sh; python() {{ echo {gpus}; }}; "
-        "shared_defaults; "
+        f"HEADS=cascade; source scripts/recipes/recipe.sh; python() {{ echo {gpus}; }}; shared_defaults; "
     )
     fake = 'scontrol() { [[ $* == "show hostnames node[3-4]" ]] && printf "node3\\nnode4\\n"; }; '
     return run_command(["bash", "-euc", f"{before}{fake}{script}; {said}"], env=env, check=check)
