@@ -122,8 +122,7 @@ class House:
             return subprocess.CompletedProcess(done.args, done.returncode, log.read())
 
     def room(self, page: Path, folder: Path) -> Path:
-        """A folder for the blocks of a page: the repository's files, the placeholders' files, all by links; and
-        what the quickstart leaves.
+        """A folder for the blocks of a page: files of the repository, placeholders and quickstart, by links.
 
         A page that reads checkpoints/ without training into it speaks of a model of the reader's.
         """

@@ -1,4 +1,4 @@
-"""A forked command gets its own arguments, folder, environment and files, and ends as a fresh process ends."""
+"""A forked command gets arguments, folder, environment and files of its own, and ends as any process ends."""
 
 from __future__ import annotations
 
