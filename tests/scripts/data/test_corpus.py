@@ -206,7 +206,7 @@ def test_bad_languages_and_checksums(tmp_path: Path) -> None:
     (tmp_path / "sums").write_text("no checksum\n")
     for recipe, languages, checksums, said in (
         ("opus100", "de,klingon", None, "has no language 'klingon'; --languages takes some of af,am,"),
-        ("wmt14_en_de", "de", None, "is a corpus of two languages"),
+        ("wmt14_en_de", "de", None, "has two languages"),
         ("wmt14_en_de", None, tmp_path / "sums", "line 1 of"),
     ):
         with pytest.raises(PrepareError) as error:
