@@ -1,106 +1,194 @@
-"""fairseq's commands and ``mhe`` for tests, in processes forked from one that has imported fairseq."""
+"""Commands for tests, each in a process forked from one that has imported fairseq: seconds less each.
+
+A process of the tests starts one server, and puts clients of it first on the PATH of what it runs:
+``fairseq-train``, ``mhe``, ``python`` and so on. So what recipes, studies and shell blocks start is forked,
+too. A client sends its arguments, folder, environment and open files; it passes
+signals on, and when it is killed its command is. Where a forked process would not be what a fresh one is, the
+client becomes the command itself: another ``python`` line than ``python scripts/...``, and an environment in
+which Python, torch or Triton would begin in another way.
+"""
 
 from __future__ import annotations
 
 import atexit
 import json
 import os
+import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from scripts.common import forked
+
+REPO = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+COMMANDS = (
+    "fairseq-train",
+    "fairseq-generate",
+    "fairseq-interactive",
+    "fairseq-validate",
+    "fairseq-eval-lm",
+    "fairseq-preprocess",
+    "fairseq-hydra-train",
+    "fairseq-score",
+    "mhe",
+)
 
 #: What commands import besides ``forked.MODULES``.
 MORE = ("fairseq.tasks", "sacrebleu")
 
-#: Variables that are read when Python, torch or Triton begin.
-_EARLY = ("PYTHON", "OMP_", "MKL_", "TRITON", "CUDA", "TORCH", "LD_")
+#: Variables that are read when Python, torch or Triton begin. How threads wait is nothing to one thread.
+_EARLY = ("PYTHON", "OMP_NUM", "MKL_", "TRITON", "CUDA", "TORCH", "LD_")
 
-_server: subprocess.Popen[str] | None = None
-
-
-def serves(line: Sequence[str], bin: Path, added: Mapping[str, str] | None) -> bool:
-    """Whether a command can be forked: a script of this interpreter's, in the usual environment."""
-    script = Path(line[0])
-    name = script.name
-    is_ours = script.parent == bin and (name.startswith("fairseq-") or name == "mhe")
-    return is_ours and hasattr(os, "fork") and not any(key.startswith(_EARLY) for key in added or ())
-
-
-def run(
-    line: Sequence[str], cwd: str, env: Mapping[str, str], stdin: str | None, timeout: float
-) -> subprocess.CompletedProcess[str]:
-    """As ``subprocess.run``, which captures text.
-
-    Raises:
-        subprocess.TimeoutExpired: after ``timeout`` seconds.
-    """
-    server = _started(env)
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / name for name in ("in", "out", "err")]
-        paths[0].write_text(stdin or "", encoding="utf-8")
-        request = {
-            "line": list(line), "cwd": cwd, "env": dict(env), "timeout": timeout, "files": [*map(str, paths)],
-        }  # fmt: skip
-        assert server.stdin is not None and server.stdout is not None
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        status = json.loads(server.stdout.readline())
-        out, err = (path.read_text(encoding="utf-8", errors="replace") for path in paths[1:])
-    if status is None:
-        raise subprocess.TimeoutExpired(list(line), timeout, out, err)
-    return subprocess.CompletedProcess(list(line), status, out, err)
-
-
-def _started(env: Mapping[str, str]) -> subprocess.Popen[str]:
-    """The process that forks, one for each process of the tests."""
-    global _server
-    if _server is None or _server.poll() is not None:
-        _server = subprocess.Popen(
-            [sys.executable, "-m", "tests.command_forks"],
-            cwd=Path(__file__).resolve().parent.parent,
-            env=dict(env),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        atexit.register(_server.kill)
-    return _server
-
-
-def _serve() -> None:
-    answers = forked.for_answers()
-    forked.import_most(*MORE)
-    flags = (os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_WRONLY | os.O_CREAT)
-    for text in sys.stdin:
-        request = json.loads(text)
-        files = [os.open(path, flag, 0o600) for path, flag in zip(request["files"], flags, strict=True)]
-        child = forked.start(request["line"], request["cwd"], request["env"], files, own_session=True)
-        print(json.dumps(_waited(child, request["timeout"])), file=answers)
-
-
-def _waited(child: int, timeout: float) -> int | None:
-    """A process's status; None: it took too long, and is no more."""
-
-    def late(*_: object) -> None:
-        os.killpg(child, signal.SIGKILL)
-        raise TimeoutError
-
-    signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, timeout)
+_CLIENT = """#!{python} -SI
+import json, os, signal, socket, sys, time
+name = os.path.basename(sys.argv[0])
+early = {{key: value for key, value in os.environ.items() if key.startswith({early!r})}}
+line = [os.path.join({bin!r}, name), *sys.argv[1:]]
+if name == "python":
+    script = os.path.abspath(sys.argv[1]) if len(sys.argv) > 1 else ""
+    forks = script.startswith({scripts!r}) and not script.startswith({scripts!r} + "gpu/")
+    wanted = [script, *sys.argv[2:]]
+else:
+    forks, wanted = True, line
+if not forks or early != {given!r}:
+    os.execv(line[0], line)
+server = socket.socket(socket.AF_UNIX)
+until = time.monotonic() + 120
+while True:
     try:
-        return forked.status(child)
-    except TimeoutError:
-        os.waitpid(child, 0)
-        return None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        server.connect({socket!r})
+        break
+    except OSError:
+        if time.monotonic() > until:
+            os.execv(line[0], line)
+        time.sleep(0.05)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda number, _: server.send(bytes([number])))
+request = json.dumps([wanted, os.getcwd(), dict(os.environ)]).encode()
+socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+server.sendall(request)
+status = int(server.recv(16) or b"1")
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+sys.exit(status)
+"""
+
+#: Of each process of the tests: the folder of its server's socket and clients.
+_folder: Path | None = None
+
+
+def clients(env: Mapping[str, str]) -> Path:
+    """The folder of the clients; the first call starts their server, in the environment ``env``."""
+    global _folder
+    if _folder is None:
+        _folder = Path(tempfile.mkdtemp(prefix="commands-"))
+        # Tests of kernels set it for themselves.
+        env = {key: value for key, value in env.items() if key != "TRITON_INTERPRET"}
+        server = start(_folder, "tests.command_forks", env)
+        atexit.register(_end, server, _folder, os.getpid())
+    return _folder / "bin"
+
+
+def _end(server: subprocess.Popen[bytes], folder: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(folder: Path, module: str, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start ``python -m module SOCKET``, which is to call ``serve``, and write its clients to ``folder``/bin.
+
+    Does not wait until it listens: clients do.
+    """
+    path = folder / "socket"
+    (folder / "bin").mkdir()
+    source = _CLIENT.format(
+        python=sys.executable,
+        early=_EARLY,
+        bin=str(BIN),
+        scripts=f"{REPO}/scripts/",
+        given={key: value for key, value in env.items() if key.startswith(_EARLY)},
+        socket=str(path),
+    )
+    for name in (*COMMANDS, "python"):
+        client = folder / "bin" / name
+        client.write_text(source)
+        client.chmod(0o755)
+    line = [sys.executable, "-m", module, str(path)]
+    return subprocess.Popen(line, cwd=REPO, env=dict(env), stdin=subprocess.DEVNULL)
+
+
+def serve(path: str, changed: Callable[[list[str]], list[str]] = list) -> NoReturn:
+    """Fork commands for clients, for ever.
+
+    Args:
+        path: the socket.
+        changed: from a command line, a script and its arguments, to the one that is run.
+    """
+    forked.import_most(*MORE)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one waits for the keepers
+    parent = os.getppid()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path + ".new")
+        listener.listen(64)
+        listener.settimeout(5)
+        os.rename(path + ".new", path)
+        while os.getppid() == parent:  # killed tests leave nothing behind
+            try:
+                client, _ = listener.accept()
+            except TimeoutError:
+                continue
+            if not os.fork():
+                listener.close()
+                _keep(client, changed)
+            client.close()
+    sys.exit()
+
+
+def _keep(client: socket.socket, changed: Callable[[list[str]], list[str]]) -> NoReturn:
+    """In a process of its own: start a command, pass signals to it, tell its status."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    client.settimeout(None)
+    header, files, _, _ = socket.recv_fds(client, 8, 3)
+    data = b""
+    while len(data) < int.from_bytes(header, "big"):
+        data += client.recv(1 << 20)
+    line, folder, env = json.loads(data)
+    child = forked.start(changed(line), folder, env, files, own_session=True)
+    ended = os.pidfd_open(child)
+    said = client.fileno()
+    while ended not in select.select([said, ended], [], [])[0]:
+        numbers = client.recv(16)
+        if not numbers:
+            # The client was killed, and so is what it stands for.
+            os.killpg(child, signal.SIGKILL)
+            os._exit(0)
+        for number in numbers:
+            os.kill(child, number)
+    try:
+        client.sendall(str(forked.status(child)).encode())
+    except OSError:
+        pass
+    os._exit(0)
+
+
+def wait_for(process: subprocess.Popen[bytes], path: Path) -> None:
+    """Until a server listens."""
+    while not path.exists():
+        if process.poll() is not None:
+            raise RuntimeError(f"the server of commands ended with status {process.returncode}")
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(sys.argv[1])

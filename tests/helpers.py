@@ -5,43 +5,46 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests import command_forks
-
-REPO = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
+from tests.command_forks import BIN, REPO
 
 TOY_SOURCE, TOY_TARGET = "src", "tgt"
 TOY_SIZES = {"train": 200, "valid": 30, "test": 30}
 
 
-def command_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def command_env(extra: Mapping[str, str] | None = None, forked: bool = True) -> dict[str, str]:
     """The environment commands run in: this interpreter's scripts, this checkout's package, one thread.
+
+    With ``forked`` fairseq's commands and ``mhe`` are found as clients of a process that forks them
+    (``command_forks``): not for commands that are killed, since a client is dead a moment before its command.
 
     One thread because several tests run at once on few cores, and because sums of floats then always
     come out the same.
     """
     env = dict(os.environ)
-    env["PATH"] = os.pathsep.join([str(BIN), env.get("PATH", "")])
     paths = [str(REPO), env.get("PYTHONPATH", "")]
     env["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     env["OMP_NUM_THREADS"] = "1"
     env["PYTHONWARNINGS"] = "ignore"
     # A user's workaround must not hide a checkpoint that does not load by itself.
     env.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    folders = [command_forks.clients(env)] if forked else []
+    env["PATH"] = os.pathsep.join([*map(str, folders), str(BIN), env.get("PATH", "")])
     env.update(extra or {})
     return env
 
 
-def resolve_command(args: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """``args`` as strings, the first one taken from this interpreter's bin directory where it is there."""
+def resolve_command(args: Sequence[str | os.PathLike[str]], forked: bool = False) -> list[str]:
+    """``args`` as strings, the first one a script of BIN's, or with ``forked`` a client, where it is there."""
     line = [os.fspath(arg) for arg in args]
-    script = BIN / line[0]
-    if "/" not in line[0] and script.exists():
-        line[0] = str(script)
+    if "/" not in line[0]:
+        for folder in [command_forks.clients(command_env()), BIN] if forked else [BIN]:
+            if (folder / line[0]).exists():
+                line[0] = str(folder / line[0])
+                break
     return line
 
 
@@ -64,24 +67,20 @@ def run_command(
         timeout: seconds.
         stdin: text to feed it.
     """
-    line, where, variables = resolve_command(args), REPO if cwd is None else cwd, command_env(env)
-    if command_forks.serves(line, BIN, env):
-        done = command_forks.run(line, str(where), variables, stdin, timeout)
-    else:
-        done = subprocess.run(
-            line,
-            cwd=where,
-            env=variables,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-        )
+    done = subprocess.run(
+        resolve_command(args, forked=True),
+        cwd=REPO if cwd is None else cwd,
+        env=command_env(env),
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+    )
     if check and done.returncode != 0:
         raise AssertionError(
-            f"exit {done.returncode}: {' '.join(line)}\n"
+            f"exit {done.returncode}: {' '.join(done.args)}\n"
             f"stdout: {done.stdout[-4000:]}\nstderr: {done.stderr[-8000:]}"
         )
     return done

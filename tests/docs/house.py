@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.docs.markdown import NEEDS, Block
+from tests.command_forks import COMMANDS
 from tests.docs import server
 from tests.docs.parsing import LEFT_OUT
 from tests.docs.shell import commands, shell_blocks
@@ -73,7 +74,7 @@ def is_run(block: Block) -> bool:
         return False
     if any(_LONG.intersection(command.words) for command in inside):
         return False
-    return not block.words or all(command.words[0] in server.COMMANDS for command in inside)
+    return not block.words or all(command.words[0] in COMMANDS for command in inside)
 
 
 def not_to_be_run(block: Block) -> str:
@@ -156,8 +157,7 @@ def open_house() -> Iterator[House]:
             path.rename(path.with_suffix({".src": ".en", ".tgt": ".de"}[path.suffix]))
         _link(REPO, root, {"mhe_fairseq"})
         house = House(root, root / "bin")
-        server.write_clients(house.path, root / "socket")
-        process = server.start(root / "socket")
+        process = server.start(root)
         try:
             for placeholder, command in PLACEHOLDERS.items():
                 done = house.run(command, root)

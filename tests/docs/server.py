@@ -1,50 +1,17 @@
-"""Runs fairseq's commands and `mhe` for the shell blocks of the documentation, without their start-up.
+"""Forks fairseq's commands and `mhe` for the shell blocks of the documentation, and shortens what takes long.
 
-    python -m tests.docs.server SOCKET
-
-A process that has imported fairseq forks one for each command (``scripts/common/forked.py``), and shortens
-what takes long. ``write_clients`` makes the commands that shell blocks find on their PATH: each sends its
-arguments, folder, environment and open files here.
+python -m tests.docs.server SOCKET
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from scripts.common import forked
-from tests.command_forks import MORE
-from tests.helpers import BIN, REPO, command_env
-
-COMMANDS = (
-    "fairseq-train",
-    "fairseq-generate",
-    "fairseq-interactive",
-    "fairseq-validate",
-    "fairseq-eval-lm",
-    "fairseq-preprocess",
-    "fairseq-hydra-train",
-    "mhe",
-)
-
-_CLIENT = """#!{python} -SI
-import json, os, socket, sys
-with socket.socket(socket.AF_UNIX) as server:
-    server.connect({socket!r})
-    name = os.path.basename(sys.argv[0])
-    request = json.dumps([name, sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
-    socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
-    server.sendall(request)
-    sys.exit(int(server.recv(16) or b"1"))
-"""
+from tests import command_forks
+from tests.helpers import command_env
 
 #: A training of the documentation is cut to this: it shows that the command works, and leaves a checkpoint.
 _FEW_UPDATES = [
@@ -61,8 +28,13 @@ _FEW_UPDATES = [
 _WIDTHS = {"embed-dim": 16, "ffn-embed-dim": 16, "layers": 1, "attention-heads": 2}
 
 
-def shortened(name: str, arguments: list[str]) -> list[str]:
-    """``arguments`` with others after them, which win: CPU, tiny, a few updates, short translations."""
+def shortened(line: list[str]) -> list[str]:
+    """A command with other arguments after its own, which win: CPU, tiny, few updates, short translations."""
+    name, arguments = Path(line[0]).name, line[1:]
+    return [line[0], *_shortened(name, arguments)]
+
+
+def _shortened(name: str, arguments: list[str]) -> list[str]:
     if name == "fairseq-hydra-train":
         sizes = [f"model.{word}" for word in _sizes(("encoder", "decoder"), _WIDTHS)]
         return [*arguments, "common.cpu=true", "dataset.num_workers=0", "optimization.max_update=2", *sizes]
@@ -93,53 +65,12 @@ def _small(arguments: list[str]) -> list[str]:
     return [f"--{word.replace('_', '-')}" for word in _sizes(sides, widths)]
 
 
-def write_clients(folder: Path, path: Path) -> None:
-    """An executable for each of COMMANDS in ``folder``, which asks the server at the socket ``path``."""
-    folder.mkdir()
-    for name in COMMANDS:
-        client = folder / name
-        client.write_text(_CLIENT.format(python=sys.executable, socket=str(path)))
-        client.chmod(0o755)
-
-
-def start(path: Path) -> subprocess.Popen[bytes]:
-    """The server as a process; returns when it listens."""
-    line = [sys.executable, "-m", "tests.docs.server", str(path)]
-    process = subprocess.Popen(line, cwd=REPO, env=command_env(), stdin=subprocess.DEVNULL)
-    while not path.exists():
-        if process.poll() is not None:
-            raise RuntimeError(f"the server of commands ended with status {process.returncode}")
-        time.sleep(0.05)
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """The server as a process, its clients in ``folder``/bin; returns when it listens."""
+    process = command_forks.start(folder, "tests.docs.server", command_env())
+    command_forks.wait_for(process, folder / "socket")
     return process
 
 
-def main(path: str) -> None:
-    forked.import_most(*MORE)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one waits for the processes that serve
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path + ".new")
-        listener.listen()
-        os.rename(path + ".new", path)
-        while True:
-            client, _ = listener.accept()
-            if not os.fork():
-                listener.close()
-                _serve(client)
-            client.close()
-
-
-def _serve(client: socket.socket) -> NoReturn:
-    """In a process of its own, which waits for the one that becomes the command."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    header, files, _, _ = socket.recv_fds(client, 8, 3)
-    data = b""
-    while len(data) < int.from_bytes(header, "big"):
-        data += client.recv(1 << 20)
-    name, arguments, folder, env = json.loads(data)
-    code = forked.status(forked.start([str(BIN / name), *shortened(name, arguments)], folder, env, files))
-    client.sendall(str(code if code >= 0 else 128 - code).encode())
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    command_forks.serve(sys.argv[1], shortened)

@@ -121,7 +121,7 @@ def test_continues_after_kill(wikitext: tuple[Path, str, dict[str, str]], tmp_pa
     (out / "settings.txt").write_text(settings.replace(str(done), str(out)))
     line = [str(RECIPES / "wikitext103" / "run.sh"), "--out", str(out), "--scale", "tiny", "--cpu"]
     line += ["--offline", str(done.parent / "mirror"), "--vocab", "400", "--updates", "100000"]
-    variables = command_env({**QUICK, **env})
+    variables = command_env({**QUICK, **env}, forked=False)
     with open(tmp_path / "printed", "wb") as printed:
         process = subprocess.Popen(
             line, env=variables, stdout=printed, stderr=printed, start_new_session=True

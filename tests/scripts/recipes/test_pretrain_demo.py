@@ -67,7 +67,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     process = subprocess.Popen(
         [*SCRIPT, *flags(folder)],
         cwd=REPO,
-        env=command_env(),
+        env=command_env(forked=False),
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )

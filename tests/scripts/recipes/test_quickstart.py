@@ -178,7 +178,7 @@ def running(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
         process = subprocess.Popen(
             [str(SCRIPT)],
             cwd=REPO,
-            env=command_env(settings(work, UPDATES="100000")),
+            env=command_env(settings(work, UPDATES="100000"), forked=False),
             stdout=printed,
             stderr=subprocess.STDOUT,
             start_new_session=True,
