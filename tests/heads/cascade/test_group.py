@@ -89,8 +89,7 @@ def test_large_logits_and_absent_rows(prototypes: int) -> None:
     """A sum of exponentials that overflow one by one; a row that is switched off by its bias."""
     group = GroupLinear(DIM, HOLED, prototypes=prototypes).double()
     logits = 1e4 * torch.randn(7, 4 * prototypes, dtype=torch.float64)
-    logits[:, prototypes::prototypes] = -torch.inf
-    logits[:, :prototypes] = logits[:, 1:2] if prototypes > 1 else logits[:, :1]
+    logits[:, ::prototypes] = -torch.inf
     logits.requires_grad_()
     if prototypes == 1:
         assert group.merge(logits) is logits
@@ -170,13 +169,12 @@ def test_a_group_of_one_token_begins_as_its_embedding(prototypes: int) -> None:
 
 def test_rows_that_are_alike_are_one_row() -> None:
     """A cascade of one row a group, copied into one of three, is the same distribution."""
-    model, one = build("plain", DEEP)
+    _, one = build("plain", DEEP)
     _, three = build("plain", DEEP, group_prototypes=3)
     state = one.state_dict()
+    shares = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
     state["group.weight"] = state["group.weight"].repeat_interleave(3, dim=0)
-    state["group.bias"] = state["group.bias"].repeat_interleave(3) + torch.tensor(
-        [0.5, 0.3, 0.2]
-    ).log().repeat(2)
+    state["group.bias"] = (state["group.bias"].unsqueeze(1) + shares).flatten()
     three.load_state_dict(state)
     features = features_for(5, DIM, torch.float64, 1)
     torch.testing.assert_close(three.log_probs(features), one.log_probs(features))
