@@ -22,8 +22,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="write a checkpoint that fairseq reads without the plugin",
         description="Write a checkpoint of --arch mhe_transformer, mhe_transformer_lm or mhe_roberta with "
         "--mhe-head softmax or sampling as one of fairseq's own transformer, transformer_lm or roberta: "
-        "fairseq's commands, without --user-dir, translate and score as before. The optimizer's state is left "
-        "out.",
+        "fairseq's commands, without --user-dir, translate and score as before. The optimizer's state is "
+        "left out.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as checkpoints/checkpoint_best.pt")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="checkpoint to write")

@@ -90,6 +90,7 @@ _FAMILIES = (_TRANSFORMER, _LANGUAGE_MODEL, _ROBERTA)
 
 _DICTIONARY = "encoder.mhe_dictionary"
 
+
 @dataclass(frozen=True)
 class StockCheckpoint:
     """A checkpoint for fairseq without the plugin, and what there is to say about it.
@@ -197,9 +198,7 @@ def _head(
         otherwise = "; --body is for masked language models"
     else:
         otherwise = f"; {INSTEAD}"
-    raise MHEError(
-        f"{name} has {what}; heads that can be exported are {' and '.join(EXPORTABLE)}{otherwise}"
-    )
+    raise MHEError(f"{name} has {what}; heads that can be exported are {' and '.join(EXPORTABLE)}{otherwise}")
 
 
 def _stock_weights(

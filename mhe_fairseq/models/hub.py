@@ -25,9 +25,9 @@ _OF_LOADING = ("batch_size", "max_sentences", "max_tokens")
 
 
 class HubInterface(hub_utils.GeneratorHubInterface):
-    """fairseq's, for models with a head. How many sentences, or tokens, are searched at a time is said when the
-    model is loaded: ``from_pretrained(..., batch_size=32, max_tokens=4000)``; where it is not, it is what the
-    training had."""
+    """fairseq's, for models with a head. How many sentences, or tokens, are searched at a time is said when
+    the model is loaded, ``from_pretrained(..., batch_size=32, max_tokens=4000)``; else it is as in training.
+    """
 
     def sample(
         self, sentences: str | Sequence[str], beam: int = 1, verbose: bool = False, **kwargs: Any
@@ -35,7 +35,7 @@ class HubInterface(hub_utils.GeneratorHubInterface):
         """The best hypothesis of each sentence, as text. ``translate`` is the same with a beam of 5.
 
         Args:
-            sentences: one, or a list of them. One without a token is answered by an empty one, in translation.
+            sentences: one, or a list of them. In translation one without a token is answered by an empty one.
             beam: hypotheses in the search.
             verbose: log every hypothesis.
             kwargs: of ``generate``, and fairseq's of generation: ``lenpen``, ``max_len_b``, ...
@@ -106,9 +106,9 @@ class HubInterface(hub_utils.GeneratorHubInterface):
     def _check(self, sentences: Sequence[Tensor], options: dict[str, Any]) -> None:
         for name in _OF_LOADING:
             if name in options:
+                meant = f"{'max_tokens' if name == 'max_tokens' else 'batch_size'}={options[name]}"
                 raise MHEError(
-                    f"{name}={options[name]} is given when the model is loaded, "
-                    f"from_pretrained(..., {name.replace('max_sentences', 'batch_size')}={options[name]}), not "
+                    f"{name}={options[name]} is given when the model is loaded, from_pretrained(..., {meant}), not "
                     "with the sentences"
                 )
         # A score of nothing could not be told from another.
@@ -120,7 +120,7 @@ class HubInterface(hub_utils.GeneratorHubInterface):
             otherwise = (
                 "shorten it"
                 if options.get("score_reference")
-                else "shorten it, or give skip_invalid_size_inputs=True, which answers it by an empty sentence"
+                else "shorten it, or give skip_invalid_size_inputs=True, which answers it by an empty one"
             )
             raise MHEError(
                 f"sentence {over[0] + 1} of {len(sentences)}{more} is too long: it has "
@@ -166,7 +166,5 @@ class HubMixin:
         """
         # Translating while validating wants a tokenizer's files, which need not be here.
         kwargs.setdefault("eval_bleu", False)
-        loaded = hub_utils.from_pretrained(
-            model_name_or_path, checkpoint_file, data_name_or_path, **kwargs
-        )
+        loaded = hub_utils.from_pretrained(model_name_or_path, checkpoint_file, data_name_or_path, **kwargs)
         return HubInterface(loaded["args"], loaded["task"], loaded["models"])

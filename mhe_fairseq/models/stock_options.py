@@ -4,9 +4,9 @@
 (transformer, roberta) has an ``argparse.Namespace`` of *all* flags of the training; one with a dataclass
 (transformer_lm) has a dict of the dataclass's fields.
 
-torch's ``weights_only=True``, under which torch since 2.6 loads unless told otherwise, refuses a Namespace: so
-fairseq's commands and CTranslate2's converter refuse fairseq's own checkpoints of those models. ``attributes``
-makes what both of them read in its place.
+torch's ``weights_only=True``, under which torch since 2.6 loads unless told otherwise, refuses a Namespace:
+so fairseq's commands and CTranslate2's converter refuse fairseq's own checkpoints of those models.
+``attributes`` makes what both of them read in its place.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 """Speed of translating a test set in each way that a trained model can be served.
 
     python scripts/study/deployment_speed.py --sampling sampling/checkpoints/checkpoint_best.pt \
-        --cascade cascade/checkpoints/checkpoint_best.pt --data sampling/data-bin --pieces sampling/data/pieces/test.en \
-        --reference sampling/data/text/test.de
+        --cascade cascade/checkpoints/checkpoint_best.pt --data sampling/data-bin \
+        --pieces sampling/data/pieces/test.en --reference sampling/data/text/test.de
 
-The sampling head is exported (`mhe export`) and converted (`ct2-fairseq-converter`), as float32 and as int8. Each
-way has a process of its own, which loads its model once; the processes take turns, a whole test set a turn, so
-that what else the machine does falls on all of them alike. Prints a line of JSON for each: seconds of every turn,
-their median, tokens a second, BLEU, the file's size. Starting and loading are not counted.
+The sampling head is exported (`mhe export`) and converted (`ct2-fairseq-converter`), as float32 and as int8.
+Each way has a process of its own, which loads its model once; the processes take turns, a whole test set a
+turn, so that what else the machine does falls on all of them alike. Prints a line of JSON for each: seconds
+of every turn, their median, tokens a second, BLEU, the file's size. Starting and loading are not counted.
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def test_translations_are_ours(form: list[str], ours: Path, toy_data: Path, tmp_
     found = translator.translate_batch(
         [line.split() for line in text], beam_size=5, return_scores=True, max_decoding_length=200
     )
-    expected = hypotheses(generate(toy_data, ours, "--beam", "5", "--max-len-a", "0", "--max-len-b", "200").stdout)
+    expected = hypotheses(
+        generate(toy_data, ours, "--beam", "5", "--max-len-a", "0", "--max-len-b", "200").stdout
+    )
     assert len(found) == len(expected) == len(text)
     for number, result in enumerate(found):
         score, translation = expected[number]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 
 import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
 from mhe_fairseq.cli.main import main
@@ -46,7 +47,9 @@ def trained(kind: str, data: Path, folder: Path) -> tuple[Path, Path]:
     """Checkpoints of our model and of fairseq's, trained alike, in folders of one name."""
     _, task, arch, flags, mine, theirs = KINDS[kind]
     # Not by sentences: without the plugin fairseq asks numpy for a name that numpy 2 has not.
-    reading = PAIR if task == "translation" else ["--tokens-per-sample", "40", "--sample-break-mode", "complete"]
+    reading = (
+        PAIR if task == "translation" else ["--tokens-per-sample", "40", "--sample-break-mode", "complete"]
+    )
     paths = []
     for name, own in (("ours", [*PLUGIN, *HEAD, *mine]), ("stock", theirs)):
         is_ours = name == "ours"
@@ -87,12 +90,27 @@ def differences(ours: Any, stock: Any, where: str, values: bool) -> Iterator[str
         yield f"{where}: {ours!r}, fairseq's {stock!r}"
 
 
+def check_probabilities(kind: str, ours: Path, stock: Path, data: Path) -> None:
+    """fairseq's model, of the options and weights that were written, gives the probabilities of ours."""
+    found = []
+    for path in (ours, stock):
+        models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], {"data": str(data)})
+        model = models[0].eval()
+        tokens = torch.tensor([[5, 9, 7, 2], [8, 4, 2, 1]])
+        with torch.no_grad():
+            given = (tokens, tokens.ne(1).sum(1), tokens.roll(1)) if "translation" in kind else (tokens,)
+            found.append(model.get_normalized_probs(model(*given), log_probs=True))
+        assert type(model).__name__.startswith("MHE") == (path == ours)
+    torch.testing.assert_close(found[0][:, :3], found[1][:, :3])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_fairseq_would_have_written_it(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours, theirs = trained(kind, request.getfixturevalue(KINDS[kind][0]), tmp_path)
+    data = request.getfixturevalue(KINDS[kind][0])
+    ours, theirs = trained(kind, data, tmp_path)
     stock = torch.load(theirs, weights_only=True)
     # What export leaves out.
     del stock["last_optimizer_state"]
@@ -120,3 +138,4 @@ def test_fairseq_would_have_written_it(
         assert vars(model) == dict(model) == vars(expected)
         # An attribute hides no method of a dict that has its name.
         assert not set(model) & set(dir(OrderedDict()))
+    check_probabilities(kind, ours, tmp_path / "safe.pt", data)

@@ -115,7 +115,9 @@ def test_a_line_that_is_too_long_is_told_before_any_is_translated(
 ) -> None:
     watched = Watched(hub, monkeypatch)
     lines = [*text, " ".join(["ba"] * 24), " ".join(["ba"] * 40)]
-    with pytest.raises(MHEError, match="sentence 31 of 32 and 1 more is too long: it has 25 tokens and the mod"):
+    with pytest.raises(
+        MHEError, match="sentence 31 of 32 and 1 more is too long: it has 25 tokens and the mod"
+    ):
         hub.translate(lines, **SEARCH)
     assert not watched.shapes
     longest = " ".join(["ba"] * 23)
@@ -135,4 +137,3 @@ def test_hypotheses_keep_their_places(hub: HubInterface, text: list[str], alone:
 def test_limits_belong_to_the_loaded_model(name: str, hub: HubInterface) -> None:
     with pytest.raises(MHEError, match=f"{name}=8 is given when the model is loaded, from_pretrained"):
         hub.translate(["ba"], **{name: 8})
-
