@@ -61,6 +61,9 @@ class HubInterface(hub_utils.GeneratorHubInterface):
             for number, hypotheses in zip(numbers, found, strict=True):
                 if hypotheses:
                     texts[number] = self.decode(hypotheses[0]["tokens"])
+                # omegaconf's exceptions hold the frames of their callers, fairseq's with all answers too,
+                # until the garbage is collected.
+                hypotheses.clear()
         return texts
 
     def generate(
@@ -106,10 +109,10 @@ class HubInterface(hub_utils.GeneratorHubInterface):
     def _check(self, sentences: Sequence[Tensor], options: dict[str, Any]) -> None:
         for name in _OF_LOADING:
             if name in options:
-                meant = f"{'max_tokens' if name == 'max_tokens' else 'batch_size'}={options[name]}"
+                meant = "max_tokens" if name == "max_tokens" else "batch_size"
                 raise MHEError(
-                    f"{name}={options[name]} is given when the model is loaded, from_pretrained(..., {meant}), not "
-                    "with the sentences"
+                    f"{name}={options[name]} is given when the model is loaded, "
+                    f"from_pretrained(..., {meant}={options[name]}), not with the sentences"
                 )
         # A score of nothing could not be told from another.
         is_skipped = options.get("skip_invalid_size_inputs") and not options.get("score_reference")

@@ -65,7 +65,10 @@ def _meter(meter: Any, criterion: str) -> tuple[Any, ...] | None:
     if name.endswith(_OF_A_HEAD) or (is_masked and name == "nll_loss"):
         return None
     if name in ("loss", "nll_loss"):
-        # Its sums are tensors, and what they are divided by are whole numbers.
-        losses = {key: torch.tensor(float(state[key])) for key in ("val", "sum") if key in state}
-        state = {**state, **losses, "count": int(state["count"])}
+        # Its sums are tensors, and what they are divided by are whole numbers; of masked tokens tensors, too.
+        if not state["count"]:  # begun, and nothing was logged since
+            return priority, name, kind, state
+        losses = {key: torch.tensor(float(state[key])) for key in ("val", "sum")}
+        count = int(state["count"])
+        state = {**state, **losses, "count": torch.tensor(count) if is_masked else count}
     return priority, name, kind, state

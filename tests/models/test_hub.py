@@ -75,7 +75,11 @@ class Watched:
 
 
 def test_a_thousand_lines(
-    hub: HubInterface, text: list[str], alone: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    hub: HubInterface,
+    text: list[str],
+    alone: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     rng = random.Random(1)
     lines = [rng.choice(text) for _ in range(1000)]
@@ -85,15 +89,16 @@ def test_a_thousand_lines(
     lines[600] = "   "
     lines[3] = lines[998] = too_long
     monkeypatch.setattr(hub_module, "CHUNK", 100)
+    gc.disable()
+    request.addfinalizer(gc.enable)
     watched = Watched(hub, monkeypatch)
     found = hub.translate(lines, skip_invalid_size_inputs=True, **SEARCH)
     assert found == [alone.get(line, "") for line in lines]
     assert sum(not line for line in found) == 7 + sum(not alone.get(line, "x") for line in lines)
     assert sum(size for size, _ in watched.shapes) == 993
     assert max(size for size, _ in watched.shapes) == 32
-    gc.collect()
-    # Of a chunk, and what the one before it leaves until it is followed by the next.
-    assert watched.most <= 200 and watched.alive <= 100
+    # Of a chunk, and the last batch of the ones before it.
+    assert watched.most <= 250 and watched.alive <= 150
 
 
 def test_batches_by_tokens(
