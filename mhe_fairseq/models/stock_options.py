@@ -20,6 +20,7 @@ from typing import Any
 from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from omegaconf import OmegaConf
 
 from mhe_fairseq.models.base import STARTED_FROM
 
@@ -103,9 +104,10 @@ def _flags(model: dict[str, Any], cfg: Mapping[str, Any], stock: str, criterion:
 def _without_choices(model: dict[str, Any], stock: str) -> str:
     """The architecture to name: fairseq sets what an architecture chooses where the options say None, such as
     an adaptive softmax, which a model of ours has not. Its model's plain name sets nothing."""
-    settings = argparse.Namespace(**model)
+    # As fairseq has them when it builds the model; of a Namespace it takes a None for a choice.
+    settings = OmegaConf.create(model)
     ARCH_CONFIG_REGISTRY[stock](settings)
-    chosen = {key: value for key, value in vars(settings).items() if key in model}
+    chosen = {key: settings.get(key) for key in model}
     return stock if chosen == model else _registered(stock)
 
 
