@@ -17,6 +17,9 @@ ctranslate2 = pytest.importorskip(
 
 pytestmark = pytest.mark.slow
 
+#: Tokens of a translation at most.
+LONGEST = 40
+
 
 @pytest.fixture(scope="module")
 def ours(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -48,15 +51,19 @@ def test_translations_are_ours(form: list[str], ours: Path, toy_data: Path, tmp_
         [line.split() for line in text],
         beam_size=5,
         return_scores=True,
-        max_decoding_length=200,
+        max_decoding_length=LONGEST,
         min_decoding_length=0,
     )
-    expected = hypotheses(
-        generate(toy_data, ours, "--beam", "5", "--max-len-a", "0", "--max-len-b", "200").stdout
-    )
+    limits = ["--max-len-a", "0", "--max-len-b", str(LONGEST)]
+    expected = hypotheses(generate(toy_data, ours, "--beam", "5", *limits).stdout)
     assert len(found) == len(expected) == len(text)
+    compared = 0
     for number, result in enumerate(found):
         score, translation = expected[number]
         assert " ".join(result.hypotheses[0]) == translation
-        # fairseq prints scores of base 2.
-        assert result.scores[0] / math.log(2) == pytest.approx(score, abs=1e-4)
+        # A translation that is cut off fairseq ends with the end of the sentence, CTranslate2 without.
+        if len(result.hypotheses[0]) < LONGEST:
+            compared += 1
+            # fairseq prints scores of base 2.
+            assert result.scores[0] / math.log(2) == pytest.approx(score, abs=1e-4)
+    assert compared >= 0.9 * len(text)
