@@ -71,8 +71,8 @@ class LoadedModel:
         self._side = getattr(self.model, "decoder", None) or self.model.encoder
         if "features_only" not in inspect.signature(self._side.forward).parameters:
             raise MHEError(
-                f"checkpoint {path} is of {type(self.model).__name__}, which does not tell its features from "
-                "its probabilities; analyze is for transformers"
+                f"checkpoint {path} is of {type(self.model).__name__}, which has no features apart from its "
+                "probabilities; mhe analyze is for transformers"
             )
         head = getattr(self._side, "head", None) if getattr(self.model, "has_mhe_head", False) else None
         self.codebook: Codebook | None = None if head is None else head.codebook
