@@ -81,7 +81,7 @@ def download(
     else:
         name = offline_name or Path(urllib.parse.urlsplit(url).path).name
         if not (offline / name).is_file():
-            raise DownloadError(f"{offline} has no {name}; put the file of {url} there")
+            raise DownloadError(f"{offline} has no {name}; put the file there, from {url}")
         shutil.copyfile(offline / name, part)
         source = str(offline / name)
     wrong = _wrong(part, sha256, md5)

@@ -248,7 +248,7 @@ def test_fetching(
     failed(
         capsys,
         "fetch_corpus.py",
-        "archives has no wmt13.test.tgz; put the file of https://statmt.org/wmt13/test.tgz there",
+        "archives has no wmt13.test.tgz; put the file there, from https://statmt.org/wmt13/test.tgz",
     )
 
 

@@ -178,7 +178,7 @@ def test_offline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["https://example.org/a/data.bin?version=1", str(tmp_path / "new"), "--sha256", SHA256]
     line += ["--offline", str(tmp_path / "mine")]
     assert main(line) == 1
-    failed(capsys, "has no data.bin; put the file of https://example.org/a/data.bin there")
+    failed(capsys, "has no data.bin; put the file there, from https://example.org/a/data.bin")
     (tmp_path / "mine" / "data.bin").write_bytes(DATA[1:])
     assert main(line) == 1
     failed(capsys, "mine/data.bin is damaged")

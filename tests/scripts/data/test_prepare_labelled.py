@@ -159,7 +159,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         ("train", b"2\tba\na b\tbe\n", "line 2 of {} has the label 'a b'; a label is one word"),
         ("train", b"2\tba\n<unk>\tbe\n", "line 2 of {} has the label '<unk>'; a label is one word"),
-        ("train", b"2\tba\n2\tbe\n", "all of {} has the label '2'; at least two were expected"),
+        ("train", b"2\tba\n2\tbe\n", "all of {} has the label '2'; at least two labels were expected"),
         ("train", None, "there is no train.tsv or train.tsv.xz in"),
     ],
 )

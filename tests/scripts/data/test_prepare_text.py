@@ -293,7 +293,7 @@ def test_damaged_gpt2_files(text: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (folder / "encoder.json").write_text(whole[:500])
     refused(capsys, tmp_path / "out", line, "is damaged")
     (folder / "encoder.json").write_text("{}")
-    refused(capsys, tmp_path / "out", line, "not whole")
+    refused(capsys, tmp_path / "out", line, "incomplete")
     (folder / "encoder.json").write_text(whole)
     (folder / "dict.txt").write_text("one two three\n")
     refused(capsys, tmp_path / "out", line, "line 1 of")
