@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fairseq.dataclass import FairseqDataclass
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from torch import Tensor
 
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
-from mhe_fairseq.criterions.mhe_cross_entropy import MHECrossEntropyCriterionConfig
-from mhe_fairseq.criterions.mhe_masked_lm import MHEMaskedLMCriterionConfig
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.sampling.head import default_groups
 from mhe_fairseq.models.export import EXPORTABLE
@@ -33,13 +31,11 @@ CONVERTED = (TRANSFORMER, LANGUAGE_MODEL, ROBERTA)
 HEADS = ("cascade", "sampling", "softmax")
 
 #: Criterions of fairseq, and which of ours computes the same loss.
-_CRITERIONS: dict[str, tuple[str, str, type[FairseqDataclass]]] = {
-    "label_smoothed_cross_entropy": (
-        "mhe_cross_entropy", "MHECrossEntropyCriterion", MHECrossEntropyCriterionConfig
-    ),
-    "cross_entropy": ("mhe_cross_entropy", "MHECrossEntropyCriterion", MHECrossEntropyCriterionConfig),
-    "masked_lm": ("mhe_masked_lm", "MHEMaskedLMCriterion", MHEMaskedLMCriterionConfig),
-}  # fmt: skip
+_CRITERIONS = {
+    "label_smoothed_cross_entropy": ("mhe_cross_entropy", "MHECrossEntropyCriterion"),
+    "cross_entropy": ("mhe_cross_entropy", "MHECrossEntropyCriterion"),
+    "masked_lm": ("mhe_masked_lm", "MHEMaskedLMCriterion"),
+}
 
 #: Tasks that search a cascade without V-wide work, by fairseq's that they are.
 _SEARCHING = {"translation": "mhe_translation", "language_modeling": "mhe_language_modeling"}
@@ -197,18 +193,13 @@ def converted(
     _set_model(cfg, kind, new, symbols)
     criterion = str(getattr(cfg.criterion, "_name", None))
     if criterion in _CRITERIONS:
-        ours, entry["criterion_name"], dataclass_ = _CRITERIONS[criterion]
+        ours, entry["criterion_name"] = _CRITERIONS[criterion]
         _rename(cfg, "criterion", ours)
-        given = {
-            field.name: getattr(cfg.criterion, field.name)
-            for field in dataclasses.fields(dataclass_)
-            if getattr(cfg.criterion, field.name, None) is not None
-        }
-        defaults = {
-            field.name: field.default for field in dataclasses.fields(dataclass_) if field.name not in given
-        }
-        with_defaults = {key: value for key, value in defaults.items() if not _is_interpolation(value)}
-        _replace(cfg, "criterion", {"_name": ours, **with_defaults, **given})
+        fields = dataclasses.fields(CRITERION_DATACLASS_REGISTRY[ours])
+        values = {field.name: getattr(cfg.criterion, field.name, field.default) for field in fields}
+        # What is said elsewhere in the config is filled in from there.
+        known = {key: value for key, value in values.items() if not str(value).startswith("${")}
+        set_options(cfg, criterion={"_name": ours, **known})
     if new.head == "cascade" and cfg.task._name in _SEARCHING:
         _rename(cfg, "task", _SEARCHING[cfg.task._name])
     _sign(cfg, kind, new)
@@ -287,8 +278,7 @@ def _set_model(cfg: Any, kind: Kind, new: NewHead, symbols: list[str]) -> None:
     if new.head == "cascade":
         # Features are what they were: no rows of groups in the input.
         options["mhe_group_rows"] = "own"
-        if new.prototypes > 1:
-            options["mhe_group_prototypes"] = new.prototypes
+        options["mhe_group_prototypes"] = new.prototypes if new.prototypes > 1 else None
     checked = argparse.Namespace(**options)
     HeadOptions.resolve(checked, symbols)
     set_options(cfg.model, **vars(checked))
@@ -309,7 +299,7 @@ def _sign(cfg: Any, kind: Kind, new: NewHead) -> None:
 
 
 #: What ``HeadOptions`` reads.
-_RESOLVED = (*FLAGS, *SWITCHES, "mhe_fingerprint", "mhe_group_prototypes")
+_RESOLVED = (*FLAGS, *SWITCHES, "mhe_fingerprint")
 
 
 def _rename(cfg: Any, section: str, name: str) -> None:
@@ -317,14 +307,6 @@ def _rename(cfg: Any, section: str, name: str) -> None:
     set_options(cfg[section], _name=name)
     if isinstance(cfg.model, argparse.Namespace) and hasattr(cfg.model, section):
         setattr(cfg.model, section, name)
-
-
-def _replace(cfg: Any, section: str, values: dict[str, Any]) -> None:
-    set_options(cfg, **{section: values})
-
-
-def _is_interpolation(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("${")
 
 
 def _history(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,9 @@ _ASIDE_SETTINGS = {
     "no_seed_provided",
 }
 
+#: Flags that came later: where they are not given, the fingerprint is the one from before them.
+_LATER = {"mhe_group_prototypes"}
+
 SETTINGS_OF_ASIDE = {
     field.name for section in _ASIDE.values() for field in dataclasses.fields(section)
 } | _ASIDE_SETTINGS
@@ -95,6 +98,7 @@ def signature(args: Any, options: HeadOptions) -> str:
         "head": options.head,
         "lengths": "x".join(map(str, book.lengths)),
         "codebook": book.fingerprint,
+        "prototypes": options.group_prototypes if (options.group_prototypes or 1) > 1 else None,
         "criterion": given.get("criterion"),
         "smoothing": given.get("label_smoothing"),
         "ranks": given.get("distributed_world_size"),
@@ -110,7 +114,10 @@ def _fingerprint(given: dict[str, Any]) -> str:
     learned = {
         name: value
         for name, value in given.items()
-        if name not in SETTINGS_OF_ASIDE and name not in _ASIDE and not name.startswith("_")
+        if name not in SETTINGS_OF_ASIDE
+        and name not in _ASIDE
+        and not name.startswith("_")
+        and not (name in _LATER and value is None)
     }
     return hashlib.sha256(json.dumps(learned, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
