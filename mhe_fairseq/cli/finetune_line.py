@@ -57,6 +57,8 @@ def finetune_line(done: Done, data: str, output: Path, codebook: str | Path | No
         head += ["--mhe-codebook", str(codebook)]
     if settings.get("mhe_group_rows"):
         head += ["--mhe-group-rows", str(settings["mhe_group_rows"])]
+    if settings.get("mhe_bias"):
+        head.append("--mhe-bias")
     if done.prototypes > 1:
         head += ["--mhe-group-prototypes", str(done.prototypes)]
     return [
