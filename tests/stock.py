@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.commands import ALL_SENTENCES, PAIR
+from tests.commands import ALL_SENTENCES, PAIR, PLUGIN
 from tests.language_model import LM
 from tests.language_model import SMALL as SMALL_DECODER
 from tests.masked_lm import MASKED, run_lines
@@ -18,7 +18,7 @@ _COMMON = [
 
 def train_stock(toy_data: Path, lm_data: Path, folder: Path) -> dict[str, Path]:
     """Checkpoints by the name of a model: transformer (tied), transformer_lm (not tied) and roberta (tied,
-    and with a bias)."""
+    and with a bias). With the plugin, whose repairs some of fairseq's tasks need."""
     smoothed = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
     lines = {
         "transformer": [
@@ -33,7 +33,10 @@ def train_stock(toy_data: Path, lm_data: Path, folder: Path) -> dict[str, Path]:
         ],
     }  # fmt: skip
     saved = {name: folder / name for name in lines}
-    runs = {name: ["train", *line, *_COMMON, "--save-dir", str(saved[name])] for name, line in lines.items()}
+    runs = {
+        name: ["train", *line, *PLUGIN, *_COMMON, "--save-dir", str(saved[name])]
+        for name, line in lines.items()
+    }
     for name, ended in run_lines(folder, runs).items():
         assert ended.status == 0, f"{name}: {ended.said[-2000:]}"
     return {name: path / "checkpoint_last.pt" for name, path in saved.items()}
