@@ -10,6 +10,7 @@ from torch import Tensor
 from mhe_fairseq.coding.codebook import Codebook, ravel, unravel
 from mhe_fairseq.coding.symbols import Origins
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads.base import wide
 from mhe_fairseq.heads.rows.inherited import inherited, moved_values
 from mhe_fairseq.heads.rows.input_rows import MARK, rows_of_state
 
@@ -41,7 +42,8 @@ def regrow_head(
 
     Before any training, tokens that stay have the probabilities they had, but for the shares of tokens that
     are new or gone: any two of them are as likely, one against the other, as before; in a cascade any two of
-    the same group, and any two groups. A permutation of the dictionary changes nothing.
+    the same group, and any two groups. A permutation of the dictionary changes nothing. In a mixture that is so
+    while no digit gets a value that only new tokens have: such values take from each component what they take.
 
     Args:
         state: of a product, cascade, sampling or softmax head, names without a prefix; not changed.
@@ -57,9 +59,9 @@ def regrow_head(
     """
     types = {name: value.dtype for name, value in state.items()}
     # In half precision a sum and its difference again are other numbers.
-    wide = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    head = _Head(wide, book, origins, None if embedding is None else embedding.float(), tied_groups, seed)
-    made = {name: head.moved(name, value) for name, value in wide.items() if name not in _BOOK}
+    rows = {name: wide(value) if value.is_floating_point() else value for name, value in state.items()}
+    head = _Head(rows, book, origins, None if embedding is None else wide(embedding), tied_groups, seed)
+    made = {name: head.moved(name, value) for name, value in rows.items() if name not in _BOOK}
     made["codebook_slots"] = book.slots.clone()
     made["codebook_lengths"] = torch.tensor(book.lengths)
     made, grown = head.folded(made)
@@ -91,7 +93,10 @@ class _Head:
         if name in ("weight", "bias"):
             return self._product(name, value)
         if name in ("group.weight", "group.bias"):
-            return self._values(self._used(value) if name == "group.weight" else value, 1)
+            value = self._used(value) if name == "group.weight" else value
+            # All rows of a group stand together.
+            rows = value.unflatten(0, (self.old.lengths[0], -1))
+            return self._values(rows, 1).flatten(0, 1)
         if name == "subgroup.table":
             return self._values(value.flatten(0, 1), 2).unflatten(0, self.new.lengths[:2])
         if name == "local.table":
@@ -121,23 +126,36 @@ class _Head:
             embedding[kept] = embedding[kept] + change.to(embedding)
         if self.tied_groups:
             name = "group.weight" if "group.weight" in made else "weight"
-            made[name] = _add_singles(made[name], self.new, embedding, -1.0, self._copies)
+            places, tokens = self._singles(self.new)
+            made[name] = made[name].index_add(0, places, embedding[tokens], alpha=-1)
             # A new token by itself begins with its embedding alone.
-            places, tokens = _singles(self.new, self._copies)
             made[name][places[self.origins.old[tokens] < 0]] = 0.0
         return made, embedding
 
     @property
     def _copies(self) -> int:
+        """Rows of each first digit: components of a product, prototypes of a cascade."""
         rows = self.state.get("weight")
-        return 1 if rows is None else len(rows) // sum(self.old.lengths)
+        if rows is not None:
+            return len(rows) // sum(self.old.lengths)
+        return len(self.state["group.weight"]) // self.old.lengths[0]
 
     def _used(self, rows: Tensor) -> Tensor:
         """Rows of the first digit as they are used."""
         if not self.tied_groups:
             return rows
         assert self.embedding is not None
-        return _add_singles(rows, self.old, self.embedding, 1.0, self._copies)
+        places, tokens = self._singles(self.old)
+        return rows.index_add(0, places, self.embedding[tokens])
+
+    def _singles(self, book: Codebook) -> tuple[Tensor, Tensor]:
+        """All rows of first digits that have one token, and these tokens. Shape: (S,), (S,) long."""
+        length, copies = book.lengths[0], self._copies
+        first = unravel(book.slots, book.lengths)[:, 0]
+        tokens = (torch.bincount(first, minlength=length)[first] == 1).nonzero().squeeze(-1)
+        copy = torch.arange(copies).unsqueeze(1)
+        rows = first[tokens] + length * copy if "weight" in self.state else first[tokens] * copies + copy
+        return rows.flatten(), tokens.repeat(copies)
 
     def _product(self, name: str, value: Tensor) -> Tensor:
         """Rows of the first digit of all components, of the second, ..."""
@@ -162,18 +180,3 @@ class _Head:
         place = ravel(unravel(torch.arange(len(rows)), self.old.lengths[:count]), lengths)
         size = int(torch.tensor(lengths).prod())
         return moved_values(rows, place, (old, new), size, self.origins, self.seed + count)
-
-
-def _singles(book: Codebook, copies: int) -> tuple[Tensor, Tensor]:
-    """Rows of first digits that have one token, ``copies`` times, and these tokens. Shape: (S,), (S,) long."""
-    first = unravel(book.slots, book.lengths)[:, 0]
-    tokens = (torch.bincount(first, minlength=book.lengths[0])[first] == 1).nonzero().squeeze(-1)
-    rows = first[tokens] + book.lengths[0] * torch.arange(copies).unsqueeze(1)
-    return rows.flatten(), tokens.repeat(copies)
-
-
-def _add_singles(rows: Tensor, book: Codebook, embedding: Tensor, sign: float, copies: int) -> Tensor:
-    """Add (``sign``) a token's embedding to the rows of its first digit where that has no other token. Shape:
-    (at least K L_1, d) -> the same."""
-    places, tokens = _singles(book, copies)
-    return rows.index_add(0, places, sign * embedding[tokens])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mhe_fairseq.coding.symbols import Origins
+from mhe_fairseq.heads.base import wide
 
 
 def inherited(table: Tensor, origins: Origins, seed: int) -> Tensor:
@@ -28,18 +29,19 @@ def inherited(table: Tensor, origins: Origins, seed: int) -> Tensor:
 
 def made_up(table: Tensor, tokens: Tensor, origins: Origins, seed: int) -> Tensor:
     """``inherited`` of some tokens, all of them new. Shape: (V, ...), (N,) -> (N, ...)."""
-    wide = table.float()
-    rows = wide.new_empty(len(tokens), *table.shape[1:])
+    rows_of = wide(table)
+    rows = rows_of.new_empty(len(tokens), *table.shape[1:])
     unknown = []
     for place, token in enumerate(tokens.tolist()):
         pieces = origins.pieces.get(token)
         if pieces is None:
             unknown.append(place)
         else:
-            rows[place] = wide[pieces].mean(dim=0)
+            rows[place] = rows_of[pieces].mean(dim=0)
     if unknown:
-        noise = torch.randn(len(unknown), *table.shape[1:], generator=torch.Generator().manual_seed(seed))
-        rows[unknown] = wide.mean(dim=0) + wide.std(dim=0, correction=0) * noise
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(len(unknown), *table.shape[1:], generator=generator).to(rows)
+        rows[unknown] = rows_of.mean(dim=0) + rows_of.std(dim=0, correction=0) * noise
     return rows.to(table.dtype)
 
 
@@ -74,7 +76,7 @@ def moved_values(
     stays[new[origins.kept]] = True
     tokens = origins.new[~stays[new[origins.new]]]
     if len(tokens):
-        rows = made_up(table[old], tokens, origins, seed).float()
+        rows = wide(made_up(table[old], tokens, origins, seed))
         count = torch.bincount(new[tokens], minlength=size)
         total = rows.new_zeros(made.shape).index_add_(0, new[tokens], rows)
         fresh = count > 0
