@@ -50,6 +50,7 @@ class DecodeSettings:
         batch: sentences searched at a time.
         seed: of weights and sentences.
         device: of everything.
+        group_prototypes: rows of each of a cascade's groups.
     """
 
     dim: int
@@ -60,6 +61,7 @@ class DecodeSettings:
     batch: int
     seed: int
     device: torch.device
+    group_prototypes: int = 1
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ def measure_decode(
     codebook = Codebook(plan_lengths(vocab), vocab_size=vocab)
     steps = {}
     for name in names:
-        head = make_head(name, settings.dim, codebook).to(settings.device).eval()
+        head = make_head(name, settings.dim, codebook, settings.group_prototypes)
+        head.to(settings.device).eval()
         if name != "none":
             sharpen(head, features)
         steps[name] = DecodeStep(task, model, head, settings)
@@ -239,8 +242,8 @@ def sample_features(task: MHETranslationTask, model: Any, settings: DecodeSettin
     return flat
 
 
-def make_head(name: str, dim: int, codebook: Codebook) -> OutputHead:
-    """One of ``HEADS``, untied."""
+def make_head(name: str, dim: int, codebook: Codebook, prototypes: int = 1) -> OutputHead:
+    """One of ``HEADS``, untied; a cascade's groups have ``prototypes`` rows."""
     if name == "softmax":
         return SoftmaxHead(dim, codebook)
     if name == "product":
@@ -248,7 +251,7 @@ def make_head(name: str, dim: int, codebook: Codebook) -> OutputHead:
     if name == "mixture":
         return ProductHead(dim, codebook, mixtures=8)
     if name == "cascade":
-        return CascadeHead(dim, codebook)
+        return CascadeHead(dim, codebook, group_prototypes=prototypes)
     if name == "none":
         return NoHead(dim, codebook)
     raise MHEError(f"there is no head {name!r} to measure; there are {', '.join(HEADS)}")

@@ -33,7 +33,8 @@ def print_settings(console: Console, settings: Settings, machine: Machine) -> No
         f"A step: forward and backward of an output layer, fp32, {smoothing}, d = {settings.dim:,}, "
         f"N = {settings.tokens:,} tokens; features standard normal, weights of standard deviation d^-0.5, "
         "targets by Zipf's law over the order of the dictionary, as in text. The softmax is fairseq's: "
-        "F.linear, log_softmax, gather.",
+        "F.linear, log_softmax, gather."
+        + (f" Groups of cascades have {settings.prototypes} rows." if settings.prototypes > 1 else ""),
     )
 
 
@@ -131,6 +132,7 @@ def as_dict(
         "dim": settings.dim,
         "tokens": settings.tokens,
         "label_smoothing": LABEL_SMOOTHING if settings.smoothing else 0.0,
+        "group_prototypes": settings.prototypes,
         "targets": "zipf",
         "shapes": [
             {

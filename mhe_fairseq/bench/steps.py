@@ -91,9 +91,9 @@ class TrainStep:
         self._features.grad = None
 
 
-def make_step(name: str, codebook: Codebook, batch: Batch, smoothing: bool) -> TrainStep:
+def make_step(name: str, codebook: Codebook, batch: Batch, smoothing: bool, prototypes: int = 1) -> TrainStep:
     """The step of one of ``HEADS``. Weights are as initialised: normal, of standard deviation d ** -0.5,
-    which is 0.044 for d = 512, as those of a trained layer.
+    which is 0.044 for d = 512, as those of a trained layer. A cascade's groups have ``prototypes`` rows.
 
     Raises:
         MHEError: an unknown name, or this head cannot be made for this codebook.
@@ -111,7 +111,7 @@ def make_step(name: str, codebook: Codebook, batch: Batch, smoothing: bool) -> T
         nn.init.normal_(embedding.weight, std=dim**-0.5)
         embedding.to(x.device)
     try:
-        head = _make_head(name, dim, codebook, embedding)
+        head = _make_head(name, dim, codebook, embedding, prototypes)
     except MHEError as error:
         raise MHEError(f"{HEADS[name]}, V = {vocab}: {error} (--heads leaves heads out)") from None
     head.to(x.device).train()
@@ -147,13 +147,15 @@ def _smoothing_of_each(vocab: int) -> float:
     return LABEL_SMOOTHING / max(1, vocab - 1)
 
 
-def _make_head(name: str, dim: int, codebook: Codebook, embedding: nn.Embedding | None) -> OutputHead:
+def _make_head(
+    name: str, dim: int, codebook: Codebook, embedding: nn.Embedding | None, prototypes: int
+) -> OutputHead:
     if name == "product":
         return ProductHead(dim, codebook)
     if name == "mixture":
         return ProductHead(dim, codebook, mixtures=MIXTURES)
     if name in ("cascade", "cascade-tied"):
-        return CascadeHead(dim, codebook, tied=embedding)
+        return CascadeHead(dim, codebook, tied=embedding, group_prototypes=prototypes)
     if name == "sampling":
         return SamplingHead(dim, codebook)
     raise AssertionError(f"no way to make {name}")

@@ -46,6 +46,7 @@ class Settings:
         smoothing: label smoothing in the loss.
         seed: of weights, features and targets.
         device: to measure on.
+        prototypes: rows of each of a cascade's groups.
     """
 
     dim: int
@@ -53,6 +54,7 @@ class Settings:
     smoothing: bool
     seed: int
     device: torch.device
+    prototypes: int = 1
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -133,7 +135,9 @@ def measure_shape(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         batch = Batch.random(vocab, dim, tokens, settings.device)
-        steps = {name: make_step(name, codebook, batch, settings.smoothing) for name in names}
+        steps = {
+            name: make_step(name, codebook, batch, settings.smoothing, settings.prototypes) for name in names
+        }
         peaks = {name: _peak(step) for name, step in steps.items()}
         samples = interleave(
             steps,
@@ -185,7 +189,7 @@ def measure_growth(
             codebook = Codebook(plan_lengths(vocab), vocab_size=vocab)
             batch = Batch.random(vocab, settings.dim, settings.tokens, settings.device)
             for name in heads:
-                steps[name, vocab] = make_step(name, codebook, batch, settings.smoothing)
+                steps[name, vocab] = make_step(name, codebook, batch, settings.smoothing, settings.prototypes)
         samples = interleave(
             steps,
             rounds,

@@ -38,21 +38,32 @@ class LoadedModel:
         path: of a checkpoint that fairseq wrote, with one of our heads or with a softmax of fairseq's.
         data: folder to read in place of the one it was trained on; several with ':'.
         device: to compute on.
+        state: what would be read from ``path``, where it is known already; changed.
+        purpose: what the model is for, in errors.
 
     Attributes:
         task: fairseq's, with the dictionaries of ``data``.
         codebook: the head's; None without a head.
         head: "cascade", ...; "softmax" without a head.
+        model: fairseq's.
+        side: the part of it that has the output layer.
 
     Raises:
         MHEError: no such checkpoint, one that is damaged, of another task or dictionary.
     """
 
-    def __init__(self, path: Path, data: str, device: torch.device) -> None:
-        if not path.is_file():
+    def __init__(
+        self,
+        path: Path,
+        data: str,
+        device: torch.device,
+        state: dict[str, Any] | None = None,
+        purpose: str = "analyze",
+    ) -> None:
+        if state is None and not path.is_file():
             raise MHEError(f"there is no checkpoint {path}; fairseq-train writes them to its --save-dir")
-        self.path, self.device = path, device
-        state = _read(path, data)
+        self.path, self.device, self.purpose = path, device, purpose
+        state = _read(path, data, state, purpose)
         self.task = set_up_task(state, path)
         _check_rows(state["model"], self.task, path, data)
         try:
@@ -68,13 +79,13 @@ class LoadedModel:
             ) from error
         self.model = models[0].to(device).eval()
         # A masked language model is an encoder with an output layer.
-        self._side = getattr(self.model, "decoder", None) or self.model.encoder
-        if "features_only" not in inspect.signature(self._side.forward).parameters:
+        self.side = getattr(self.model, "decoder", None) or self.model.encoder
+        if "features_only" not in inspect.signature(self.side.forward).parameters:
             raise MHEError(
                 f"checkpoint {path} is of {type(self.model).__name__}, which does not tell its features from "
-                "its probabilities; analyze is for transformers"
+                f"its probabilities; {purpose} is for transformers"
             )
-        head = getattr(self._side, "head", None) if getattr(self.model, "has_mhe_head", False) else None
+        head = getattr(self.side, "head", None) if getattr(self.model, "has_mhe_head", False) else None
         self.codebook: Codebook | None = None if head is None else head.codebook
         self.head = "softmax" if head is None else type(head).__name__.removesuffix("Head").lower()
 
@@ -95,8 +106,8 @@ class LoadedModel:
         target = sample["target"]
         if not isinstance(target, Tensor):
             raise MHEError(
-                f"checkpoint {self.path} predicts past or several tokens at a position; analyze is for "
-                "models that predict the next one"
+                f"checkpoint {self.path} predicts past or several tokens at a position; {self.purpose} is "
+                "for models that predict the next one"
             )
         hidden = self.model(**sample["net_input"], features_only=True)[0]
         keep = target.ne(self.task.target_dictionary.pad())
@@ -128,18 +139,18 @@ class LoadedModel:
         for start in range(0, len(target), rows):
             which = slice(start, start + rows)
             # An adaptive softmax insists on three dimensions.
-            output = self._side.output_layer(features[which][None]), None
+            output = self.side.output_layer(features[which][None]), None
             yield self.model.get_normalized_probs(output, log_probs=True, sample=None)[0], which
 
 
-def _read(path: Path, data: str) -> dict[str, Any]:
+def _read(path: Path, data: str, known: dict[str, Any] | None, purpose: str) -> dict[str, Any]:
     """A checkpoint of a task whose targets are tokens at every position."""
-    state = read_with_data(path, data)
+    state = read_with_data(path, data, known)
     name = state["cfg"].task._name
     if name not in TASKS:
         raise MHEError(
-            f"checkpoint {path} is of --task {name}, whose targets are not tokens at every position; analyze "
-            f"is for {', '.join(TASKS)}"
+            f"checkpoint {path} is of --task {name}, whose targets are not tokens at every position; "
+            f"{purpose} is for {', '.join(TASKS)}"
         )
     return state
 

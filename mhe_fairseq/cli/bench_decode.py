@@ -16,6 +16,7 @@ from mhe_fairseq.bench.machine import Machine, find_device
 from mhe_fairseq.bench.report import machine_dict, make_console
 from mhe_fairseq.cli.bars import Bars
 from mhe_fairseq.cli.bench_common import add_output_args, check_output_args, choose_heads, write_json
+from mhe_fairseq.cli.prototypes import add_prototypes_arg, check_prototypes
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.version import __version__
 
@@ -81,6 +82,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="HEAD,...",
         help="of softmax, product, mixture, cascade, none (default: all; none: no output layer)",
     )
+    add_prototypes_arg(parser)
     add_output_args(parser)
     parser.set_defaults(run=run_decode)
 
@@ -99,6 +101,7 @@ def run_decode(args: argparse.Namespace) -> int:
     vocabs = _vocabularies(args.vocab)
     if args.dim > 64 and args.dim % 64:
         raise MHEError(f"--dim {args.dim} is no multiple of 64, the width of an attention head")
+    prototypes = check_prototypes(args)
     check_output_args(args)
     device = find_device(args.device)
     # Imports fairseq, which takes seconds: bad input is told before.
@@ -106,8 +109,9 @@ def run_decode(args: argparse.Namespace) -> int:
 
     heads = choose_heads(args.heads, HEADS)
     settings = DecodeSettings(
-        args.dim, args.layers, args.sentences, args.length, args.beam, args.batch, args.seed, device
-    )
+        args.dim, args.layers, args.sentences, args.length, args.beam, args.batch, args.seed, device,
+        prototypes,
+    )  # fmt: skip
     for vocab in vocabs:
         check_vocabulary(vocab, settings)
     threads = torch.get_num_threads()

@@ -27,6 +27,7 @@ from mhe_fairseq.bench.train import (
 )
 from mhe_fairseq.cli.bars import Bars
 from mhe_fairseq.cli.bench_common import add_output_args, check_output_args, choose_heads, write_json
+from mhe_fairseq.cli.prototypes import add_prototypes_arg, check_prototypes
 from mhe_fairseq.coding import Codebook, plan_lengths
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.version import __version__
@@ -101,6 +102,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help=f"vocabularies to measure growth over, for {', '.join(GROWTH_HEADS)}; 0 leaves this part out "
         f"(default {','.join(map(str, FULL.growth))})",
     )
+    add_prototypes_arg(parser)
     add_output_args(parser)
     parser.set_defaults(run=run_train)
 
@@ -123,7 +125,9 @@ def run_train(args: argparse.Namespace) -> int:
         if getattr(args, name) is None:
             setattr(args, name, size)
     heads = _check(args)
-    settings = Settings(args.dim, args.tokens, args.smoothing, args.seed, find_device(args.device))
+    settings = Settings(
+        args.dim, args.tokens, args.smoothing, args.seed, find_device(args.device), check_prototypes(args)
+    )
     parts = _parts(args, heads, settings)
     threads = torch.get_num_threads()
     try:

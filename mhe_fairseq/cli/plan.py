@@ -13,6 +13,7 @@ from mhe_fairseq.cli.frequencies import read_counts, tokens_of_text
 from mhe_fairseq.cli.plan_gpu import GpuPlan, add_arguments, machine_of, plan_gpu
 from mhe_fairseq.cli.plan_heads import HeadPlan, plan_heads
 from mhe_fairseq.cli.plan_report import Report, print_report, short
+from mhe_fairseq.cli.prototypes import add_prototypes_arg, check_prototypes
 from mhe_fairseq.coding import parse_lengths, plan_lengths
 from mhe_fairseq.errors import MHEError
 
@@ -51,6 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--batch-tokens", type=int, default=4096, metavar="N", help="target tokens in a batch (default 4096)"
     )
     parser.add_argument("--beam", type=int, default=5, metavar="B", help="width of beam search (default 5)")
+    add_prototypes_arg(parser)
     add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     parser.set_defaults(run=run)
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("dim", "batch_tokens", "beam", "sentences"):
         if getattr(args, name) < 1:
             raise MHEError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    prototypes = check_prototypes(args)
     machine = machine_of(args)
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
     dictionary = read_dictionary(Path(args.dict))
@@ -76,13 +79,14 @@ def run(args: argparse.Namespace) -> int:
             f"a plan compares heads of two or three lengths, such as {suggestion}; got {args.lengths}"
         )
     counts, source = read_counts(dictionary, args)
-    heads = plan_heads(counts, lengths, args.dim, args.batch_tokens, args.beam)
+    heads = plan_heads(counts, lengths, args.dim, args.batch_tokens, args.beam, prototypes)
     choice, reason = recommend(heads, vocab_size, tokens_of_text(counts, source), Path(args.dict))
     gpu = None
     if args.device != "cpu":
         gpu = plan_gpu(
-            heads, vocab_size, machine, args.dim, args.batch_tokens, args.sentences, args.beam, choice
-        )
+            heads, vocab_size, machine, args.dim, args.batch_tokens, args.sentences, args.beam, choice,
+            prototypes,
+        )  # fmt: skip
         if args.device == "cuda":
             choice, reason = gpu.recommended, gpu.reason
             if choice == "cascade":
@@ -110,6 +114,7 @@ def _as_json(
         "dim": args.dim,
         "batch_tokens": args.batch_tokens,
         "beam": args.beam,
+        "group_prototypes": args.group_prototypes,
         "frequencies": source,
         "heads": [
             asdict(head) | ({} if gpu is None else {"gpu": asdict(gpu.costs[head.head])}) for head in heads

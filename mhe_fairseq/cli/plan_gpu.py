@@ -155,7 +155,7 @@ def machine_of(args: argparse.Namespace) -> Machine:
 
 def plan_gpu(
     heads: list[HeadPlan], vocab: int, machine: Machine, dim: int, tokens: int, sentences: int, beam: int,
-    choice: str,
+    choice: str, prototypes: int = 1,
 ) -> GpuPlan:  # fmt: skip
     """Costs and advice.
 
@@ -168,9 +168,10 @@ def plan_gpu(
         sentences: translated at once.
         beam: hypotheses of a sentence; the 2 x beam best tokens of each are found.
         choice: the head that is recommended where multiply-adds are what counts.
+        prototypes: m, rows of a cascade's groups.
     """
     hypotheses = sentences * beam
-    base = Sizes(vocab, dim, (), tokens, hypotheses, min(2 * beam, vocab))
+    base = Sizes(vocab, dim, (), tokens, hypotheses, min(2 * beam, vocab), prototypes=prototypes)
     costs = {}
     for head in heads:
         sizes = replace(
@@ -192,7 +193,8 @@ def cost_of(kind: str, sizes: Sizes, machine: Machine) -> GpuCost:
     """Of a head of this kind."""
     training = {e: training_passes(kind, sizes, e) for e in (_HALF, _FP32)}
     search = {e: search_passes(kind, sizes, e) for e in (_HALF, _FP32)}
-    launches = training_launches(kind, len(sizes.lengths)), search_launches(kind, len(sizes.lengths))
+    digits = len(sizes.lengths)
+    launches = training_launches(kind, digits), search_launches(kind, digits, sizes.prototypes)
     return GpuCost(
         round(bytes_moved(training[_HALF])),
         round(bytes_moved(training[_FP32])),

@@ -65,7 +65,7 @@ def smoothing_groups(groups: int) -> int:
 
 
 def plan_heads(
-    counts: Tensor, lengths: tuple[int, ...], dim: int, batch_tokens: int, beam: int
+    counts: Tensor, lengths: tuple[int, ...], dim: int, batch_tokens: int, beam: int, prototypes: int = 1
 ) -> list[HeadPlan]:
     """Every head's cost.
 
@@ -75,6 +75,7 @@ def plan_heads(
         dim: d.
         batch_tokens: tokens in a batch.
         beam: width of the search, which asks for the 2 x beam best tokens.
+        prototypes: m, rows of a cascade's groups.
     """
     vocab = len(counts)
     book = Codebook(lengths, frequency_slots(vocab, lengths))
@@ -131,19 +132,22 @@ def plan_heads(
     inner = sum(math.prod(lengths[:level]) for level in range(2, len(lengths)))
     drawn = smoothing_groups(leaves)
     estimated = drawn * sum(lengths[1:])
-    opened = sum(lengths[:-1]) + min(best, leaves) * lengths[-1]
+    first = prototypes * lengths[0]
+    trained = first + sum(lengths[1:]) + estimated
+    opened = first + sum(lengths[1:-1]) + min(best, leaves) * lengths[-1]
     touched = _touched(counts, book.slots // lengths[-1], batch_tokens)
     for tied in (False, True):
         plans.append(
             HeadPlan(
                 head="cascade, tied" if tied else "cascade",
                 options=f"--mhe-head cascade {whole}"
+                + (f" --mhe-group-prototypes {prototypes}" if prototypes > 1 else "")
                 + (" --share-decoder-input-output-embed" if tied else ""),
                 lengths=lengths,
                 holes=holes,
-                parameters=lengths[0] * (dim + 1) + (inner + (0 if tied else book.size)) * dim,
-                train_macs=_TRAINING_PASSES * (rows + estimated) * dim,
-                train_bytes=4 * (rows + estimated),
+                parameters=first * (dim + 1) + (inner + (0 if tied else book.size)) * dim,
+                train_macs=_TRAINING_PASSES * trained * dim,
+                train_bytes=4 * trained,
                 search_macs=opened * dim,
                 search_bytes=4 * opened,
                 groups=leaves,

@@ -40,6 +40,7 @@ class Sizes:
         groups: of tokens, those that are not empty.
         touched: of them, by the gold tokens of a batch.
         drawn: groups that a part of the batch meets beside the gold ones.
+        prototypes: m, rows of each of a cascade's first digits.
         tokens: N, in a training batch.
         hypotheses: in a step of beam search, all sentences'.
         best: tokens wanted of each hypothesis.
@@ -55,6 +56,12 @@ class Sizes:
     groups: int = 0
     touched: float = 0.0
     drawn: int = 0
+    prototypes: int = 1
+
+    @property
+    def first_rows(self) -> int:
+        """Rows of a cascade's first digit."""
+        return self.prototypes * self.lengths[0]
 
     @property
     def columns(self) -> int:
@@ -108,7 +115,10 @@ def search_passes(kind: str, sizes: Sizes, element: int) -> list[Pass]:
         first, last = sizes.lengths[0], sizes.lengths[-1]
         opened = min(sizes.best, sizes.groups)
         scored = opened * last
-        passes = [_product(n, first, d, e)]
+        passes = [_product(n, sizes.first_rows, d, e)]
+        if sizes.prototypes > 1:
+            merged = (sizes.prototypes - 1) * n * first * _FP32  # pairs are added up until one is left
+            passes.append(Pass(2 * merged, merged))
         for prefixes, length in _levels(sizes.lengths)[:-1]:
             scored += length
             passes.append(_grouped(n, length, d, e, rows=min(prefixes, n) * length))
@@ -141,7 +151,7 @@ def peak_bytes(kind: str, sizes: Sizes, element: int) -> float:
         # Log-probabilities, the gradient of the targets', the sum of both gradients; logits are freed.
         return 3.0 * _FP32 * n * sizes.vocab
     if kind == "cascade":
-        stored = sizes.lengths[0] + sum(
+        stored = sizes.first_rows + sum(
             (1 + sizes.drawn) * _padded(length) for _, length in _levels(sizes.lengths)
         )
         return float(2 * n * stored * e + features)
@@ -198,7 +208,7 @@ def _product_training(sizes: Sizes, e: int) -> list[Pass]:
 
 def _cascade_training(sizes: Sizes, e: int) -> list[Pass]:
     n, d, s = sizes.tokens, sizes.dim, sizes.drawn
-    first = sizes.lengths[0]
+    first = sizes.first_rows
     groups = float(n * first * e)
     met = min(float(sizes.groups), sizes.touched + s * SMOOTHING_PARTS)
     passes = [

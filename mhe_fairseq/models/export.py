@@ -16,66 +16,20 @@ import torch
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
 from fairseq.criterions.masked_lm import MaskedLmConfig
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
-from fairseq.models.roberta import RobertaModel
-from fairseq.models.transformer import TransformerModel
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
 from mhe_fairseq.models.base import STARTED_FROM
-from mhe_fairseq.models.roberta import MHERobertaModel
-from mhe_fairseq.models.transformer import MHETransformerModel
+from mhe_fairseq.models.families import DICTIONARY, PREFIX, ROBERTA, TRANSFORMER, Family
 
 #: The heads whose probabilities, outside of training, are the softmax of one V x d projection.
 EXPORTABLE = ("softmax", "sampling")
 
-_PREFIX = "mhe_"
+#: The models that are exported.
+EXPORTED = (TRANSFORMER, ROBERTA)
 
-
-@dataclass(frozen=True)
-class _Family:
-    """A model of ours and the one of fairseq's that it becomes.
-
-    Attributes:
-        ours, stock: the two.
-        head, embedding, projection: where they lie in the state dict; the projection in fairseq's.
-    """
-
-    ours: type
-    stock: type
-    head: str
-    embedding: str
-    projection: str
-
-    @property
-    def table(self) -> str:
-        """A head's own V x d table; a tied head has none."""
-        return self.head + "table.linear.weight"
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        """What only the plugin reads."""
-        return (self.head + "codebook_slots", self.head + "codebook_lengths")
-
-
-_TRANSFORMER = _Family(
-    MHETransformerModel,
-    TransformerModel,
-    head="decoder.head.",
-    embedding="decoder.embed_tokens.weight",
-    projection="decoder.output_projection.weight",
-)
-_ROBERTA = _Family(
-    MHERobertaModel,
-    RobertaModel,
-    head="encoder.head.",
-    embedding="encoder.sentence_encoder.embed_tokens.weight",
-    projection="encoder.lm_head.weight",
-)
-_FAMILIES = (_TRANSFORMER, _ROBERTA)
-
-_DICTIONARY = "encoder.mhe_dictionary"
 
 #: Same loss, over V-wide log-probabilities; the flags are the same, too, or fewer.
 _CRITERIONS = {"mhe_cross_entropy": "label_smoothed_cross_entropy", "mhe_masked_lm": "masked_lm"}
@@ -143,7 +97,7 @@ def to_stock(state: Mapping[str, Any], name: str, body: bool = False) -> StockCh
     family, stock_arch = _family(arch, name)
     head = _head(family, weights, model, name, body)
     task = str(_dict(options.get("task")).get("_name"))
-    renamed = {arch: stock_arch, **_CRITERIONS, task: task.removeprefix(_PREFIX)}
+    renamed = {arch: stock_arch, **_CRITERIONS, task: task.removeprefix(PREFIX)}
     stock_options = _plain(options, renamed)
     # A Namespace has every flag of the training, most of which are no options of a model.
     known = {"_name", *_model_options(family, stock_arch)}
@@ -167,14 +121,14 @@ def to_stock(state: Mapping[str, Any], name: str, body: bool = False) -> StockCh
     }
     vocab_size, dim = projection.shape
     return StockCheckpoint(
-        stock, stock_arch, head, vocab_size, dim, projection.dtype, tied, trained, family is _ROBERTA
+        stock, stock_arch, head, vocab_size, dim, projection.dtype, tied, trained, family is ROBERTA
     )
 
 
-def _family(arch: str, name: str) -> tuple[_Family, str]:
+def _family(arch: str, name: str) -> tuple[Family, str]:
     """What ``arch`` is of, and fairseq's architecture with its settings."""
-    stock = arch.removeprefix(_PREFIX)
-    for family in _FAMILIES:
+    stock = arch.removeprefix(PREFIX)
+    for family in EXPORTED:
         if ARCH_MODEL_REGISTRY.get(arch) is family.ours and stock in ARCH_CONFIG_REGISTRY:
             return family, stock
     whose = "fairseq's own " if stock == arch and arch in ARCH_MODEL_REGISTRY else ""
@@ -185,7 +139,7 @@ def _family(arch: str, name: str) -> tuple[_Family, str]:
 
 
 def _head(
-    family: _Family, weights: Mapping[str, Tensor], model: dict[str, Any], name: str, body: bool
+    family: Family, weights: Mapping[str, Tensor], model: dict[str, Any], name: str, body: bool
 ) -> str | None:
     """Which head the checkpoint has, None for a classifier, which has none.
 
@@ -194,10 +148,10 @@ def _head(
     """
     has_head = any(key.startswith(family.head) for key in weights)
     # The flags of a classifier may name a head that was not built.
-    head = str(model.get("mhe_head")) if has_head or family is _TRANSFORMER else None
+    head = str(model.get("mhe_head")) if has_head or family is TRANSFORMER else None
     if head in EXPORTABLE:
         return head
-    if family is _TRANSFORMER:
+    if family is TRANSFORMER:
         wanted = "; --body is for masked language models" if body else ""
         raise MHEError(
             f"{name} has a {head} head, and no softmax of V x d equals it; heads that can be exported are "
@@ -213,7 +167,7 @@ def _head(
 
 
 def _stock_weights(
-    family: _Family, weights: Mapping[str, Tensor], name: str, trained: bool
+    family: Family, weights: Mapping[str, Tensor], name: str, trained: bool
 ) -> tuple[dict[str, Tensor], bool]:
     """The state dict of fairseq's model, and whether its projection is tied.
 
@@ -226,11 +180,11 @@ def _stock_weights(
     if unknown or table is None or table.dim() != 2:
         seen = ", ".join(unknown) if unknown else f"neither {family.table} nor {family.embedding}"
         raise MHEError(f"{name} has {seen}, so its output layer is not a table of V x d")
-    stock = {key: value for key, value in weights.items() if key not in own and key != _DICTIONARY}
+    stock = {key: value for key, value in weights.items() if key not in own and key != DICTIONARY}
     if not trained:
         stock[family.embedding] = table = with_rows_of_state(table, dict(weights), family.head)
     stock[family.projection] = table
-    if family is _ROBERTA:
+    if family is ROBERTA:
         stock |= {**_untrained_transform(table), **stock, "encoder.lm_head.bias": table.new_zeros(len(table))}
     return stock, is_tied
 
@@ -247,7 +201,7 @@ def _untrained_transform(table: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _model_options(family: _Family, arch: str) -> set[str]:
+def _model_options(family: Family, arch: str) -> set[str]:
     """The names of a model's options: its flags, and what its architecture sets beside them."""
     parser = argparse.ArgumentParser(add_help=False)
     family.stock.add_args(parser)  # type: ignore[attr-defined]
@@ -291,7 +245,7 @@ def _plain(value: Any, renamed: Mapping[str, str]) -> Any:
         plain = {
             key: renamed.get(each, each) if key in _NAMES and isinstance(each, str) else _plain(each, renamed)
             for key, each in _dict(value).items()
-            if not str(key).startswith(_PREFIX)
+            if not str(key).startswith(PREFIX)
         }
         return plain | {name: None for name in _FILES_OF_TRAINING if name in plain}
     if isinstance(value, list | tuple):

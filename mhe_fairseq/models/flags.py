@@ -26,6 +26,11 @@ FLAGS = {
     ),
     "mhe_codebook": ("FILE", "which token has which slot (default: dictionary order)"),
     "mhe_bottleneck": ("R", "cascade head: width of the local rows (default: the model's)"),
+    "mhe_group_prototypes": (
+        "M",
+        "cascade head: rows of each group, whose exponentials are added for the group's probability "
+        "(default: 1)",
+    ),
     "mhe_smoothing": (
         "FORM",
         "cascade head: label smoothing on groups sampled for the batch (sampled, default) or on each token's "
@@ -86,6 +91,7 @@ class HeadConfig(FairseqDataclass):
     mhe_group_rows: Any = _option("mhe_group_rows")
     mhe_codebook: Any = _option("mhe_codebook")
     mhe_bottleneck: Any = _option("mhe_bottleneck")
+    mhe_group_prototypes: Any = _option("mhe_group_prototypes")
     mhe_smoothing: Any = _option("mhe_smoothing")
     mhe_dropout: Any = _option("mhe_dropout")
     mhe_groups: Any = _option("mhe_groups")

@@ -43,6 +43,7 @@ _ONLY_FOR = {
     "mhe_mixtures": ("product",),
     "mhe_group_rows": ("product", "cascade"),
     "mhe_bottleneck": ("cascade",),
+    "mhe_group_prototypes": ("cascade",),
     "mhe_smoothing": ("cascade",),
     "mhe_dropout": ("cascade",),
     "mhe_sampling": ("sampling",),
@@ -60,8 +61,9 @@ class HeadOptions:
         head: one of ``HEADS``.
         codebook: tokens <-> slots.
         restored: the options come from a checkpoint, whose state dict brings the codebook's slots.
-        mixtures, group_rows, bottleneck, smoothing, dropout, groups, sampling, chunk: as the flags; None
-            where not given (what was planned, for ``groups`` of the sampling head and ``group_rows``).
+        mixtures, group_rows, bottleneck, group_prototypes, smoothing, dropout, groups, sampling, chunk: as
+            the flags; None where not given (what was planned, for ``groups`` of the sampling head and
+            ``group_rows``).
         shard: split the table over ranks, where there are several.
     """
 
@@ -71,6 +73,7 @@ class HeadOptions:
     mixtures: int | None
     group_rows: str | None
     bottleneck: int | None
+    group_prototypes: int | None
     smoothing: str | None
     dropout: float | None
     groups: int | None
@@ -96,6 +99,7 @@ class HeadOptions:
         mixtures = _whole(args, "mhe_mixtures", 1)
         group_rows = _word(args, "mhe_group_rows", GROUP_ROWS)
         bottleneck = _whole(args, "mhe_bottleneck", 1)
+        prototypes = _whole(args, "mhe_group_prototypes", 1)
         smoothing = _word(args, "mhe_smoothing", SMOOTHING_FORMS)
         dropout = _share(args, "mhe_dropout")
         groups = _whole(args, "mhe_groups", 1)
@@ -123,6 +127,7 @@ class HeadOptions:
             mixtures=mixtures,
             group_rows=group_rows,
             bottleneck=bottleneck,
+            group_prototypes=prototypes,
             smoothing=smoothing,
             dropout=dropout,
             groups=groups,
@@ -181,6 +186,7 @@ class HeadOptions:
                 groups_sampled=self.groups,
                 smoothing_form=self.smoothing or "sampled",
                 dropout=self.dropout or 0.0,
+                group_prototypes=self.group_prototypes or 1,
             )
         if self.head == "sampling":
             sampling = SamplingHead if shard is None else partial(ShardedSamplingHead, shard=shard)

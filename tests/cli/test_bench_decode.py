@@ -42,6 +42,13 @@ def test_without_softmax_there_is_no_ratio(capsys: pytest.CaptureFixture[str]) -
     assert row["ratio"] is None and row["of_limit"] is None
 
 
+def test_prototypes_of_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--quick", "--repeats", "1", "--vocab", "64", "--heads", "cascade", "--json", "-"]
+    assert main(["bench", "decode", *arguments, "--group-prototypes", "3"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["group_prototypes"] == 3 and answer["heads"][0]["tokens"] == 30
+
+
 def test_nothing_of_a_search_is_left_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--vocab", "64", "--sentences", "2", "--length", "2", "--repeats", "1"]
     with pretend_cuda():
@@ -58,6 +65,7 @@ def test_nothing_of_a_search_is_left_on_the_cpu(capsys: pytest.CaptureFixture[st
         (["--vocab", "0"], "every vocabulary must be at least 1, got 0"),
         (["--vocab", "16"], "a vocabulary of 16 tokens is too small to search with beam 5"),
         (["--beam", "0"], "--beam must be at least 1, got 0"),
+        (["--group-prototypes", "65"], "--group-prototypes must be 1..64, got 65"),
         (["--layers", "-1"], "--layers must be at least 1, got -1"),
         (["--dim", "100"], "--dim 100 is no multiple of 64"),
         (["--heads", "product,sampling"], "no head 'sampling' to measure; there are softmax, product"),

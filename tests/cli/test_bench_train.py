@@ -37,7 +37,7 @@ def test_the_whole_run(tmp_path: Path) -> None:
     answer = json.loads(path.read_text())
     assert list(answer) == [
         "benchmark", "version", "seed", "machine", "device", "dtype", "dim", "tokens", "label_smoothing",
-        "targets", "shapes", "growth",
+        "group_prototypes", "targets", "shapes", "growth",
     ]  # fmt: skip
     assert (answer["benchmark"], answer["seed"], answer["dim"], answer["tokens"]) == ("train", 5, 16, 64)
     assert list(answer["machine"]) == ["cpu", "cores", "threads", "gpu", "torch", "python"]
@@ -97,6 +97,19 @@ def test_a_codebook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is for 192 tokens and --vocab is 200; give --vocab 192" in capsys.readouterr().err
 
 
+def test_prototypes_of_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = bench(capsys, *ALONE, "--heads", "cascade,product", "--group-prototypes", "3")
+    assert answer["group_prototypes"] == 3
+    lengths, heads = answer["shapes"][0]["lengths"], answer["shapes"][0]["heads"]
+    assert {head["head"]: head["parameters"] for head in heads} == {
+        "softmax": 192 * 4,
+        "product": sum(lengths) * 5,
+        "cascade": 3 * lengths[0] * 5 + lengths[0] * lengths[1] * 4,
+    }
+    assert main(["bench", "train", *TINY, *ALONE, "--heads", "cascade", "--group-prototypes", "3"]) == 0
+    assert "Groups of cascades have 3 rows." in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_bars_are_shown_where_they_are_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +143,7 @@ def test_bars_are_shown_where_they_are_for(
         (["--repeats", "0"], "--repeats must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--seed", "-1"], "--seed must be at least 0"),
+        (["--group-prototypes", "0"], "--group-prototypes must be 1..64, got 0"),
         (["--vocab", "many"], "invalid int value: 'many'"),
         (["--large-vocab", "-5"], "--large-vocab is a number of tokens, 0 to leave it out; got -5"),
         (["--heads", "product,quick"], "there is no head 'quick' to measure; there are softmax, product"),

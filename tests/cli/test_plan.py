@@ -114,6 +114,24 @@ def test_parameters_are_those_of_the_heads() -> None:
     assert three["cascade"].parameters == CascadeHead(dim, book).output_parameters()
 
 
+@pytest.mark.parametrize("lengths", [(5, 7), (3, 3, 4)])
+def test_prototypes_of_groups(lengths: tuple[int, ...]) -> None:
+    dim, book = 12, Codebook(lengths, vocab_size=33)
+    one, four = (
+        {p.head: p for p in plan_heads(torch.ones(33), lengths, dim, 10, 5, prototypes=m)} for m in (1, 4)
+    )
+    added = 3 * lengths[0]
+    for name in ("cascade", "cascade, tied"):
+        assert four[name].parameters - one[name].parameters == added * (dim + 1)
+        assert four[name].train_macs - one[name].train_macs == 3 * added * dim
+        assert four[name].search_macs - one[name].search_macs == added * dim
+        assert four[name].train_bytes - one[name].train_bytes == 4 * added
+        assert four[name].search_bytes - one[name].search_bytes == 4 * added
+        assert "--mhe-group-prototypes 4" in four[name].options
+    assert four["cascade"].parameters == CascadeHead(dim, book, group_prototypes=4).output_parameters()
+    assert all(four[name] == one[name] for name in one if not name.startswith("cascade"))
+
+
 def test_touched_groups_by_hand() -> None:
     counts = torch.tensor([4.0, 4.0, 1.0, 1.0])  # groups with 0.8 and 0.2 of the text
     cascade = {p.head: p for p in plan_heads(counts, (2, 2), 3, 2, 5)}["cascade"]
@@ -154,6 +172,8 @@ def test_where_frequencies_come_from(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("a 1\nb 2\n", ["--batch-tokens", "0"], "--batch-tokens must be at least 1, got 0"),
         ("a 1\nb 2\n", ["--beam", "0"], "--beam must be at least 1, got 0"),
         ("a 1\nb 2\n", ["--sentences", "0"], "--sentences must be at least 1, got 0"),
+        ("a 1\nb 2\n", ["--group-prototypes", "0"], "--group-prototypes must be 1..64, got 0"),
+        ("a 1\nb 2\n", ["--group-prototypes", "65"], "--group-prototypes must be 1..64, got 65"),
         (
             "a 1\nb 2\n",
             ["--gpu", "h1000"],

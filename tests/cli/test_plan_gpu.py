@@ -51,6 +51,16 @@ def test_json_has_every_number(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cascade["train_bytes_fp32"] == pytest.approx(2 * cascade["train_bytes_half"], rel=1e-6)
     assert heads["cascade, tied"] == cascade
     assert answer["recommended"] == gpu["recommended"] == "cascade"
+    rich = plan(capsys, "--dict", path, "--dim", "512", "--gpu", "a100", "--group-prototypes", "4")
+    assert rich["group_prototypes"] == 4 and answer["group_prototypes"] == 1
+    assert costs(rich)["cascade"]["train_launches"] == cascade["train_launches"]
+    assert costs(rich)["cascade"]["search_launches"] == search_launches("cascade", prototypes=4)
+    # Rows, logits and their gradients of 3 x 128 rows more: rows are read twice, their gradient written once.
+    rows, more = 3 * 128 * 512, 4096 * 3 * 128
+    assert costs(rich)["cascade"]["train_bytes_fp32"] - cascade["train_bytes_fp32"] == 4 * (
+        3 * rows + 7 * more
+    )
+    assert costs(rich)["softmax"] == softmax
     deep = plan(capsys, "--dict", path, "--dim", "512", "--lengths", "32,32,32")
     assert (
         costs(deep)["cascade"]["train_launches"]

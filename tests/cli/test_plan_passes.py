@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from mhe_fairseq.heads.sampling.head import default_groups
 from tests.cli.traffic import Traffic
 
 VOCAB, DIM, TOKENS = 4096, 128, 1024
-HEADS = ["softmax", "product", "mixture", "cascade", "cascade-tied", "sampling"]
+HEADS = ["softmax", "product", "mixture", "cascade", "cascade-tied", "cascade-prototypes", "sampling"]
+PROTOTYPES = 5
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +36,9 @@ def step_and_sizes(name: str, lengths: tuple[int, ...], dtype: torch.dtype) -> t
     torch.manual_seed(1)
     book = Codebook(lengths, vocab_size=VOCAB)
     features = torch.randn(TOKENS, DIM, dtype=dtype).requires_grad_()
-    step = make_step(name, book, Batch(features, torch.arange(TOKENS) * 4), smoothing=True)
+    prototypes = PROTOTYPES if name.endswith("prototypes") else 1
+    batch = Batch(features, torch.arange(TOKENS) * 4)
+    step = make_step(name.removesuffix("-prototypes"), book, batch, True, prototypes)
     for parameter in step.parameters:
         parameter.data = parameter.data.to(dtype)
     step.prepare()
@@ -44,7 +48,8 @@ def step_and_sizes(name: str, lengths: tuple[int, ...], dtype: torch.dtype) -> t
     groups = lengths[0] if kind == "sampling" else VOCAB // lengths[-1]
     drawn = {"cascade": smoothing_groups(groups), "sampling": default_groups(book) or 0}.get(kind, 0)
     mixtures = MIXTURES if kind == "mixture" else 1
-    return step, kind, Sizes(VOCAB, DIM, lengths, TOKENS, 10, 10, mixtures, groups, groups, drawn)
+    sizes = Sizes(VOCAB, DIM, lengths, TOKENS, 10, 10, mixtures, groups, groups, drawn, prototypes)
+    return step, kind, sizes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -112,9 +117,12 @@ def test_a_cascade_by_hand() -> None:
     assert peak_bytes("cascade", sizes, 4) == 2 * (zg + z) + x
     # In search both groups are opened by every hypothesis, and their rows read once.
     scores = 7 * (2 + 2 * 16)
-    assert bytes_moved(search_passes("cascade", sizes, 4)) == (
-        4 * (14 + 4 + 14) + 4 * (14 + 64 + 7 * 32) + scores * (4 + 4 + 4)
-    )
+    search = 4 * (14 + 4 + 14) + 4 * (14 + 64 + 7 * 32) + scores * (4 + 4 + 4)
+    assert bytes_moved(search_passes("cascade", sizes, 4)) == search
+    # Three rows a group: their logits are added up in pairs, two pairs for each of 7 x 2.
+    rich = replace(sizes, prototypes=3)
+    assert bytes_moved(search_passes("cascade", rich, 4)) == search + 4 * (8 + 28) + 14 * 2 * 3 * 4
+    assert peak_bytes("cascade", rich, 4) - peak_bytes("cascade", sizes, 4) == 2 * 2 * zg
 
 
 def test_products_in_search_by_hand() -> None:

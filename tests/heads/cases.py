@@ -103,6 +103,10 @@ CASES: dict[str, Case] = {
         lambda book, embed: CascadeHead(DIM, book, bottleneck=3, tied_groups=embed), cascade_oracle,
         digits=(2, 3), tied=True, sums_rows=True,
     ),
+    "cascade prototypes": Case(
+        lambda book, embed: CascadeHead(DIM, book, tied=embed, tied_groups=embed, group_prototypes=3),
+        cascade_oracle, digits=(2, 3), tied=True, sums_rows=True,
+    ),
     "cascade per-level": Case(
         lambda book, _: CascadeHead(DIM, book, smoothing_form="per-level"), cascade_oracle, digits=(2, 3)
     ),

@@ -97,11 +97,13 @@ def cascade_level_log_probs(head: CascadeHead, features: Tensor) -> list[Tensor]
 
     def row(prefix: tuple[int, ...], digit: int, token: int) -> Tensor:
         if not prefix:
-            weight = head.group.weight[digit].double()
+            count = head.group.prototypes
+            own = slice(digit * count, (digit + 1) * count)
+            weight = head.group.weight[own].double()
             tokens = book.digits(torch.arange(len(book)))[:, 0] == digit
             if head.group.singles is not None and int(tokens.sum()) == 1:
-                weight = weight + head.group.singles._embedding[0].weight[tokens].double().squeeze(0)
-            return x @ weight + head.group.bias[digit].double()
+                weight = weight + head.group.singles._embedding[0].weight[tokens].double()
+            return (x @ weight.T + head.group.bias[own].double()).exp().sum(dim=-1).log()
         if len(prefix) < last:
             assert head.subgroup is not None
             return x @ head.subgroup.table[prefix[0], digit].double()

@@ -36,6 +36,13 @@ def resolve(**flags: object) -> HeadOptions:
             {"mhe_head": "cascade", "mhe_bottleneck": "0"},
             "--mhe-bottleneck must be a whole number of at least 1, got '0'",
         ),
+        *(
+            (
+                {"mhe_head": "cascade", "mhe_group_prototypes": value},
+                f"--mhe-group-prototypes must be a whole number of at least 1, got {value!r}",
+            )
+            for value in (0, "-2", "two", 1.5)
+        ),
         (
             {"mhe_head": "sampling", "mhe_groups": "-1"},
             "--mhe-groups must be a whole number of at least 1, got '-1'",
@@ -87,6 +94,13 @@ def resolve(**flags: object) -> HeadOptions:
         (
             {"mhe_head": "product", "mhe_bottleneck": 2},
             "--mhe-bottleneck is for --mhe-head cascade; the head is product",
+        ),
+        *(
+            (
+                {"mhe_head": head, "mhe_group_prototypes": 2},
+                f"--mhe-group-prototypes is for --mhe-head cascade; the head is {head}",
+            )
+            for head in ("product", "sampling", "softmax")
         ),
         (
             {"mhe_head": "sampling", "mhe_sampling": "own", "mhe_groups": 2},
@@ -142,6 +156,10 @@ def test_bad_flags(flags: dict[str, object], sentence: str) -> None:
             {"mhe_head": "cascade", "mhe_bottleneck": DIM + 1},
             "--mhe-head cascade --mhe-bottleneck 5: bottleneck must be 1..4 (the width of the features), "
             "got 5",
+        ),
+        (
+            {"mhe_head": "cascade", "mhe_group_prototypes": "65"},
+            "--mhe-head cascade --mhe-group-prototypes 65: group_prototypes must be 1..64, got 65",
         ),
         (
             {"mhe_head": "cascade", "mhe_lengths": "100"},

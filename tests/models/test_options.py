@@ -78,6 +78,7 @@ def test_heads_are_built_and_tied(
     [
         ({}, True),
         ({"mhe_bottleneck": 2}, True),
+        ({"mhe_group_prototypes": 3}, True),
         ({"mhe_group_rows": "tied"}, False),
         ({"mhe_group_rows": "own"}, False),
         ({"mhe_head": "product"}, True),
@@ -106,6 +107,8 @@ def test_every_flag_reaches_the_cascade() -> None:
     head = build(mhe_head="cascade", mhe_smoothing="per-level", mhe_dropout="0.3", mhe_bottleneck="3")
     assert isinstance(head, CascadeHead) and head.project is not None
     assert (head.smoothing_form, head.dropout, head.project.out_features) == ("per-level", 0.3, 3)
+    rich = build(mhe_head="cascade", mhe_group_prototypes="4")
+    assert isinstance(rich, CascadeHead) and (rich.group.prototypes, plain.group.prototypes) == (4, 1)
     drawn = build(mhe_head="cascade", mhe_smoothing="sampled", mhe_groups="5", mhe_dropout=0)
     assert isinstance(drawn, CascadeHead) and (drawn.groups_sampled, drawn.dropout) == (5, 0.0)
 

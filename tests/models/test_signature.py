@@ -55,6 +55,14 @@ def test_what_is_learned_otherwise_has_other_settings(settings: dict[str, Any]) 
     assert signed(**settings)["settings"] != signed()["settings"]
 
 
+def test_prototypes_of_groups() -> None:
+    """Named where there are several; where the flag is not given all is as before there was one."""
+    without, given = signed(mhe_head="cascade"), signed(mhe_head="cascade", mhe_group_prototypes=4)
+    assert given.pop("prototypes") == "4" and given["settings"] != without["settings"]
+    assert given | {"settings": ""} == without | {"settings": ""}
+    assert signed(mhe_head="cascade", mhe_group_prototypes=None) == without
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"save_dir": "a"}, {"log_format": "json"}, {"max_update": 7}, {"distributed_rank": 3}, {"device_id": 1}],

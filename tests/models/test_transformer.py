@@ -45,6 +45,34 @@ def test_every_head_trains_and_translates(name: str, toy_data: Path, tmp_path: P
 
 
 @pytest.mark.slow
+def test_prototypes_of_groups(toy_data: Path, tmp_path: Path) -> None:
+    """Trained, translated by both searches, and not taken for a cascade with another number of them."""
+    flags = [*CRITERION, "--share-all-embeddings", "--no-epoch-checkpoints"]
+    done = train(toy_data, tmp_path, *flags, "--mhe-group-prototypes", "2", "--max-update", "24")
+    losses = logged(done.stdout + done.stderr, "nll_loss")
+    assert len(losses) == 24 and losses[-1] < losses[0] - 0.5
+    assert "|prototypes:2|" in done.stdout + done.stderr
+    checkpoint = tmp_path / "checkpoint_last.pt"
+    weights = torch.load(checkpoint, weights_only=True)["model"]
+    lengths = weights["decoder.head.codebook_lengths"].tolist()
+    assert weights["decoder.head.group.weight"].shape == (2 * lengths[0], 64)
+    wide = hypotheses(generate(toy_data, checkpoint, "--beam", "3").stdout)
+    compact = hypotheses(generate(toy_data, checkpoint, "--beam", "3", "--task", "mhe_translation").stdout)
+    assert sorted(wide) == sorted(compact) == list(range(30))
+    for number, (score, text) in wide.items():
+        assert compact[number][1] == text
+        assert compact[number][0] == pytest.approx(score, abs=1e-3)
+    before = checkpoint.read_bytes()
+    wrong = train(toy_data, tmp_path, *flags, "--max-update", "26", check=False)
+    assert wrong.returncode == 1
+    assert wrong.stderr.splitlines()[-1] == (
+        "mhe_fairseq: error: the checkpoint's cascade has 2 rows for each group and this model's has 1; give "
+        "--mhe-group-prototypes 2"
+    )
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tie", [[], ["--share-all-embeddings"]], ids=["untied", "tied"])
 def test_softmax_head_has_stock_fairseqs_loss_curve(tie: list[str], toy_data: Path, tmp_path: Path) -> None:
     common = [*tie, "--label-smoothing", "0.1", "--max-update", "20", "--no-save"]

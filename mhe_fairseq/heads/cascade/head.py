@@ -16,14 +16,13 @@ from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, to_numpy, w
 from mhe_fairseq.heads.cascade import kernels as cascade_kernels
 from mhe_fairseq.heads.cascade import multilabel as multilabel
 from mhe_fairseq.heads.cascade import search_kernels as cascade_search_kernels
+from mhe_fairseq.heads.cascade.group import GroupLinear
 from mhe_fairseq.heads.cascade.level import Level, LevelLoss
 from mhe_fairseq.heads.cascade.reading import CascadeReading
 from mhe_fairseq.heads.cascade.search import best_first
 from mhe_fairseq.heads.rows.input_rows import prefix_rows
-from mhe_fairseq.heads.rows.single_rows import GroupLinear
 from mhe_fairseq.heads.rows.tied import check_embedding
 from mhe_fairseq.heads.slot_names import SlotNames
-from mhe_fairseq.heads.wide_product import wide_linear
 
 SMOOTHING_FORMS = ("sampled", "per-level")
 
@@ -40,7 +39,10 @@ class CascadeHead(OutputHead):
     The group is the leading digit; the local digit is a soft-max over the rows of the gold group only. With
     H = 3 there are groups of groups: p(y) = p(y_1) p(y_2 | y_1) p(y_3 | y_1, y_2). Holes get no probability.
 
-    Cost: (L_1 + L_2) d multiply-adds a token in training, and (G L_2) d for the smoothing term. The table of
+    With m prototypes p(group) is the sum over m rows of a group in a soft-max over all groups' rows, as it is
+    over a group's tokens in a soft-max over tokens. The other digits have one row each.
+
+    Cost: (m L_1 + L_2) d multiply-adds a token in training, (G L_2) d for the smoothing term. The table of
     local rows has V x d parameters (plus holes), V x r with ``bottleneck=r``, none of its own when tied; its
     gradient is dense. A gradient of touched rows only, for a sparse optimiser, is not offered: with
     groups of about sqrt(V) tokens a batch of 2,048 touches 98% of 512 groups, and Adam's moments move the
@@ -68,11 +70,12 @@ class CascadeHead(OutputHead):
         groups_sampled: for the smoothing term; None: 2, or 1 where there are only two groups.
         smoothing_form: "sampled" or "per-level".
         dropout: of the features that the digits after the first read, in training (``forward`` only).
+        group_prototypes: m, rows of each group for the first digit, whose exponentials are added.
 
     Raises:
         MHEError: one digit or more than three; ``bottleneck`` not in 1..d, or with ``tied``; ``tied`` of
             another shape; ``groups_sampled`` not in 1 .. number of groups - 1; an unknown
-            ``smoothing_form``; ``dropout`` not in [0, 1).
+            ``smoothing_form``; ``dropout`` not in [0, 1); ``group_prototypes`` not in 1..64.
     """
 
     finds_best = True
@@ -92,6 +95,7 @@ class CascadeHead(OutputHead):
         dropout: float = 0.0,
         tied_groups: nn.Embedding | None = None,
         rows_in_input: bool = False,
+        group_prototypes: int = 1,
     ) -> None:
         super().__init__(dim, codebook)
         _check_arguments(dim, codebook, bottleneck, tied, smoothing_form, dropout)
@@ -99,7 +103,7 @@ class CascadeHead(OutputHead):
         self.groups_sampled = _check_groups_sampled(groups_sampled, codebook)
         self.smoothing_form = smoothing_form
         self.dropout = dropout
-        self.group = GroupLinear(dim, codebook, tied_groups)
+        self.group = GroupLinear(dim, codebook, tied_groups, group_prototypes)
         self.subgroup = Level(lengths[0], lengths[1], dim) if len(lengths) == 3 else None
         self.project: nn.Linear | None = None
         if bottleneck is not None:
@@ -159,7 +163,8 @@ class CascadeHead(OutputHead):
     def input_rows(self, tokens: Tensor) -> Tensor | None:
         if not self.has_input_rows:
             return None
-        tables = [self.group.weight] if self.subgroup is None else [self.group.weight, self.subgroup.table]
+        marks = self.group.input_table()
+        tables = [marks] if self.subgroup is None else [marks, self.subgroup.table]
         return prefix_rows(self.digits(tokens), self.codebook.lengths, tables, self.group_counts)
 
     def log_probs(self, features: Tensor) -> Tensor:
@@ -260,8 +265,7 @@ class CascadeHead(OutputHead):
 
     def group_log_probs(self, features: Tensor) -> Tensor:
         """log p(first digit), -inf for those without tokens. Shape: (N, d) -> (N, L_1)."""
-        logits = wide_linear(features, self.group.rows(), self.group.bias)
-        return F.log_softmax(self._mask(logits), dim=-1)
+        return F.log_softmax(self._mask(self.group.wide_logits(features)), dim=-1)
 
     def _smoothing_tokens(self, group: Tensor) -> Tensor:
         """Uniform tokens, whose groups smooth the rows with these gold groups. Shape: (N,) -> (N, S).
@@ -335,6 +339,8 @@ class CascadeHead(OutputHead):
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.codebook.lengths))
         text = f"dim={self.dim}, lengths={shape}, vocab={self.vocab_size}, smoothing={self.smoothing_form}"
+        if self.group.prototypes > 1:
+            text += f", group_prototypes={self.group.prototypes}"
         if self.smoothing_form == "sampled":
             text += f", groups_sampled={self.groups_sampled}"
         return text + (f", dropout={self.dropout}" if self.dropout else "")

@@ -106,15 +106,16 @@ def loss(
     )
     fixed = head.kernel_tables(features.device)
     spec = CascadeSpec(
-        fixed.slots, head.codebook.lengths, fixed.group_counts, fixed.levels, form, accuracy, keep
-    )
+        fixed.slots, head.codebook.lengths, head.group.prototypes, fixed.group_counts, fixed.levels, form,
+        accuracy, keep,
+    )  # fmt: skip
 
     def run() -> CascadeParts:
         with torch.autocast(kind, enabled=False):
             return cascade_loss(spec, draw, target, (features, rows, bias), inputs, tables)
 
     return dispatch.attempt(
-        ("cascade", spec.lengths, fixed.kind, form, accuracy, keep)
+        ("cascade", spec.lengths, spec.prototypes, fixed.kind, form, accuracy, keep)
         + tuple(map(dispatch.kind_of, (features, rows, bias, *inputs, *tables))),
         lambda: _rehearse(spec, draw, target[:1], (features, rows, bias), inputs, tables),
         run,

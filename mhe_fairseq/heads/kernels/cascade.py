@@ -31,6 +31,7 @@ class CascadeSpec:
     Attributes:
         slots: (V,) long.
         lengths: (L_1, ..., L_H), H = 2 or 3.
+        prototypes: m, rows of each value of the first digit, whose exponentials are added.
         group_counts: (L_1,) int32, tokens of each first digit.
         levels: H - 1.
         smoothing: 0: none, 1: on the prefixes drawn for each part of the batch, 2: on a row's own.
@@ -40,6 +41,7 @@ class CascadeSpec:
 
     slots: Tensor
     lengths: tuple[int, ...]
+    prototypes: int
     group_counts: Tensor
     levels: tuple[LevelTables, ...]
     smoothing: int
@@ -79,7 +81,7 @@ def cascade_loss(
         spec: see there.
         draw: prefixes to smooth on; None where ``spec.smoothing`` is not 1.
         target: (N,) long, N > 0.
-        group: features (N, d), rows (L_1, d) and bias (L_1,) of the first digit, of one type.
+        group: features (N, d), rows (L_1 m, d) and bias (L_1 m,) of the first digit, of one type.
         inputs: what each level reads, (N, d_h); of the type of the features.
         tables: of each level, (P, L, d_h), or (V, d_h) where ``tokens`` is given; of any type.
     """
@@ -143,7 +145,7 @@ class _CascadeLoss(torch.autograd.Function):
                 None if second is None else second.sums, None if second is None else second.best_at,
                 nll, smooth, out, n, padded_rows(n),
             ),
-            tile, G=groups, BELOW=spec.divisor(0), V=len(spec.slots),
+            tile, G=groups, M=spec.prototypes, BELOW=spec.divisor(0), V=len(spec.slots),
             S=0 if draw is None else draw.levels[0].size, DIV_1=spec.divisor(1), L_1=spec.levels[0].length,
             DIV_2=1, L_2=deepest.length, SMOOTH=spec.smoothing, BEST=spec.accuracy,
         )  # fmt: skip
@@ -201,8 +203,8 @@ def _gradients(
                 meeting.numbers, sums, d_nll, d_smooth, dzg, dz, n, padded_rows(n), d_nll.stride(0),
                 0 if d_smooth is None else d_smooth.stride(0),
             ),
-            tile, G=spec.lengths[0], BELOW=spec.divisor(0), V=len(spec.slots), L=level.length,
-            LP=level.padded, DIV=spec.divisor(h + 1), R=level.prefixes, S=meeting.shared.size,
+            tile, G=spec.lengths[0], M=spec.prototypes, BELOW=spec.divisor(0), V=len(spec.slots),
+            L=level.length, LP=level.padded, DIV=spec.divisor(h + 1), R=level.prefixes, S=meeting.shared.size,
             AT=meeting.shared.at, PARTS=meeting.parts, SMOOTH=spec.smoothing, BINARY=level.is_binary,
             BP=power_of_2(meeting.parts),
         )  # fmt: skip

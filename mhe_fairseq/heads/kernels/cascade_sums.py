@@ -36,14 +36,29 @@ def _level(sums, best_at, slot, rows, inside, NP, S: tl.constexpr, DIV: tl.const
     return nll, smooth, right
 
 
+@triton.jit
+def _merged(zg, at, mask, M: tl.constexpr):
+    """Logits of values of the first digit: log-sum-exp of those of their M rows, which stand together."""
+    if M == 1:
+        return tl.load(zg + at, mask=mask, other=0.0).to(tl.float32)
+    else:
+        top = tl.load(zg + at * M, mask=mask, other=0.0).to(tl.float32)
+        for j in range(1, M):
+            top = tl.maximum(top, tl.load(zg + at * M + j, mask=mask, other=0.0).to(tl.float32))
+        total = tl.zeros_like(top)
+        for j in range(M):
+            total += tl.exp(tl.load(zg + at * M + j, mask=mask, other=0.0).to(tl.float32) - top)
+        return top + tl.log(total)
+
+
 @triton.jit(do_not_specialize=["N", "NP"])
 def combine_kernel(
     zg, group_counts, slot, sums_1, best_at_1, sums_2, best_at_2, nll, smooth, out, N, NP,
-    G: tl.constexpr, BELOW: tl.constexpr, V: tl.constexpr, S: tl.constexpr,
+    G: tl.constexpr, M: tl.constexpr, BELOW: tl.constexpr, V: tl.constexpr, S: tl.constexpr,
     DIV_1: tl.constexpr, L_1: tl.constexpr, DIV_2: tl.constexpr, L_2: tl.constexpr,
     SMOOTH: tl.constexpr, BEST: tl.constexpr, BM: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
-    """Soft-max of the first digit's logits (N, G), and the loss.
+    """Soft-max of the first digit's logits, made of those of its rows (N, G M), and the loss.
 
     ``SMOOTH``: 0 without, 1 on the prefixes that parts meet, 2 on a row's own. ``out`` is (7, NP): nll of the
     first digit and of those after it (3), whether these are right (3), log-sum-exp of the first digit.
@@ -59,8 +74,7 @@ def combine_kernel(
     for g0 in range(0, G, BG):
         g = g0 + tl.arange(0, BG)
         count = tl.load(group_counts + g, mask=g < G, other=0)
-        raw = tl.load(zg + rows[:, None] * G + g[None, :], mask=inside[:, None] & (g < G)[None, :], other=0.0)
-        raw = raw.to(tl.float32)
+        raw = _merged(zg, rows[:, None] * G + g[None, :], inside[:, None] & (g < G)[None, :], M)
         logit = tl.where((count > 0)[None, :], raw, float("-inf"))
         peak = tl.max(logit, 1)
         if BEST:
@@ -103,7 +117,7 @@ def combine_kernel(
 def logits_kernel(
     zg, group_counts, group_log_sum, z, counts, totals, slot, order, plan, draw, sums, d_nll, d_smooth,
     dzg, dz, N, NP, nll_stride, smooth_stride,
-    G: tl.constexpr, BELOW: tl.constexpr, V: tl.constexpr, L: tl.constexpr, LP: tl.constexpr,
+    G: tl.constexpr, M: tl.constexpr, BELOW: tl.constexpr, V: tl.constexpr, L: tl.constexpr, LP: tl.constexpr,
     DIV: tl.constexpr, R: tl.constexpr, S: tl.constexpr, AT: tl.constexpr, PARTS: tl.constexpr,
     SMOOTH: tl.constexpr, BINARY: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -124,11 +138,18 @@ def logits_kernel(
             g = g0 + tl.arange(0, BN)
             mask = inside[:, None] & (g < G)[None, :]
             count = tl.load(group_counts + g, mask=g < G, other=0)
-            logit = tl.load(zg + rows[:, None] * G + g[None, :], mask=mask, other=0.0).to(tl.float32)
+            first_at = rows[:, None] * G + g[None, :]
+            logit = _merged(zg, first_at, mask, M)
             p = tl.where((count > 0)[None, :], tl.exp(logit - log_sum[:, None]), 0.0)
             grad = (a + b)[:, None] * p - tl.where(g[None, :] == gold[:, None], a[:, None], 0.0)
             grad -= b[:, None] * (count.to(tl.float32) / V)[None, :]
-            tl.store(dzg + rows[:, None] * G + g[None, :], grad.to(dzg.dtype.element_ty), mask=mask)
+            if M == 1:
+                tl.store(dzg + first_at, grad.to(dzg.dtype.element_ty), mask=mask)
+            else:
+                for j in range(M):
+                    of_row = tl.load(zg + first_at * M + j, mask=mask, other=0.0).to(tl.float32)
+                    of_row = grad * tl.exp(of_row - logit)
+                    tl.store(dzg + first_at * M + j, of_row.to(dzg.dtype.element_ty), mask=mask)
     else:
         rows = tl.load(order + r, mask=inside, other=0)
         of_target = tl.load(slot + rows, mask=inside, other=0) // DIV

@@ -34,6 +34,18 @@ def training_launches(kind: str, digits: int = 2) -> int:
     return _TRAINING[kind] + (_CASCADE_DIGIT * (digits - 2) if kind == "cascade" else 0)
 
 
-def search_launches(kind: str, digits: int = 2) -> int:
-    """Operators and kernels of a step of beam search, the output layer's part; arguments as above."""
-    return _SEARCH[kind] + (_SEARCH_DIGIT * (digits - 2) if kind == "cascade" else 0)
+def search_launches(kind: str, digits: int = 2, prototypes: int = 1) -> int:
+    """Operators and kernels of a step of beam search, the output layer's part.
+
+    Args:
+        kind, digits: as above.
+        prototypes: m of a cascade. (In training its kernels add them up, and none is added.)
+    """
+    if kind != "cascade":
+        return _SEARCH[kind]
+    return _SEARCH[kind] + _SEARCH_DIGIT * (digits - 2) + merging_launches(prototypes)
+
+
+def merging_launches(prototypes: int) -> int:
+    """Of a log-sum-exp over m numbers by halves: one for each halving, one for each number left over."""
+    return prototypes.bit_length() - 1 + prototypes.bit_count() - 1

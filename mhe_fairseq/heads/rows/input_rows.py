@@ -58,6 +58,16 @@ def prefix_rows(digits: Tensor, lengths: Sequence[int], tables: Sequence[Tensor]
     return total
 
 
+def marks_of_groups(weight: Tensor, groups: int) -> Tensor:
+    """One row a group, of a table with m rows for each: their sum / sqrt(m).
+
+    Of m rows drawn apart, as a new head has them, it is as large as one of them: training starts alike for
+    every m. Their mean would be sqrt(m) times smaller. Shape: (L_1 m, d) -> (L_1, d), itself where m is 1.
+    """
+    count = len(weight) // groups
+    return weight if count == 1 else weight.unflatten(0, (groups, count)).sum(dim=1) / count**0.5
+
+
 def rows_of_state(state: dict[str, Tensor], prefix: str) -> Tensor | None:
     """What a saved head adds to the embeddings of all tokens, (V, d); None: nothing.
 
@@ -76,7 +86,7 @@ def rows_of_state(state: dict[str, Tensor], prefix: str) -> Tensor | None:
         tables = state[prefix + "weight"].cpu()[: sum(lengths)].split(list(lengths))
         return digit_rows(digits, tables, counts)
     below = [state[prefix + "subgroup.table"].cpu()] if len(lengths) == 3 else []
-    return prefix_rows(digits, lengths, [group.cpu(), *below], counts[0])
+    return prefix_rows(digits, lengths, [marks_of_groups(group.cpu(), lengths[0]), *below], counts[0])
 
 
 def with_rows_of_state(embedding: Tensor, state: dict[str, Tensor], prefix: str) -> Tensor:

@@ -25,6 +25,7 @@ class SingleRows(nn.Module):
         embedding: with a (V, d) weight.
         codebook: gives the groups.
         copies: K, the rows of the first digit are there K times.
+        together: the K rows of one digit stand together; else all digits' first rows come before all second.
 
     Raises:
         MHEError: ``embedding`` is not (V, d).
@@ -33,12 +34,14 @@ class SingleRows(nn.Module):
     tokens: Tensor
     rows: Tensor
 
-    def __init__(self, embedding: nn.Embedding, codebook: Codebook, dim: int, copies: int = 1) -> None:
+    def __init__(
+        self, embedding: nn.Embedding, codebook: Codebook, dim: int, copies: int = 1, together: bool = False
+    ) -> None:
         super().__init__()
         check_embedding(embedding, len(codebook), dim)
         # In a tuple: a module that is an attribute would be registered, and saved, a second time.
         self._embedding = (embedding,)
-        self.copies = copies
+        self.copies, self.together = copies, together
         for name in ("tokens", "rows"):
             self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
         self.regroup(codebook)
@@ -48,7 +51,8 @@ class SingleRows(nn.Module):
         length = codebook.lengths[0]
         first = codebook.slots.div(codebook.size // length, rounding_mode="floor")
         tokens = (torch.bincount(first, minlength=length)[first] == 1).nonzero().squeeze(-1)
-        rows = first[tokens] + length * torch.arange(self.copies).unsqueeze(1)
+        copy = torch.arange(self.copies).unsqueeze(1)
+        rows = first[tokens] * self.copies + copy if self.together else first[tokens] + length * copy
         self.tokens = tokens.repeat(self.copies).to(self.tokens.device)
         self.rows = rows.flatten().to(self.rows.device)
         self._kept: tuple[tuple[Tensor, Tensor], tuple[object, ...], Tensor] | None = None
@@ -79,38 +83,3 @@ class SingleRows(nn.Module):
 
     def _sum(self, own: Tensor, embedding: Tensor) -> Tensor:
         return own.index_add(0, self.rows, F.embedding(self.tokens, embedding).to(own.dtype))
-
-
-class GroupLinear(nn.Linear):
-    """Logits of the first digits: d -> L_1.
-
-    Args:
-        dim: d.
-        codebook: gives the groups.
-        tied: an embedding that is added to the rows of single tokens; None: rows of its own only.
-
-    Raises:
-        MHEError: ``tied`` is not (V, d).
-    """
-
-    def __init__(self, dim: int, codebook: Codebook, tied: nn.Embedding | None = None) -> None:
-        super().__init__(dim, codebook.lengths[0])
-        nn.init.normal_(self.weight, mean=0.0, std=dim**-0.5)
-        nn.init.zeros_(self.bias)
-        self.singles: SingleRows | None = None
-        if tied is not None:
-            self.singles = SingleRows(tied, codebook, dim)
-            self.singles.clear(self.weight)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, d) -> (N, L_1)."""
-        return F.linear(input, self.rows(), self.bias)
-
-    def rows(self) -> Tensor:
-        """The rows in use, (L_1, d)."""
-        return self.weight if self.singles is None else self.singles(self.weight)
-
-    def regroup(self, codebook: Codebook) -> None:
-        """Take the groups of a codebook of the same lengths."""
-        if self.singles is not None:
-            self.singles.regroup(codebook)

@@ -29,7 +29,9 @@ def multilabel_oracle(head: CascadeHead, features: Tensor) -> tuple[list[Tensor]
     """H tensors (N, V) of every label's logits, digit by digit, and (N, V) products of their sigmoids."""
     book, x = head.codebook, features.double()
     digits = book.digits(torch.arange(len(book)))
-    logits = [(x @ head.group.weight.double().T + head.group.bias.double())[:, digits[:, 0]]]
+    rows_of_groups = x @ head.group.weight.double().T + head.group.bias.double()
+    of_groups = rows_of_groups.unflatten(1, (book.lengths[0], head.group.prototypes)).logsumexp(dim=-1)
+    logits = [of_groups[:, digits[:, 0]]]
     if head.subgroup is not None:
         logits.append(x @ head.subgroup.table[digits[:, 0], digits[:, 1]].double().T)
     local = x if head.project is None else x @ head.project.weight.double().T
@@ -39,9 +41,17 @@ def multilabel_oracle(head: CascadeHead, features: Tensor) -> tuple[list[Tensor]
 
 
 @every_kind
-@given(book=small_books, count=counts, top_groups=st.integers(1, 5), seed=seeds)
-def test_multilabel_scores(kind: str, book: Codebook, count: int, top_groups: int, seed: int) -> None:
-    _, head = build(kind, book, seed=seed)
+@given(
+    book=small_books,
+    count=counts,
+    top_groups=st.integers(1, 5),
+    seed=seeds,
+    prototypes=st.sampled_from([1, 1, 3]),
+)
+def test_multilabel_scores(
+    kind: str, book: Codebook, count: int, top_groups: int, seed: int, prototypes: int
+) -> None:  # fmt: skip
+    _, head = build(kind, book, seed=seed, group_prototypes=prototypes)
     features = features_for(count, DIM, torch.float64, seed)
     labels, scores = head.multilabel_scores(features, top_groups)
     logits, products = multilabel_oracle(head, features)
@@ -72,7 +82,7 @@ def test_multilabel_loss_over_all_groups(
     kind: str, book: Codebook, count: int, seed: int, data: st.DataObject
 ) -> None:
     """With every group a candidate the loss is that of every prefix and every label."""
-    model, head = build(kind, book, seed=seed)
+    model, head = build(kind, book, seed=seed, group_prototypes=data.draw(st.sampled_from([1, 1, 3])))
     labels = st.lists(st.integers(0, len(book) - 1), max_size=4)
     targets = data.draw(st.lists(labels, min_size=count, max_size=count), label="targets")
     features = features_for(count, DIM, torch.float64, seed)

@@ -42,14 +42,17 @@ DEEP = Codebook((3, 4, 18), torch.randperm(216, generator=torch.Generator().manu
     smoothing=st.booleans(),
     accuracy=st.booleans(),
     training=st.booleans(),
+    prototypes=st.sampled_from([1, 1, 2, 3, 5]),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40, phases=PHASES)
 def test_losses_and_gradients_are_those_of_plain_torch(
     book: Codebook, kind: str, form: str, count: int, dim: int, smoothing: bool, accuracy: bool,
-    training: bool, seed: int,
+    training: bool, prototypes: int, seed: int,
 ) -> None:  # fmt: skip
-    model, head = build(kind, book, FLOAT, seed, std=0.5, dim=dim, smoothing_form=form)
+    model, head = build(
+        kind, book, FLOAT, seed, std=0.5, dim=dim, smoothing_form=form, group_prototypes=prototypes
+    )
     model.train(training)
     x, y = features_for(count, dim, FLOAT, seed), targets_for(book, count, seed)
     check_same(model, head, x, y, smoothing=smoothing, accuracy=accuracy)
@@ -65,9 +68,9 @@ def test_groups_of_many_columns_and_rows(kind: str, book: Codebook) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", ["plain", "tied"])
-def test_half_precision(kind: str, dtype: torch.dtype) -> None:
-    model, head = build(kind, HOLED, dtype, std=0.3, dim=16)
+@pytest.mark.parametrize(("kind", "prototypes"), [("plain", 1), ("tied", 1), ("plain", 3)])
+def test_half_precision(kind: str, prototypes: int, dtype: torch.dtype) -> None:
+    model, head = build(kind, HOLED, dtype, std=0.3, dim=16, group_prototypes=prototypes)
     x, y = features_for(40, 16, dtype, 1), targets_for(HOLED, 40, 1)
     check_same(model, head.train(), x, y)
 
@@ -79,7 +82,8 @@ def test_against_the_dense_oracle() -> None:
     torch.testing.assert_close(head.log_prob(x, y).double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_shortlisted_tokens_share_their_embedding() -> None:
+@pytest.mark.parametrize("prototypes", [1, 3])
+def test_shortlisted_tokens_share_their_embedding(prototypes: int) -> None:
     # First digits 0 to 2 have one token each.
     book = Codebook((6, 8), torch.tensor([0, 8, 16, *range(24, 48)]))
     embed = nn.Embedding(len(book), 16)
@@ -88,12 +92,20 @@ def test_shortlisted_tokens_share_their_embedding() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.embed = embed
-            self.head = CascadeHead(16, book, tied=embed, tied_groups=embed)
+            self.head = CascadeHead(16, book, tied=embed, tied_groups=embed, group_prototypes=prototypes)
 
     torch.manual_seed(1)
     model = Tied()
     x, y = features_for(30, 16, FLOAT, 1), targets_for(book, 30, 1)
     check_same(model, model.head.train(), x, y)
+
+
+def test_logits_of_rows_may_be_large_and_lie_apart() -> None:
+    """Their exponentials overflow one by one; most rows add nothing."""
+    model, head = build("plain", HOLED, FLOAT, std=0.3, dim=16, group_prototypes=4)
+    with torch.no_grad():
+        head.group.bias.copy_(torch.linspace(60, 140, len(head.group.bias)).roll(3))
+    check_same(model, head.train(), features_for(20, 16, FLOAT, 1), targets_for(HOLED, 20, 1))
 
 
 def test_dropout_reads_other_features_than_the_group() -> None:
@@ -150,8 +162,9 @@ def test_features_that_are_not_contiguous() -> None:
     check_same(model, head.train(), x, y)
 
 
-def test_autocast_gives_fp32_gradients_of_fp32_tables() -> None:
-    model, head = build("plain", HOLED, FLOAT, std=0.3, dim=16)
+@pytest.mark.parametrize("prototypes", [1, 3])
+def test_autocast_gives_fp32_gradients_of_fp32_tables(prototypes: int) -> None:
+    model, head = build("plain", HOLED, FLOAT, std=0.3, dim=16, group_prototypes=prototypes)
     x, y = features_for(20, 16, FLOAT, 1), targets_for(HOLED, 20, 1)
     found = []
     for context in (torch.enable_grad(), plain_torch()):
@@ -199,9 +212,9 @@ def test_scoring_stores_no_logits() -> None:
     check_scoring_stores_no_logits(head, features_for(20, 16, FLOAT, 1), targets_for(HOLED, 20, 1))
 
 
-@pytest.mark.parametrize("kind", ["plain", "tied"])
-def test_a_step_is_few_operators_and_never_waits(kind: str) -> None:
-    _, head = build(kind, HOLED, FLOAT, dim=16)
+@pytest.mark.parametrize(("kind", "prototypes"), [("plain", 1), ("tied", 1), ("plain", 5)])
+def test_a_step_is_few_operators_and_never_waits(kind: str, prototypes: int) -> None:
+    _, head = build(kind, HOLED, FLOAT, dim=16, group_prototypes=prototypes)
     x, y = features_for(50, 16, FLOAT, 1).requires_grad_(), targets_for(HOLED, 50, 1)
     operators = operators_of_a_step(head, x, y)
     # One more on a GPU: what was drawn is copied there.

@@ -214,6 +214,7 @@ def heads_to_count() -> dict[str, OutputHead]:
         "cascade": CascadeHead(16, book),
         "cascade tied": CascadeHead(16, book, tied=embed),
         "cascade 3": CascadeHead(16, deep),
+        "cascade prototypes": CascadeHead(16, book, group_prototypes=5),
     }
 
 
@@ -252,7 +253,8 @@ def test_a_step_has_few_operators_and_none_waits(name: str) -> None:
     operators = operators_of_a_step([head], 8)
     assert not waits_of(operators)
     # -inf is copied to a GPU.
-    counted, stated = operators.total + 1, search_launches(name.split(" ")[0], 3 if "3" in name else 2)
+    kind, prototypes = name.split(" ")[0], 5 if "prototypes" in name else 1
+    counted, stated = operators.total + 1, search_launches(kind, 3 if "3" in name else 2, prototypes)
     assert stated - 2 <= counted <= stated, operators.counts
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from mhe_fairseq.bench.steps import dense_loss
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead
-from mhe_fairseq.heads.kernels.step_counts import search_launches, training_launches
+from mhe_fairseq.heads.cascade.group import GroupLinear
+from mhe_fairseq.heads.kernels.step_counts import merging_launches, search_launches, training_launches
 from tests.heads.kernels.both import Operators, operators_of_a_step
 from tests.heads.oracle import features_for, targets_for
 
@@ -23,7 +24,7 @@ TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=st
 def build(name: str, book: Codebook) -> OutputHead:
     embedding = torch.nn.Embedding(len(book), DIM) if name.endswith("tied") else None
     if name.startswith("cascade"):
-        return CascadeHead(DIM, book, tied=embedding)
+        return CascadeHead(DIM, book, tied=embedding, group_prototypes=4 if "prototypes" in name else 1)
     if name.startswith("sampling"):
         return SamplingHead(DIM, book, groups=3, tied=embedding)
     return ProductHead(DIM, book, mixtures=8 if name == "mixture" else 1)
@@ -32,7 +33,8 @@ def build(name: str, book: Codebook) -> OutputHead:
 @TYPES
 @pytest.mark.parametrize("digits", BOOKS)
 @pytest.mark.parametrize(
-    "name", ["product", "mixture", "cascade", "cascade, tied", "sampling", "sampling, tied"]
+    "name",
+    ["product", "mixture", "cascade", "cascade, tied", "cascade, prototypes", "sampling", "sampling, tied"],
 )
 def test_training(name: str, digits: int, dtype: torch.dtype) -> None:
     book, kind = BOOKS[digits], name.split(",")[0]
@@ -82,3 +84,14 @@ def test_search_over_all_tokens(kind: str, dtype: torch.dtype) -> None:
         search.step(4, log_probs.view(sentences, beam, -1), scores)
     counted = operators.total + 1  # -inf is copied to a GPU
     assert search_launches(kind) - 3 <= counted <= search_launches(kind), operators.counts
+
+
+@pytest.mark.parametrize("prototypes", [1, 2, 3, 4, 5, 6, 7, 8, 12, 64])
+def test_merging_rows_of_groups(prototypes: int) -> None:
+    group = GroupLinear(DIM, BOOKS[2], prototypes=prototypes)
+    logits = torch.randn(3, 9 * prototypes)
+    operators = Operators()
+    with torch.no_grad(), operators:
+        merged = group.merge(logits)
+    assert operators.total == merging_launches(prototypes), operators.counts
+    torch.testing.assert_close(merged, logits.view(3, 9, prototypes).logsumexp(dim=-1))

@@ -21,7 +21,9 @@ def expected_cascade(head: CascadeHead, token: int, digits: list[list[int]]) -> 
     first = [each[0] for each in digits]
     if first.count(first[token]) == 1:
         return torch.zeros(DIM)
-    row = head.group.weight[first[token]]
+    count = head.group.prototypes
+    own = range(first[token] * count, (first[token] + 1) * count)
+    row = torch.stack([head.group.weight[i] for i in own]).sum(dim=0) / count**0.5
     if head.subgroup is not None:
         row = row + head.subgroup.table[first[token], digits[token][1]]
     return row
@@ -44,6 +46,7 @@ def test_rows_gradients_and_what_is_saved(book: Codebook, seed: int) -> None:
     heads: list[OutputHead] = [ProductHead(DIM, book, rows_in_input=True)]
     if book.heads in (2, 3):
         heads.append(CascadeHead(DIM, book, rows_in_input=True))
+        heads.append(CascadeHead(DIM, book, rows_in_input=True, group_prototypes=3))
     tokens = torch.randint(len(book), (2, 5))
     for head in heads:
         rows = head.input_rows(tokens)

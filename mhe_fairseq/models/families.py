@@ -1,0 +1,68 @@
+"""Each model of ours beside the one of fairseq's that it is, but for the output layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fairseq.models.roberta import RobertaModel
+from fairseq.models.transformer import TransformerModel
+from fairseq.models.transformer_lm import TransformerLanguageModel
+
+from mhe_fairseq.models.roberta import MHERobertaModel
+from mhe_fairseq.models.transformer import MHETransformerModel
+from mhe_fairseq.models.transformer_lm import MHETransformerLanguageModel
+
+#: Of the names of our architectures and tasks.
+PREFIX = "mhe_"
+
+#: What a masked language model of ours pins its dictionary by.
+DICTIONARY = "encoder.mhe_dictionary"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model of ours and the one of fairseq's that it becomes, or was.
+
+    Attributes:
+        ours, stock: the two.
+        head, embedding, projection: where they lie in the state dict; the projection in fairseq's.
+    """
+
+    ours: type
+    stock: type
+    head: str
+    embedding: str
+    projection: str
+
+    @property
+    def table(self) -> str:
+        """A head's own V x d table; a tied head has none."""
+        return self.head + "table.linear.weight"
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """What only the plugin reads."""
+        return (self.head + "codebook_slots", self.head + "codebook_lengths")
+
+
+TRANSFORMER = Family(
+    MHETransformerModel,
+    TransformerModel,
+    head="decoder.head.",
+    embedding="decoder.embed_tokens.weight",
+    projection="decoder.output_projection.weight",
+)
+LANGUAGE_MODEL = Family(
+    MHETransformerLanguageModel,
+    TransformerLanguageModel,
+    head="decoder.head.",
+    embedding="decoder.embed_tokens.weight",
+    projection="decoder.output_projection.weight",
+)
+ROBERTA = Family(
+    MHERobertaModel,
+    RobertaModel,
+    head="encoder.head.",
+    embedding="encoder.sentence_encoder.embed_tokens.weight",
+    projection="encoder.lm_head.weight",
+)
