@@ -11,7 +11,9 @@ from typing import Any
 
 from mhe_fairseq.cli.bars import Bars
 from mhe_fairseq.cli.checkpoint import read_checkpoint, read_with_data, said, set_up_task
+from mhe_fairseq.cli.convert_run import last_rate
 from mhe_fairseq.cli.data import BinarisedText, DataDirectory
+from mhe_fairseq.cli.output import write_whole
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from mhe_fairseq.coding.assign import context_vectors, count_tokens
 from mhe_fairseq.coding.regrow import regrow
@@ -30,6 +32,7 @@ class Grown:
         old_data: where its dictionary was.
         source, target: symbols of the sides; the same object where they have one dictionary.
         weights: what became of the tables and the codebook.
+        rate: the learning rate at the end of the training; None: not known.
         drops_average: the checkpoint had averaged weights (``--store-ema``), which are left out.
         seconds: it took.
     """
@@ -39,25 +42,43 @@ class Grown:
     source: Dictionaries
     target: Dictionaries
     weights: GrownWeights
+    rate: float | None
     drops_average: bool
     seconds: float
 
 
-def is_of_another_dictionary(args: argparse.Namespace, state: dict[str, Any], path: Path) -> bool:
-    """Whether ``--data`` has other dictionaries than the checkpoint was trained with.
+def run_dictionary(args: argparse.Namespace, source: Path, output: Path, codes: Path) -> int:
+    """Convert, write, say what was written.
+
+    Args:
+        args: of `mhe convert`.
+        source, output: checkpoints.
+        codes: codebook file to write, of a model with a head of ours.
 
     Raises:
-        MHEError: one of the two is not there.
+        MHEError: as ``grow``; nothing is written then.
     """
-    source, target, _ = _dictionaries(args, state, path)
-    return not (source.origins.changes_nothing and target.origins.changes_nothing)
+    import torch
+    from omegaconf import OmegaConf
+
+    from mhe_fairseq.cli.convert_dictionary_report import report
+
+    with Bars() as bars:
+        grown = grow(args, source, bars)
+    # What fairseq writes is plain.
+    plain = {**grown.state, "cfg": OmegaConf.to_container(grown.state["cfg"], resolve=True, enum_to_str=True)}
+    if grown.weights.book is not None:
+        write_whole(codes, grown.weights.book.save)
+    write_whole(output, lambda path: torch.save(plain, path))
+    report(grown, args, output, codes)
+    return 0
 
 
 def grow(args: argparse.Namespace, path: Path, bars: Bars) -> Grown:
     """Give the checkpoint ``path`` the dictionaries of ``args.data``.
 
     Args:
-        args: ``data``, ``old_data`` (or None), ``seed`` and ``contexts``.
+        args: ``data``, ``old_data`` (or None) and ``seed``.
         path: of the checkpoint.
         bars: of progress.
 
@@ -67,12 +88,13 @@ def grow(args: argparse.Namespace, path: Path, bars: Bars) -> Grown:
     """
     started = time.monotonic()
     state = read_checkpoint(path, {"eval_bleu": False})
+    rate = last_rate(state)
     name = f"checkpoint {path}"
     source, target, old_data = _dictionaries(args, state, path)
     if source.origins.changes_nothing and target.origins.changes_nothing:
         raise MHEError(
-            f"the dictionary of --data {args.data} is that of {name} already, so there is nothing to convert; "
-            "give data with another dictionary, or --head for another output layer"
+            f"the dictionary of --data {args.data} is that of {name} already, so there is nothing to "
+            "convert; give data with another dictionary, or --head for another output layer"
         )
     cfg = state["cfg"]
     _check_codebook_file(cfg.model, state["model"], target, name)
@@ -85,9 +107,7 @@ def grow(args: argparse.Namespace, path: Path, bars: Bars) -> Grown:
         data = DataDirectory(args.data, getattr(cfg.task, "target_lang", None))
         text = BinarisedText(data.text_prefixes() + data.joined_prefixes())
         counts = count_tokens(text, len(target.new), bars.update, text.tokens)
-        vectors = context_vectors(
-            text, counts, contexts=args.contexts, seed=args.seed, progress=bars.update
-        )
+        vectors = context_vectors(text, counts, seed=args.seed, progress=bars.update)
         return regrow(old, target.origins, vectors, counts, fingerprint)
 
     weights = regrow_weights(state["model"], cfg.model, source, target, make_book, name, args.seed)
@@ -96,7 +116,7 @@ def grow(args: argparse.Namespace, path: Path, bars: Bars) -> Grown:
     _check_builds(state, weights, path, args.data)
     drops_average = any(str(key).startswith("ema") for key in state["extra_state"])
     seconds = time.monotonic() - started
-    return Grown(_saved(state, weights), old_data, source, target, weights, drops_average, seconds)
+    return Grown(_saved(state, weights), old_data, source, target, weights, rate, drops_average, seconds)
 
 
 def _dictionaries(
@@ -127,17 +147,15 @@ def _symbols(state: dict[str, Any], path: Path) -> tuple[list[str], list[str]]:
         source = target = None
     if source is None and target is None:
         raise MHEError(
-            f"checkpoint {path} is of --task {state['cfg'].task._name}, which has no dictionary of its source "
-            "and of its target; tasks of text to text, and of one text, can be given another one"
+            f"checkpoint {path} is of --task {state['cfg'].task._name}, which has no dictionary of its "
+            "source and of its target; tasks of text to text, and of one text, can be given another one"
         )
     source, target = (target if source is None else source), (source if target is None else target)
     read, predicted = ([*each.symbols[: len(each)]] for each in (source, target))
     return read, predicted
 
 
-def _check_codebook_file(
-    options: Any, weights: dict[str, Any], target: Dictionaries, name: str
-) -> None:
+def _check_codebook_file(options: Any, weights: dict[str, Any], target: Dictionaries, name: str) -> None:
     """The codebook file of the training, where it is still there, says which dictionary it was made for."""
     given = getattr(options, "mhe_codebook", None)
     slots = next((value for key, value in weights.items() if key.endswith("head.codebook_slots")), None)
@@ -189,14 +207,11 @@ def _check_builds(state: dict[str, Any], weights: GrownWeights, path: Path, data
 
 
 def _saved(state: dict[str, Any], weights: GrownWeights) -> dict[str, Any]:
-    """The checkpoint as fairseq writes it; without the optimizer's state, and without what another dictionary's
-    losses were."""
-    from omegaconf import OmegaConf
-
+    """The checkpoint, without the optimizer's state and without what another dictionary's losses were."""
     last = state["optimizer_history"][-1]
     return {
         "args": None,
-        "cfg": OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True),
+        "cfg": state["cfg"],
         "model": weights.weights,
         "criterion": state.get("criterion"),
         "optimizer_history": [

@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mhe_fairseq.coding.assign import Floats, Ints
 from mhe_fairseq.coding.codebook import Codebook, ravel, unravel

@@ -42,8 +42,9 @@ def regrow_head(
 
     Before any training, tokens that stay have the probabilities they had, but for the shares of tokens that
     are new or gone: any two of them are as likely, one against the other, as before; in a cascade any two of
-    the same group, and any two groups. A permutation of the dictionary changes nothing. In a mixture that is so
-    while no digit gets a value that only new tokens have: such values take from each component what they take.
+    the same group, and any two groups. A permutation of the dictionary changes nothing. In a mixture that is
+    so while no digit gets a value that only new tokens have: such values take from each component what they
+    take.
 
     Args:
         state: of a product, cascade, sampling or softmax head, names without a prefix; not changed.
@@ -107,13 +108,13 @@ class _Head:
         if name in ("gate.weight", "gate.bias", "project.weight", MARK):
             return value
         raise MHEError(
-            f"the head has a tensor {name} of shape {tuple(value.shape)}, and it is not known how that changes "
-            "with the dictionary"
+            f"the head has a tensor {name} of shape {tuple(value.shape)}, and it is not known how that "
+            "changes with the dictionary"
         )
 
     def folded(self, made: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The embedding, changed where the rows that the head adds to it are others now, and the rows of single
-        first digits without it."""
+        """The embedding, changed where the rows that the head adds to it are others now, and the rows of
+        single first digits without it."""
         if self.embedding is None:
             return made, None
         embedding = inherited(self.embedding, self.origins, self.seed)

@@ -160,11 +160,12 @@ def _head(
         )
     old = Codebook(lengths, slots, dictionary=symbols_fingerprint(target.old))
     new = make_book(old)
+    embedding = weights.get(_HEADS[prefix])
     grown = regrow_head(
         state,
         new,
         target.origins,
-        weights.get(_HEADS[prefix]),
+        None if embedding is None else embedding[: len(target.old)],
         tied_groups=_ties_groups(options, prefix),
         seed=seed,
     )
@@ -201,8 +202,8 @@ def most_groups(options: Any, book: Codebook) -> int | None:
     groups = len(digits[:, :count].unique(dim=0))
     if groups < 2:
         raise MHEError(
-            f"all {len(book):,} symbols of the new dictionary fall into one group of the model's codebook, so "
-            "there are no groups to draw; train a new model for so small a dictionary"
+            f"all {len(book):,} symbols of the new dictionary fall into one group of the model's codebook, "
+            "so there are no groups to draw; train a new model for so small a dictionary"
         )
     return min(int(given), groups - 1)
 
@@ -212,8 +213,8 @@ def _check_kind(weights: Mapping[str, Tensor], name: str) -> None:
     for mark, what in marks.items():
         if any(mark in key for key in weights):
             raise MHEError(
-                f"{name} has {what}, whose tables are cut by the order of its dictionary; models with one row "
-                "a token in one table can be given another dictionary"
+                f"{name} has {what}, whose tables are cut by the order of its dictionary; models with one "
+                "row a token in one table can be given another dictionary"
             )
 
 
@@ -232,6 +233,6 @@ def _check_pin(pin: Tensor, symbols: list[str], name: str) -> None:
     pinned, own = f"{int(pin) + 2**63:016x}", symbols_fingerprint(symbols)
     if pinned != own:
         raise MHEError(
-            f"{name} was trained with another dictionary (fingerprint {pinned}) than the one that is there now "
-            f"({own}); say where that is with --old-data"
+            f"{name} was trained with another dictionary (fingerprint {pinned}) than the one that is there "
+            f"now ({own}); say where that is with --old-data"
         )

@@ -55,7 +55,7 @@ def test_a_token_by_itself_stays_by_itself(data: st.DataObject) -> None:
 
 
 def test_new_words_join_those_that_are_used_as_they_are() -> None:
-    """Numbers follow "of", colours follow "in": so do the new ones, and the group of each has room for two."""
+    """Numbers follow "of", colours follow "in": so do the new ones, and each group has room."""
     old = ["<s>", "<pad>", "</s>", "<unk>", "of", "in", "one", "two", "three", "red", "blue", "green"]
     new = [*old[:6], "yellow", *old[6:], "four", "black"]
     book = Codebook((3, 6), torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14]))

@@ -1,4 +1,4 @@
-"""A head for another dictionary: what stays is as likely as before, but for the shares of what came and went."""
+"""A head for another dictionary: what stays is as likely as before, but for the share of what is new."""
 
 from __future__ import annotations
 
