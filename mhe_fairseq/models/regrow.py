@@ -113,7 +113,8 @@ def regrow_weights(
     if not found:
         raise MHEError(f"{name} has no table of tokens; looked for {', '.join(sides)}")
     beyond = {key: _beyond(weights[key], sides[key].old, key, name) for key in found}
-    made, books = dict(weights), (None, None)
+    made = dict(weights)
+    books: tuple[Codebook | None, Codebook | None] = (None, None)
     done: list[tuple[Tensor, Origins, Tensor]] = []
     prefix = next((each for each in _HEADS if each + "codebook_slots" in weights), None)
     if prefix is not None:
