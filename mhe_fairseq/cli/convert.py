@@ -9,6 +9,7 @@ from typing import Any
 
 from mhe_fairseq.cli.bars import Bars
 from mhe_fairseq.cli.output import check_output, write_whole
+from mhe_fairseq.cli.prototypes import check_prototypes
 from mhe_fairseq.errors import MHEError
 
 #: As ``models.convert.HEADS``, which takes seconds to import.
@@ -106,9 +107,14 @@ def run(args: argparse.Namespace) -> int:
         done = convert(args, source, output, bars)
     # What fairseq writes is plain.
     plain = {**done.state, "cfg": OmegaConf.to_container(done.state["cfg"], resolve=True, enum_to_str=True)}
-    if done.codebook_is_new:
-        write_whole(codes, done.codebook.save)
-    write_whole(output, lambda path: torch.save(plain, path))
+
+    def write(path: Path) -> None:
+        torch.save(plain, path)
+        if done.codebook_is_new:
+            # Where the checkpoint cannot be written there is no codebook either.
+            write_whole(codes, done.codebook.save)
+
+    write_whole(output, write)
     report(done, args, output, codes, time.monotonic() - started)
     return 0
 
@@ -133,8 +139,4 @@ def _check_numbers(args: argparse.Namespace) -> None:
     if args.group_prototypes is not None:
         if args.head != "cascade":
             raise MHEError(f"--group-prototypes is for --head cascade; the head is {args.head}")
-        if args.group_prototypes < 1:
-            raise MHEError(
-                "--group-prototypes is a number of rows for each group, at least 1; got "
-                f"{args.group_prototypes}"
-            )
+        check_prototypes(args)

@@ -24,6 +24,7 @@ from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.convert import Kind, NewHead, OutputLayer, as_saved, converted, kind_of, output_layer
 from mhe_fairseq.models.fit_groups import Fitted, Softmax, fit, gather
+from mhe_fairseq.models.roberta import with_one
 
 #: Tokens of a batch whose features are computed; a longer sentence is a batch by itself.
 _BATCH = 4096
@@ -173,9 +174,12 @@ def _fit(
     indices = text.indices(least_positions([model]), drawn=True)
     longest = max(int(text.dataset.num_tokens(int(index))) for index in indices)
     batches = text.batches(indices, max(_BATCH, longest))
-    softmax = Softmax.of(layer.table, layer.bias, codebook)
+    softmax = Softmax.of(layer.table, codebook)
     features, log_mass = gather(
-        (_head_inputs(model, sample) for sample in text.samples(batches)), softmax, args.tokens, bars.update
+        (_head_inputs(model, sample, layer.has_bias) for sample in text.samples(batches)),
+        softmax,
+        args.tokens,
+        bars.update,
     )
     if len(features) < 2:
         raise MHEError(f"the training text of {args.data} has no two tokens to fit a group head on")
@@ -195,16 +199,17 @@ def last_rate(state: dict[str, Any]) -> float | None:
         return None
 
 
-def _head_inputs(model: LoadedModel, sample: dict[str, Any]) -> Tensor:
+def _head_inputs(model: LoadedModel, sample: dict[str, Any], has_bias: bool) -> Tensor:
     """What the table of V x d is multiplied by. Shape: a batch -> (N, d)."""
     features, _ = model.features(sample)
     side = model.side
     if hasattr(side, "head_input"):
-        return side.head_input(features)
+        given: Tensor = side.head_input(features)
+        return given
     if hasattr(side, "lm_head"):
         lm_head = side.lm_head
-        return lm_head.layer_norm(lm_head.activation_fn(lm_head.dense(features)))
-    return features
+        features = lm_head.layer_norm(lm_head.activation_fn(lm_head.dense(features)))
+    return with_one(features) if has_bias else features
 
 
 def _new_head(

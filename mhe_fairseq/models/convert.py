@@ -21,6 +21,7 @@ from mhe_fairseq.models.export import EXPORTABLE
 from mhe_fairseq.models.families import DICTIONARY, LANGUAGE_MODEL, PREFIX, ROBERTA, TRANSFORMER, Family
 from mhe_fairseq.models.flags import FLAGS, SWITCHES
 from mhe_fairseq.models.options import HeadOptions
+from mhe_fairseq.models.roberta import BIAS_WIDTH
 from mhe_fairseq.models.settings import all_settings, set_options
 from mhe_fairseq.models.signature import signature
 
@@ -108,14 +109,14 @@ class OutputLayer:
 
     Attributes:
         body: the weights of the rest, as ours has them.
-        table: (V, d).
-        bias: (V,), or None.
+        table: (V, d), or (V, d + ``BIAS_WIDTH``).
+        has_bias: features are to be given to ``with_one``.
         tied: the table is the embedding of the tokens it predicts.
     """
 
     body: dict[str, Tensor]
     table: Tensor
-    bias: Tensor | None
+    has_bias: bool
     tied: bool
 
 
@@ -141,13 +142,22 @@ def output_layer(kind: Kind, weights: Mapping[str, Tensor], name: str) -> Output
     if table is None or table.dim() != 2:
         raise MHEError(f"{name} has no table of V x d at {family.projection}")
     bias_name = family.projection.removesuffix("weight") + "bias"
+    bias = weights.get(bias_name) if kind.head is None else None
+    # Our roberta has a bias only where it is asked for.
+    has_bias = (
+        kind.head is not None and embedding is not None and table.size(1) == embedding.size(1) + BIAS_WIDTH
+    )
+    if bias is not None and bool(bias.any()):
+        added = table.new_zeros(len(table), BIAS_WIDTH)
+        added[:, 0] = bias
+        table, has_bias, tied = torch.cat([table, added], dim=1), True, False
     left_out = (family.projection, bias_name, DICTIONARY)
     body = {
         key: value
         for key, value in weights.items()
         if key not in left_out and not key.startswith(family.head)
     }
-    return OutputLayer(body, table, weights.get(bias_name) if kind.head is None else None, tied)
+    return OutputLayer(body, table, has_bias, tied)
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
@@ -190,7 +200,7 @@ def converted(
     """
     cfg = copy.deepcopy(state["cfg"])
     entry = _history(state)
-    _set_model(cfg, kind, new, symbols)
+    _set_model(cfg, kind, layer, new, symbols)
     criterion = str(getattr(cfg.criterion, "_name", None))
     if criterion in _CRITERIONS:
         ours, entry["criterion_name"] = _CRITERIONS[criterion]
@@ -254,8 +264,7 @@ def as_saved(layer: OutputLayer, saved: Mapping[str, Any]) -> OutputLayer:
         return made[key]
 
     body = {name: as_it_was(name, tensor) for name, tensor in layer.body.items()}
-    bias = None if layer.bias is None else as_it_was(None, layer.bias)
-    return OutputLayer(body, as_it_was(None, layer.table), bias, layer.tied)
+    return OutputLayer(body, as_it_was(None, layer.table), layer.has_bias, layer.tied)
 
 
 def rows_by_slot(table: Tensor, codebook: Codebook) -> Tensor:
@@ -265,13 +274,14 @@ def rows_by_slot(table: Tensor, codebook: Codebook) -> Tensor:
     return rows
 
 
-def _set_model(cfg: Any, kind: Kind, new: NewHead, symbols: list[str]) -> None:
+def _set_model(cfg: Any, kind: Kind, layer: OutputLayer, new: NewHead, symbols: list[str]) -> None:
     """Give the model's config the options of the new head."""
     options = dict.fromkeys((*FLAGS, "mhe_signature"), None) | dict.fromkeys(SWITCHES, False)
     options |= {
         "mhe_head": new.head,
         "mhe_lengths": ",".join(map(str, new.codebook.lengths)),
         "mhe_fingerprint": new.codebook.fingerprint,
+        "mhe_bias": layer.has_bias,
     }
     if new.head == "sampling":
         options["mhe_groups"] = default_groups(new.codebook)

@@ -23,6 +23,7 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
 from mhe_fairseq.models.base import STARTED_FROM
 from mhe_fairseq.models.families import DICTIONARY, PREFIX, ROBERTA, TRANSFORMER, Family
+from mhe_fairseq.models.roberta import BIAS_WIDTH
 
 #: The heads whose probabilities, outside of training, are the softmax of one V x d projection.
 EXPORTABLE = ("softmax", "sampling")
@@ -110,6 +111,8 @@ def to_stock(state: Mapping[str, Any], name: str, body: bool = False) -> StockCh
     trained = head in EXPORTABLE
     stock_weights, tied = _stock_weights(family, weights, name, trained)
     projection = stock_weights[family.projection]
+    if family is ROBERTA and not tied:
+        stock_options["model"]["untie_weights_roberta"] = True
     stock = {
         "args": None,  # of older fairseqs; the loader made a cfg of them
         "cfg": stock_options,
@@ -183,9 +186,13 @@ def _stock_weights(
     stock = {key: value for key, value in weights.items() if key not in own and key != DICTIONARY}
     if not trained:
         stock[family.embedding] = table = with_rows_of_state(table, dict(weights), family.head)
+    bias = table.new_zeros(len(table))
+    dim = weights[family.embedding].size(1) if family.embedding in weights else table.size(1)
+    if family is ROBERTA and table.size(1) == dim + BIAS_WIDTH:
+        table, bias = table[:, :dim].clone(), table[:, dim].clone()
     stock[family.projection] = table
     if family is ROBERTA:
-        stock |= {**_untrained_transform(table), **stock, "encoder.lm_head.bias": table.new_zeros(len(table))}
+        stock |= {**_untrained_transform(table), **stock, "encoder.lm_head.bias": bias}
     return stock, is_tied
 
 

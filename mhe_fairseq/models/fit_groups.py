@@ -35,21 +35,21 @@ class Softmax:
     Attributes:
         codebook: two lengths, L_1 groups of L_2 slots.
         rows: (L_1 L_2, d) fp32, of holes anything.
-        bias: (L_1 L_2,) fp32, -inf at holes.
+        holes: (L_1 L_2,) fp32, what is added to logits: 0, -inf at holes.
     """
 
     codebook: Codebook
     rows: Tensor
-    bias: Tensor
+    holes: Tensor
 
     @classmethod
-    def of(cls, table: Tensor, bias: Tensor | None, codebook: Codebook) -> Softmax:
-        """Of a table (V, d) and a bias (V,)."""
+    def of(cls, table: Tensor, codebook: Codebook) -> Softmax:
+        """Of a table (V, d)."""
         slots = codebook.slots.to(table.device)
         rows = table.new_zeros(codebook.size, table.size(1), dtype=torch.float32)
         rows[slots] = table.float()
         placed = table.new_full((codebook.size,), -torch.inf, dtype=torch.float32)
-        placed[slots] = 0.0 if bias is None else bias.float()
+        placed[slots] = 0.0
         return cls(codebook, rows, placed)
 
     def logits(self, features: Tensor) -> Iterator[tuple[Tensor, slice]]:
@@ -57,7 +57,7 @@ class Softmax:
         step = max(1, _WIDE // len(self.rows))
         for start in range(0, len(features), step):
             which = slice(start, start + step)
-            wide = F.linear(features[which].float(), self.rows, self.bias)
+            wide = F.linear(features[which].float(), self.rows, self.holes)
             yield (
                 wide.view(-1, self.codebook.lengths[0], self.codebook.size // self.codebook.lengths[0]),
                 which,
@@ -70,7 +70,7 @@ class Softmax:
 
     def frequencies(self, features: Tensor) -> Tensor:
         """How probable slots are on average. (N, d) -> (L_1, L_2) fp32."""
-        total = torch.zeros_like(self.bias)
+        total = torch.zeros_like(self.holes)
         for wide, _ in self.logits(features):
             total += wide.flatten(1).softmax(dim=-1).sum(dim=0)
         return (total / max(1, len(features))).view(self.codebook.lengths[0], -1)
@@ -165,7 +165,7 @@ def fit(
     held = order[: max(1, len(order) // 16)].to(features.device)
     used = order[len(held) :]
     rows, bias = first_prototypes(softmax, features[held], log_mass[held], prototypes)
-    is_empty = softmax.bias.view(softmax.codebook.lengths[0], -1).eq(-torch.inf).all(dim=-1)
+    is_empty = softmax.holes.view(softmax.codebook.lengths[0], -1).eq(-torch.inf).all(dim=-1)
     rows.requires_grad_()
     bias.requires_grad_()
     optimizer = torch.optim.Adam([rows, bias], lr=rate, betas=(0.9, 0.98))
@@ -201,13 +201,13 @@ def first_prototypes(
     """
     groups, m = softmax.codebook.lengths[0], prototypes
     members = softmax.rows.view(groups, -1, softmax.rows.size(1))
-    exists = softmax.bias.view(groups, -1) > -torch.inf
+    exists = softmax.holes.view(groups, -1) > -torch.inf
     weights = softmax.frequencies(features).masked_fill(~exists, 0.0)
     # Of tokens that are never expected, all alike.
     weights = (weights + 1e-12) * exists
     nearest = _clusters(members, weights, exists, m)
     mean = features.float().mean(dim=0)
-    at_mean = (members @ mean + softmax.bias.view(groups, -1)).masked_fill(~exists, -torch.inf)
+    at_mean = (members @ mean + softmax.holes.view(groups, -1)).masked_fill(~exists, -torch.inf)
     rows, bias = [], []
     for j in range(m):
         own = nearest.eq(j) & exists

@@ -185,6 +185,8 @@ def _ties_groups(options: Any, prefix: str) -> bool:
     else:
         names = ("share_all_embeddings", "share_decoder_input_output_embed")
         is_tied = any(getattr(options, each, False) for each in names)
+    # A bias has no place in an embedding.
+    is_tied = is_tied and not getattr(options, "mhe_bias", False)
     return is_tied and getattr(options, "mhe_group_rows", None) in ("input", "tied")
 
 

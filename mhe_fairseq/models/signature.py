@@ -57,7 +57,7 @@ _ASIDE_SETTINGS = {
 }
 
 #: Flags that came later: where they are not given, the fingerprint is the one from before them.
-_LATER = {"mhe_group_prototypes"}
+_LATER = {"mhe_group_prototypes", "mhe_bias"}
 
 SETTINGS_OF_ASIDE = {
     field.name for section in _ASIDE.values() for field in dataclasses.fields(section)
@@ -117,7 +117,7 @@ def _fingerprint(given: dict[str, Any]) -> str:
         if name not in SETTINGS_OF_ASIDE
         and name not in _ASIDE
         and not name.startswith("_")
-        and not (name in _LATER and value is None)
+        and not (name in _LATER and not value)
     }
     return hashlib.sha256(json.dumps(learned, sort_keys=True, default=str).encode()).hexdigest()[:8]
 

@@ -5,8 +5,8 @@ trained from nothing for as long.
     python scripts/study/grow_dictionary.py --source CORPUS --out larger-dictionary
 
 The model is a variant of a study (``examples/translation/study.toml``). It is trained with a small
-dictionary; `mhe convert` gives it a larger one; the command that this prints trains it on, for a tenth of
-the updates. From nothing as many updates are made over the same data, twice: with the study's schedule, and with
+dictionary; `mhe convert` gives it a larger one; the command that this prints trains it on, a tenth of the
+updates. As many updates from nothing are made over the same data, twice: with the study's schedule, and with
 that of the printed command at the study's learning rate. All are validated and translated alike.
 
 ``--out``/record.json has what is shown on the page of results. What is done is not done again.
@@ -231,9 +231,9 @@ def record(
     return {
         "about": f"A {args.variant} with a dictionary of {args.small:,} pieces given one of {args.large:,}",
         "data": f"{' to '.join(study.languages)}; pieces of sentencepiece, joined; {' '.join(counts)}",
-        "setup": f"variant {args.variant} of {from_root(args.study)}; bits are of a piece, so those of the two "
-        "dictionaries do not compare; p: that chance makes so large a difference in BLEU to the grown model "
-        "(paired bootstrap)",
+        "setup": f"variant {args.variant} of {from_root(args.study)}; bits are of a piece, so those "
+        "of the two dictionaries do not compare; p: that chance makes so large a difference in BLEU to the grown "
+        "model (paired bootstrap)",
         "commands": commands,
         "seeds": str(args.seed),
         "machine": f"{cpu_model()}, {os.environ['OMP_NUM_THREADS']} of {os.cpu_count()} cores",
