@@ -232,8 +232,8 @@ def record(
         "about": f"A {args.variant} with a dictionary of {args.small:,} pieces given one of {args.large:,}",
         "data": f"{' to '.join(study.languages)}; pieces of sentencepiece, joined; {' '.join(counts)}",
         "setup": f"variant {args.variant} of {from_root(args.study)}; bits are of a piece, so those "
-        "of the two dictionaries do not compare; p: that chance makes so large a difference in BLEU to the grown "
-        "model (paired bootstrap)",
+        "of the two dictionaries do not compare; p: that chance makes so large a difference in BLEU to the "
+        "grown model (paired bootstrap)",
         "commands": commands,
         "seeds": str(args.seed),
         "machine": f"{cpu_model()}, {os.environ['OMP_NUM_THREADS']} of {os.cpu_count()} cores",
