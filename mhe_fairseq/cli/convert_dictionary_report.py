@@ -49,10 +49,12 @@ def report(grown: Grown, args: argparse.Namespace, output: Path, codes: Path) ->
 def counted(side: Dictionaries) -> str:
     """What became of the symbols of a side, in one line."""
     origins, made = side.origins, len(side.origins.pieces)
+    padded = sum(is_padding(side.new[token]) for token in origins.new.tolist())
     said = f"{len(side.old):,} symbols, now {len(side.new):,}: {len(origins.kept):,} stay, "
     said += f"{len(origins.new):,} new"
     if len(origins.new):
-        said += f" ({made:,} made of known pieces, {len(origins.new) - made:,} not)"
+        said += f" ({made:,} made of known pieces, {len(origins.new) - made - padded:,} not"
+        said += f", {padded:,} of padding)" if padded else ")"
     gone = [side.old[token] for token in origins.gone.tolist()]
     padding = [symbol for symbol in gone if is_padding(symbol)]
     gone = [symbol for symbol in gone if not is_padding(symbol)]
