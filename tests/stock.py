@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.commands import ALL_SENTENCES, PAIR
+from tests.commands import ALL_SENTENCES, PAIR, PLUGIN
 from tests.language_model import LM
 from tests.language_model import SMALL as SMALL_DECODER
 from tests.masked_lm import MASKED, run_lines
 from tests.masked_lm import SMALL as SMALL_ENCODER
 
+#: With the plugin imported for what it mends in fairseq on numpy 2.
 _COMMON = [
     "--optimizer", "adam", "--lr", "0.005", "--clip-norm", "1.0", "--max-tokens", "500", *ALL_SENTENCES,
     "--cpu", "--num-workers", "0", "--seed", "1", "--no-epoch-checkpoints", "--max-update", "40",
@@ -33,7 +34,10 @@ def train_stock(toy_data: Path, lm_data: Path, folder: Path) -> dict[str, Path]:
         ],
     }  # fmt: skip
     saved = {name: folder / name for name in lines}
-    runs = {name: ["train", *line, *_COMMON, "--save-dir", str(saved[name])] for name, line in lines.items()}
+    runs = {
+        name: ["train", *line, *PLUGIN, *_COMMON, "--save-dir", str(saved[name])]
+        for name, line in lines.items()
+    }
     for name, ended in run_lines(folder, runs).items():
         assert ended.status == 0, f"{name}: {ended.said[-2000:]}"
     return {name: path / "checkpoint_last.pt" for name, path in saved.items()}
