@@ -19,7 +19,7 @@ from tests.scripts.study.test_study import source as source  # the corpus and it
 def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     script = [sys.executable, str(REPO / "scripts" / "study" / "grow_dictionary.py")]
-    words = ["--study", source / "study.toml", "--source", source, "--out", out]
+    words = ["--study", str(source / "study.toml"), "--source", str(source), "--out", str(out)]
     sizes = ["--small", "200", "--large", "300", "--updates", "40"]
     run_command([*script, *words, *sizes])
     record = read_record(out / "record.json")
