@@ -66,8 +66,6 @@ def finetune_line(
         "--lr", f"{rate:.4g}", "--lr-scheduler", "polynomial_decay", "--warmup-updates",
         str(updates // 10), "--total-num-update", str(updates), "--max-update", str(updates),
     ]  # fmt: skip
-    names = (arch, str(cfg.task._name), str(cfg.criterion._name))
-    plugin = ["--user-dir", "mhe_fairseq"] if any(name.startswith(PREFIX) for name in names) else []
     head = ["--mhe-codebook", str(codebook)] if codebook is not None else []
     if arch.startswith(PREFIX):
         given = {name: settings.get(name) for name in FLAGS if name not in _IN_CODEBOOK}
@@ -76,7 +74,7 @@ def finetune_line(
         ]
         head += [flag(name) for name in SWITCHES if settings.get(name)]
     return [
-        "fairseq-train", *base[:1], *plugin, *base[1:], *head,
+        "fairseq-train", *base[:1], "--user-dir", "mhe_fairseq", *base[1:], *head,
         "--finetune-from-model", str(output), *_changed(settings, [*base, *schedule]), *schedule,
         "--save-dir", str(output.with_name(f"{output.stem}-trained-on")),
     ]  # fmt: skip
