@@ -227,14 +227,20 @@ def record(
     args: argparse.Namespace, study: Study, rows: list[dict[str, Any]], commands: list[str], log: Path
 ) -> dict[str, Any]:
     """As scripts/study/report_records.py reads it."""
-    counts = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if "symbols, now" in line]
+
+    def shown(text: str) -> str:
+        """With names in place of this machine's folders."""
+        return text.replace(str(args.source), "CORPUS").replace(str(args.out), "larger-dictionary")
+
+    said = log.read_text(encoding="utf-8").splitlines()
+    counts = [shown(line.strip()) for line in said if "symbols, now" in line]
     return {
         "about": f"A {args.variant} with a dictionary of {args.small:,} pieces given one of {args.large:,}",
         "data": f"{' to '.join(study.languages)}; pieces of sentencepiece, joined; {' '.join(counts)}",
         "setup": f"variant {args.variant} of {from_root(args.study)}; bits are of a piece, so those "
         "of the two dictionaries do not compare; p: that chance makes so large a difference in BLEU to the "
         "grown model (paired bootstrap)",
-        "commands": commands,
+        "commands": [shown(command) for command in commands],
         "seeds": str(args.seed),
         "machine": f"{cpu_model()}, {os.environ['OMP_NUM_THREADS']} of {os.cpu_count()} cores",
         "versions": versions(),

@@ -35,10 +35,11 @@ def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
     assert [row["p"] is None for row in rows] == [True, True, True, False, False]
     # The grown one and those from nothing read the same data, and differ in what they begin with.
     trained, fresh = (
-        next(line for line in record["commands"] if name in line) for name in ("out/grown-1", "out/nothing-1")
+        next(line for line in record["commands"] if name in line)
+        for name in ("larger-dictionary/grown-1", "larger-dictionary/nothing-1")
     )
     assert "--finetune-from-model" in trained and "--finetune-from-model" not in fresh
-    assert trained.split()[1] == fresh.split()[1] == str(out / "300" / "data-bin")
+    assert trained.split()[1] == fresh.split()[1] == "larger-dictionary/300/data-bin"
     assert "stay" in record["data"]
 
 
