@@ -1,4 +1,4 @@
-"""`mhe convert`: a trained softmax model as one of ours with another head."""
+"""`mhe convert`: a trained softmax model with another head, or a trained model for another dictionary."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "own transformer, transformer_lm or roberta, or one of ours with --mhe-head softmax or sampling. "
         "Sampling and softmax score as before. A cascade keeps the rows of tokens, and its group head is "
         "fitted to the probabilities that the softmax gives groups. No labels are needed; the optimizer's "
-        "state is left out.",
+        "state is left out. Without --head, and with --data of another dictionary: the same model, "
+        "fairseq's or one of ours with any head, for that dictionary.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as checkpoints/checkpoint_best.pt")
     parser.add_argument(
@@ -33,9 +34,17 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         required=True,
         metavar="BIN",
         help="directory written by fairseq-preprocess with the model's dictionaries: the training text is "
-        "read for the codebook and the group head, the validation text to compare losses",
+        "read for the codebook and the group head, the validation text to compare losses; or with the "
+        "dictionaries that the model shall have",
     )
-    parser.add_argument("--head", choices=HEADS, default="cascade", help="(default cascade)")
+    parser.add_argument(
+        "--head", choices=HEADS, help="head to convert to (default: the same model for another dictionary)"
+    )
+    parser.add_argument(
+        "--old-data",
+        metavar="BIN",
+        help="another dictionary: directory with the model's own (default: the data it was trained on)",
+    )
     parser.add_argument(
         "--codebook",
         metavar="FILE",
@@ -83,6 +92,11 @@ def run(args: argparse.Namespace) -> int:
             if not args.force and (path == output or args.codebook is None):
                 raise MHEError(f"the output {path} exists; give another one, or --force to replace it")
 
+    if args.head is None:
+        from mhe_fairseq.cli.convert_dictionary import run_dictionary
+
+        return run_dictionary(args, source, output, codes)
+
     import torch
     from omegaconf import OmegaConf
 
@@ -113,6 +127,15 @@ def _check_numbers(args: argparse.Namespace) -> None:
         )
     if not 0 <= args.seed < 2**63:
         raise MHEError(f"--seed must be a whole number from 0 to 2**63 - 1, got {args.seed}")
+    if args.head is None:
+        for flag, value in (("--codebook", args.codebook), ("--group-prototypes", args.group_prototypes)):
+            if value is not None:
+                raise MHEError(f"{flag} {value} is for another head; say which with --head")
+    elif args.old_data is not None:
+        raise MHEError(
+            f"--old-data {args.old_data} is for another dictionary, --head {args.head} for another head: "
+            "convert twice, first without --head"
+        )
     if args.group_prototypes is not None:
         if args.head != "cascade":
             raise MHEError(f"--group-prototypes is for --head cascade; the head is {args.head}")

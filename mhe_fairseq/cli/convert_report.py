@@ -34,4 +34,5 @@ def report(done: Done, args: argparse.Namespace, output: Path, codes: Path, seco
     print(f"  {seconds:.1f} seconds")
     print("to train it on:")
     codebook = (codes if done.codebook_is_new else args.codebook) if head != "softmax" else None
-    print(f"  {shlex.join(finetune_line(done, args.data, output, codebook))}")
+    line = finetune_line(done.state, done.kind.ours, done.rate, args.data, output, codebook)
+    print(f"  {shlex.join(line)}")

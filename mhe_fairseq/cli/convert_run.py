@@ -92,7 +92,7 @@ def convert(args: argparse.Namespace, source: Path, output: Path, bars: Bars) ->
     device = find_device(args.device)
     check_folders(args.data)
     state = read_checkpoint(source)
-    saved, rate = state["model"], _last_rate(state)
+    saved, rate = state["model"], last_rate(state)
     name = f"checkpoint {source}"
     kind = kind_of(state["cfg"], name, args.head)
     model = LoadedModel(source, args.data, device, purpose="convert")
@@ -191,7 +191,7 @@ def _shares_sides(model: Any) -> bool:
     return bool(getattr(model, "share_all_embeddings", False))
 
 
-def _last_rate(state: dict[str, Any]) -> float | None:
+def last_rate(state: dict[str, Any]) -> float | None:
     """The learning rate of the last update."""
     try:
         return float(state["last_optimizer_state"]["param_groups"][0]["lr"])

@@ -8,8 +8,9 @@ from typing import Any
 
 from fairseq import options
 
-from mhe_fairseq.cli.convert_run import Done
 from mhe_fairseq.models.base import STARTED_FROM
+from mhe_fairseq.models.families import PREFIX
+from mhe_fairseq.models.flags import FLAGS, SWITCHES, flag
 from mhe_fairseq.models.settings import all_settings
 from mhe_fairseq.models.signature import SETTINGS_OF_ASIDE
 
@@ -30,37 +31,48 @@ _OWN = {
 }  # fmt: skip
 
 
-def finetune_line(done: Done, data: str, output: Path, codebook: str | Path | None) -> list[str]:
+#: What the codebook's file says.
+_IN_CODEBOOK = ("mhe_lengths", "mhe_codebook")
+
+
+def finetune_line(
+    state: dict[str, Any],
+    arch: str,
+    rate: float | None,
+    data: str,
+    output: Path,
+    codebook: str | Path | None,
+) -> list[str]:
     """Words of a fairseq-train command: a tenth of the updates, the learning rate falling from what it was
     at the end of the training to nothing.
 
     Args:
-        done: the conversion.
+        state: the checkpoint, its config not yet plain.
+        arch: its architecture.
+        rate: the learning rate at the end of its training; None: not known.
         data: to train on.
         output: where the checkpoint was written.
         codebook: file of the head's codebook, None where it has the dictionary's order.
     """
-    cfg = done.state["cfg"]
+    cfg = state["cfg"]
     settings = all_settings(cfg.model)
-    updates = max(1, round(SHARE * done.state["optimizer_history"][-1]["num_updates"]))
-    rate = done.rate or _first(settings.get("lr"))
+    updates = max(1, round(SHARE * state["optimizer_history"][-1]["num_updates"]))
+    rate = rate or _first(settings.get("lr"))
     base = [
-        data, "--arch", done.kind.ours, "--task", str(cfg.task._name), "--criterion",
+        data, "--arch", arch, "--task", str(cfg.task._name), "--criterion",
         str(cfg.criterion._name), "--optimizer", str(cfg.optimizer._name or "adam"),
     ]  # fmt: skip
     schedule = [
         "--lr", f"{rate:.4g}", "--lr-scheduler", "polynomial_decay", "--warmup-updates",
         str(updates // 10), "--total-num-update", str(updates), "--max-update", str(updates),
     ]  # fmt: skip
-    head = ["--mhe-head", str(settings["mhe_head"])]
-    if codebook is not None:
-        head += ["--mhe-codebook", str(codebook)]
-    if settings.get("mhe_group_rows"):
-        head += ["--mhe-group-rows", str(settings["mhe_group_rows"])]
-    if settings.get("mhe_bias"):
-        head.append("--mhe-bias")
-    if done.prototypes > 1:
-        head += ["--mhe-group-prototypes", str(done.prototypes)]
+    head = ["--mhe-codebook", str(codebook)] if codebook is not None else []
+    if arch.startswith(PREFIX):
+        given = {name: settings.get(name) for name in FLAGS if name not in _IN_CODEBOOK}
+        head += [
+            word for name, value in given.items() if value is not None for word in (flag(name), str(value))
+        ]
+        head += [flag(name) for name in SWITCHES if settings.get(name)]
     return [
         "fairseq-train", *base[:1], "--user-dir", "mhe_fairseq", *base[1:], *head,
         "--finetune-from-model", str(output), *_changed(settings, [*base, *schedule]), *schedule,
