@@ -60,16 +60,15 @@ class LoadedModel:
         state: dict[str, Any] | None = None,
         purpose: str = "analyze",
     ) -> None:
-        if state is None and not path.is_file():
+        is_file = state is None
+        if is_file and not path.is_file():
             raise MHEError(f"there is no checkpoint {path}; fairseq-train writes them to its --save-dir")
         self.path, self.device, self.purpose = path, device, purpose
         state = _read(path, data, state, purpose)
         self.task = set_up_task(state, path)
         _check_rows(state["model"], self.task, path, data)
         try:
-            models, _, _ = checkpoint_utils.load_model_ensemble_and_task(
-                [str(path)], task=self.task, state=state
-            )
+            self.model = _built(path, self.task, state, is_file=is_file).to(device).eval()
         except MHEError as error:
             raise MHEError(f"checkpoint {path}: {error}") from None
         except Exception as error:  # torch names every table that does not fit, on lines of their own
@@ -77,7 +76,6 @@ class LoadedModel:
                 f"the model of checkpoint {path} cannot be built for the data {data} ({said(error)}); give "
                 "the data it was trained on"
             ) from error
-        self.model = models[0].to(device).eval()
         # A masked language model is an encoder with an output layer.
         self.side = getattr(self.model, "decoder", None) or self.model.encoder
         if "features_only" not in inspect.signature(self.side.forward).parameters:
@@ -141,6 +139,16 @@ class LoadedModel:
             # An adaptive softmax insists on three dimensions.
             output = self.side.output_layer(features[which][None]), None
             yield self.model.get_normalized_probs(output, log_probs=True, sample=None)[0], which
+
+
+def _built(path: Path, task: Any, state: dict[str, Any], is_file: bool) -> Any:
+    """fairseq's model of a checkpoint; of one that is no file yet, too, which fairseq would look for."""
+    if is_file:
+        models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], task=task, state=state)
+        return models[0]
+    model = task.build_model(state["cfg"].model, from_checkpoint=True)
+    model.load_state_dict(state["model"], strict=True, model_cfg=state["cfg"].model)
+    return model
 
 
 def _read(path: Path, data: str, known: dict[str, Any] | None, purpose: str) -> dict[str, Any]:

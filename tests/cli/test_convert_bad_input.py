@@ -40,7 +40,7 @@ def test_damaged_checkpoints(
     path = tmp_path / "given.pt"
     write_damaged(what, path, source.read_bytes())
     before = sorted(tmp_path.iterdir())
-    said = refused([path, "--data", toy_data, "-o", tmp_path / "out.pt"], capsys)
+    said = refused([path, "--data", toy_data, "--head", "cascade", "-o", tmp_path / "out.pt"], capsys)
     assert DAMAGED[what] in said and str(path) in said
     assert sorted(tmp_path.iterdir()) == before
 
@@ -92,7 +92,7 @@ def test_other_checkpoints(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = changed(source, tmp_path / "given.pt", change)
-    said = refused([path, "--data", toy_data, "-o", tmp_path / "out.pt"], capsys)
+    said = refused([path, "--data", toy_data, "--head", "cascade", "-o", tmp_path / "out.pt"], capsys)
     assert sentence in said and str(path) in said
     assert sorted(tmp_path.iterdir()) == [path]
 
@@ -120,7 +120,10 @@ def test_codebooks_that_do_not_fit(
     size = 50 if lengths == (10, 5) else len(Dictionary.load(str(toy_data / f"dict.{TOY_TARGET}.txt")))
     codes = tmp_path / "codes"
     Codebook(lengths, vocab_size=size, dictionary=pinned).save(codes)
-    said = refused([source, "--data", toy_data, "--codebook", codes, "-o", tmp_path / "out.pt"], capsys)
+    said = refused(
+        [source, "--data", toy_data, "--head", "cascade", "--codebook", codes, "-o", tmp_path / "out.pt"],
+        capsys,
+    )
     assert sentence in said and str(codes) in said
     assert sorted(tmp_path.iterdir()) == [codes]
 
@@ -131,15 +134,15 @@ def test_data_that_is_not_there(
     output = tmp_path / "out" / "out.pt"
     output.parent.mkdir()
     nowhere = tmp_path / "nowhere"
-    said = refused([source, "--data", nowhere, "-o", output], capsys)
+    said = refused([source, "--data", nowhere, "--head", "cascade", "-o", output], capsys)
     assert f"there is no data directory {nowhere}" in said
     data = Path(shutil.copytree(toy_data, tmp_path / "data-bin"))
     for file in data.glob("train.*"):
         file.unlink()
-    assert "train" in refused([source, "--data", data, "-o", output], capsys)
+    assert "train" in refused([source, "--data", data, "--head", "cascade", "-o", output], capsys)
     for file in data.glob("valid.*"):
         file.unlink()
-    said = refused([source, "--data", data, "-o", output], capsys)
+    said = refused([source, "--data", data, "--head", "cascade", "-o", output], capsys)
     assert f"the data {data} has no split 'valid'" in said
     assert list(output.parent.iterdir()) == []
 
@@ -165,7 +168,9 @@ def test_numbers(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert sentence in refused([source, "--data", toy_data, "-o", tmp_path / "out.pt", *flags], capsys)
+    assert sentence in refused(
+        [source, "--data", toy_data, "--head", "cascade", "-o", tmp_path / "out.pt", *flags], capsys
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -174,7 +179,7 @@ def test_where_it_cannot_be_written(
 ) -> None:
     there = tmp_path / "there.pt"
     there.write_text("mine")
-    line = [source, "--data", toy_data, "-o"]
+    line = [source, "--data", toy_data, "--head", "cascade", "-o"]
     assert "exists; give another one, or --force to replace it" in refused([*line, there], capsys)
     (tmp_path / "new.codes").write_text("mine")
     said = refused([*line, tmp_path / "new.pt"], capsys)
@@ -212,7 +217,19 @@ def test_an_interrupted_conversion_leaves_what_was_there(
         monkeypatch.setattr(convert_run, "fit", interrupted)
     else:
         monkeypatch.setattr(torch, "save", half)
-    line = ["convert", str(source), "--data", str(toy_data), "-o", str(output), "--force", "--tokens", "50"]
+    line = [
+        "convert",
+        str(source),
+        "--data",
+        str(toy_data),
+        "--head",
+        "cascade",
+        "-o",
+        str(output),
+        "--force",
+        "--tokens",
+        "50",
+    ]
     assert main(line) == 130
     assert capsys.readouterr().err.rstrip().endswith("mhe: interrupted")
     assert list(tmp_path.iterdir()) == [output] and output.read_text() == "mine"
