@@ -54,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--group-prototypes",
         type=int,
         metavar="M",
-        help="cascade: rows of the group head for a group, whose exponentials are added (default 1)",
+        help="cascade: rows of the group head for a group, whose exponentials are added (default 8)",
     )
     parser.add_argument(
         "--tokens",

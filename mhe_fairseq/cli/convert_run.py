@@ -29,8 +29,8 @@ from mhe_fairseq.models.roberta import with_one
 #: Tokens of a batch whose features are computed; a longer sentence is a batch by itself.
 _BATCH = 4096
 
-#: Rows of a group head for a group, where it is not told.
-DEFAULT_PROTOTYPES = 1
+#: Rows of a group head for a group, where it is not told: what they cost in loss is in docs/convert.md.
+DEFAULT_PROTOTYPES = 8
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mhe_fairseq.coding import Codebook
 _WIDE = 2**24
 
 #: Tokens of a minibatch, passes over the features, and the largest step of Adam.
-BATCH, PASSES, LEARNING_RATE = 512, 8, 2e-3
+BATCH, PASSES, LEARNING_RATE = 512, 8, 5e-3
 
 #: Steps of k-means: with few members a group it rests after a few.
 _MEANS = 10
