@@ -80,6 +80,8 @@ setup(
         "lint": ["ruff", "mypy"],
         "plot": ["matplotlib"],
         "docs": ["mkdocs", "mkdocs-material", "mkdocstrings[python]", "latex2mathml"],
+        # Translates with exported models (mhe export); has wheels for Linux, macOS and Windows.
+        "deploy": ["ctranslate2"],
         # A CUDA build of torch brings the triton that it wants; this says which is the oldest that will do.
         "gpu": ["triton>=3.2; platform_system == 'Linux'"],
     },

@@ -29,7 +29,7 @@ say "build"
 "$away/build/bin/python" -m pip install -qq ${FLAGS[@]+"${FLAGS[@]}"} -c constraints.txt "${BUILDERS[@]}"
 # setuptools would put files that were left there by another version into the wheel.
 rm -rf build dist mhe_fairseq.egg-info
-"$away/build/bin/python" -m build --outdir dist >"$away/build.log" 2>&1 || { cat "$away/build.log"; fail "no build"; }
+"$away/build/bin/python" -m build --outdir dist >"$away/build.log" 2>&1 || { cat "$away/build.log"; fail "the build failed; its output is above"; }
 wheels=(dist/*.whl) sdists=(dist/*.tar.gz)
 ((${#wheels[@]} == 1 && ${#sdists[@]} == 1)) || fail "one wheel and one sdist were expected in dist"
 "$away/build/bin/python" -m twine check --strict dist/*
@@ -43,7 +43,7 @@ for list in wheel sdist; do
     done
 done
 if grep -vE '^(mhe_fairseq/(.*/)?([^/]*\.py|py\.typed)|mhe_fairseq-[^/]*\.dist-info/.*)$' "$away/wheel.txt"; then
-    fail "the wheel has files, listed above, that are no part of the package"
+    fail "the wheel has files, listed above, that are not part of the package"
 fi
 if grep -E '/(tests|scripts|examples|docs)/' "$away/sdist.txt"; then
     fail "the sdist has files, listed above, that an installation does not need"
@@ -90,7 +90,7 @@ try() {
         } >>log 2>&1
         count=$(grep -c '^H-' translations/generate-test.txt)
         ((count == 40)) || fail "$count translations of 40 sentences"
-    ) || { tail -n 20 "$work/log"; fail "the $1 does not work; what it said last is above"; }
+    ) || { tail -n 20 "$work/log"; fail "the $1 does not work; its last output is above"; }
     echo "the $1 trains and translates"
 }
 
@@ -100,5 +100,5 @@ try wheel
 # Without the dependencies, which are there.
 install --no-deps "${sdists[0]}"
 try sdist
-"$bin/python" -m pip check || fail "what was installed does not go together; see above"
+"$bin/python" -m pip check || fail "the installed packages do not fit together; see above"
 say "good: ${wheels[0]} and ${sdists[0]}"

@@ -34,7 +34,7 @@ find_python() {
         # The package that goes with this very Python: python3-venv is for the release's own.
         local package
         package=$("$lacking" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
-        fail "$lacking is here without its venv module; install it with: sudo apt-get install $package"
+        fail "$lacking has no venv module; install it with: sudo apt-get install $package"
     elif [[ -n ${PYTHON:-} ]]; then
         fail "PYTHON=$PYTHON is not a working Python 3.11 or 3.12; install one with:" \
             "sudo apt-get install python3.11 python3.11-venv (or python3.12 python3.12-venv)"
@@ -52,7 +52,7 @@ if [[ -e $mark || ! -x $VENV/bin/python ]] || ! "$VENV/bin/python" -m pip --vers
     "$python" -m venv --clear "$VENV"
 fi
 touch "$mark"
-echo "installing mhe-fairseq${EXTRAS:+ [$EXTRAS]} and what it needs, by $CONSTRAINTS (a minute or more)"
+echo "installing mhe-fairseq${EXTRAS:+ [$EXTRAS]} and its dependencies, in the versions of $CONSTRAINTS (a minute or more)"
 # -qq: errors only.
 "$VENV/bin/python" -m pip install -qq --disable-pip-version-check ${FLAGS[@]+"${FLAGS[@]}"} \
     -c "$CONSTRAINTS" -e ".${EXTRAS:+[$EXTRAS]}" ||

@@ -1,4 +1,8 @@
-"""An accelerator that is not there: tensors without numbers, which tell when the host would wait for it."""
+"""An accelerator that is not there: tensors without numbers, on torch's meta device.
+
+For code of heads and of the search: it shows each place where the host would wait for the device, and which
+kernels would be launched. Without numbers no whole command runs; for that there is ``pretend_cuda``.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A GPU that is not there: its tensors hold their numbers on the CPU and do not mix with the CPU's.
 
-So a command with ``--device cuda`` runs to its end on any machine, and a tensor made on the wrong device is
-the error that it is on a GPU. Kernels are not run; the operators' own checks are not the GPU's.
+So a command with ``--device cuda`` runs to its end on any machine, with its numbers, and a tensor made on the
+wrong device is the error that it is on a GPU. Waits are not seen and kernels are not run: for these there is
+``made_up_gpu``. The operators' own checks are not the GPU's.
 """
 
 from __future__ import annotations

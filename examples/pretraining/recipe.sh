@@ -1,7 +1,25 @@
-# What the recipes of this folder share: sourced by their run.sh, which sets RECIPE and HEADS and calls, in
-# order, read_arguments, choose_machine, its own settings, begin_pretraining, and the steps.
+# What the recipes of this folder share: sourced by their run.sh, which sets HEADS and its part of --help, and
+# calls, in order, read_arguments, choose_machine, its own settings, begin_pretraining, and the steps.
+source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipes/recipe.sh"
+
 FAMILY=pretraining
-source scripts/recipes/recipe.sh
+OWN_USAGE="" OWN_HELP="" OWN_VARIABLES=""
+
+usage() {
+    cat <<END
+run.sh [--text FILE | --train FILE --valid FILE --test FILE] [--out DIR] [--scale full|tiny] [--head HEAD]
+       [--vocab V] [--updates N] [--offline DIR] [--precision P] [--only STAGE] [--cpu]${OWN_USAGE:+
+       $OWN_USAGE}
+
+$OWN_HELP
+--out DIR     default: runs/$RECIPE-HEAD
+$(shared_help)
+
+Variables: SEED. MODEL_FLAGS, HEAD_FLAGS${OWN_VARIABLES:+, $OWN_VARIABLES} and OPTIMIZER_FLAGS replace flags of the recipe.
+TRAIN_FLAGS are added to those of fairseq-train. MAX_TOKENS is the batch of one GPU. VALIDATE_EVERY and LOG_INTERVAL
+are in updates.
+END
+}
 
 read_arguments() {
     shared_defaults

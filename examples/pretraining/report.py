@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What a log of a recipe says about the test set, in one line.
+"""Print the result on the test set, from a recipe's log, in one line.
 
     python examples/pretraining/report.py --log evaluate.log --name NAME --data DATA-BIN
 
-takes the log of fairseq-eval-lm, having made sure that every token of the set was scored, or the log of
+reads the log of fairseq-eval-lm, and checks that every token of the set was scored, or the log of
 fairseq-validate.
 """
 

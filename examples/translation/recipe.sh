@@ -1,8 +1,10 @@
-# What the recipes of this folder share: sourced by their run.sh, which sets RECIPE, SRC, TGT, HEADS, SIZES (of
-# the model, or none), MANY (of languages, or empty) and its part of --help, and calls, in order, read_arguments, choose_machine, its
-# own settings, settle_model, begin_translation, and the steps.
-FAMILY=translation
-source scripts/recipes/recipe.sh
+# What the recipes of this folder share: sourced by their run.sh, which sets SRC, TGT and its part of --help, SIZES (of
+# the model) and MANY (languages) where it has them, and calls, in order, read_arguments, choose_machine, its own
+# settings, settle_model, begin_translation, and the steps.
+source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipes/recipe.sh"
+
+FAMILY=translation HEADS="cascade product sampling softmax"
+SIZES="" MANY="" OWN_USAGE="" OWN_HELP="" OWN_VARIABLES=""
 
 CORPUS=examples/translation/$RECIPE/corpus.toml
 # Tokens of the longest sentence that a batch must hold, with room for more.
@@ -11,29 +13,23 @@ LONGEST=512
 usage() {
     cat <<END
 run.sh [--out DIR] [--scale full|tiny] [--head HEAD] [--vocab V] [--updates N] [--batch N] [--average N]
-       [--source DIR] [--offline DIR | --mirror URL] [--checksums FILE] [--precision P] [--only STAGE] [--cpu]
-       $OWN_USAGE
+       [--source DIR] [--offline DIR | --mirror URL] [--checksums FILE] [--precision P] [--only STAGE] [--cpu]${OWN_USAGE:+
+       $OWN_USAGE}
 
---head HEAD   one of $HEADS
---scale tiny  a model that trains in a minute or so on two CPU cores
---vocab V     symbols of the joint dictionary
---updates N   of the training; more than before train on
---batch N     tokens of an update, however many GPUs share it
---average N   translate with the mean of the last N checkpoints; 0: with the best one
---source DIR  text of your own in place of a download: {train,valid,test}.{$SRC,$TGT${MANY:+,tags}}, plain or .xz
---offline DIR take the archives from DIR; nothing is downloaded
---mirror URL  take each archive from URL/NAME
---checksums FILE  as sha256sum writes them: they count in place of the ones in corpus.toml
---precision P fp16 (default on a GPU), bf16 or fp32 (default on a CPU)
---only STAGE  prepare, train or evaluate; what comes before must be done
---cpu         no GPU, even where there are some
+--vocab V     size of the joint dictionary
+--batch N     tokens of an update, whatever number of GPUs shares it (effective batch size)
+--average N   translate with the average of the last N checkpoints; 0: with the best one
+--source DIR  your own text in place of a download: {train,valid,test}.{$SRC,$TGT${MANY:+,tags}}, plain or .xz
+--mirror URL  download each archive from URL/NAME
+--checksums FILE  written by sha256sum; used in place of those in corpus.toml
 --out DIR     default: runs/$RECIPE-${SIZES:+SIZE-}HEAD
-$OWN_HELP
+$(shared_help)${OWN_HELP:+
+$OWN_HELP}
 
-Variables: LR, SEED; MODEL_FLAGS, HEAD_FLAGS, OPTIMIZER_FLAGS in place of the flags of the recipe; PREPARE_FLAGS
-(prepare_translation.py), TRAIN_FLAGS (fairseq-train) beside them; MAX_TOKENS of one GPU at once, GENERATE_TOKENS
-when it translates; VALIDATE_EVERY, LOG_INTERVAL in updates${OWN_VARIABLES:+;
-$OWN_VARIABLES}.
+Variables: LR, SEED. MODEL_FLAGS, HEAD_FLAGS and OPTIMIZER_FLAGS replace flags of the recipe. PREPARE_FLAGS
+(prepare_translation.py) and TRAIN_FLAGS (fairseq-train) are added to them. MAX_TOKENS is the batch of one GPU in
+training, GENERATE_TOKENS in translation. VALIDATE_EVERY and LOG_INTERVAL are in updates.${OWN_VARIABLES:+
+$OWN_VARIABLES}
 END
 }
 
@@ -118,9 +114,7 @@ settle_model() {
         cascade) HEAD_WORDS+=(--mhe-codebook "$CODES") ;;
         product) HEAD_WORDS+=(--mhe-mixtures 8 --mhe-codebook "$CODES") ;;
     esac
-    if [[ -n ${MODEL_FLAGS:-} ]]; then read -ra MODEL <<<"${MODEL_FLAGS//$'\n'/ }"; fi
-    if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"${HEAD_FLAGS//$'\n'/ }"; fi
-    if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"${OPTIMIZER_FLAGS//$'\n'/ }"; fi
+    own_flags
     # What is averaged must have been saved and kept.
     if ((VALIDATE_EVERY > UPDATES)); then VALIDATE_EVERY=$UPDATES; fi
     KEEP=$((AVERAGE > 2 ? AVERAGE : 2))
@@ -130,11 +124,9 @@ settle_model() {
 begin_translation() {
     PREPARE=("$@")
     if [[ $TOKENIZE == moses ]]; then PREPARE+=(--tokenize moses --normalize punctuation); fi
-    if [[ -n ${PREPARE_FLAGS:-} ]]; then
-        local more
-        read -ra more <<<"${PREPARE_FLAGS//$'\n'/ }"
-        PREPARE+=("${more[@]}")
-    fi
+    local more=()
+    in_place PREPARE_FLAGS more
+    PREPARE+=(${more[@]+"${more[@]}"})
     begin_recipe "text ${SOURCE:-corpus.toml}${LANGUAGES:+ of $LANGUAGES}" "vocabulary $VOCAB" \
         "prepare ${PREPARE[*]}" "head ${HEAD_WORDS[*]}" "model ${MODEL[*]}" "optimizer ${OPTIMIZER[*]}" \
         "tokens of an update ${BATCH_TOKENS:-published}" "seed $SEED"

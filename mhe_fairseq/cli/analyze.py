@@ -35,9 +35,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "analyze",
         help="where a trained model loses probability",
         description="Score a text with a trained model, with any head or with fairseq's own softmax, and "
-        "show where its loss is: by digit, by frequency of the token, by groups of tokens that are "
-        "confused; whether the model is right as often as it is sure; and whether the end of a sentence "
-        "gets its share of the probability.",
+        "show where its loss is: by digit, by frequency of the token, and by groups of tokens that are "
+        "confused. Also show how well the model is calibrated, and whether the end of a sentence gets its "
+        "share of the probability.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as checkpoints/checkpoint_best.pt")
     parser.add_argument("data", metavar="DATA", help="directory written by fairseq-preprocess")
@@ -208,7 +208,7 @@ def _summaries(parts: list[LossParts], bands: Bands, top: int, models: list[Load
         if not math.isfinite(summaries[-1].total.loss):
             raise MHEError(
                 f"the model of checkpoint {model.path} has a loss of {summaries[-1].total.loss}: some "
-                "probabilities are no numbers, or zero; use a checkpoint from before its training diverged"
+                "probabilities are NaN or zero; use a checkpoint from before its training diverged"
             )
     return summaries
 

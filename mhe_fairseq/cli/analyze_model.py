@@ -80,8 +80,8 @@ class LoadedModel:
         self.side = getattr(self.model, "decoder", None) or self.model.encoder
         if "features_only" not in inspect.signature(self.side.forward).parameters:
             raise MHEError(
-                f"checkpoint {path} is of {type(self.model).__name__}, which does not tell its features from "
-                f"its probabilities; {purpose} is for transformers"
+                f"checkpoint {path} is of {type(self.model).__name__}, which has no features apart from its "
+                f"probabilities; mhe {purpose} is for transformers"
             )
         head = getattr(self.side, "head", None) if getattr(self.model, "has_mhe_head", False) else None
         self.codebook: Codebook | None = None if head is None else head.codebook

@@ -114,11 +114,9 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.seed < 2**63:
         raise MHEError(f"--seed must be a whole number from 0 to 2**63 - 1, got {args.seed}")
     if args.target_only and (args.from_checkpoint is not None or args.by != "cluster"):
-        raise MHEError("--target-only says which text is clustered, and no text is: leave it out")
+        raise MHEError("--target-only chooses the text to cluster, and no text is clustered; leave it out")
     if args.from_checkpoint is not None and args.by != "cluster":
-        raise MHEError(
-            f"--from-checkpoint gives what is clustered; it cannot be combined with --by {args.by}"
-        )
+        raise MHEError(f"--from-checkpoint clusters an embedding; it cannot be combined with --by {args.by}")
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
     data = DataDirectory(args.data, args.target_lang)
     dictionary = read_dictionary(data.dictionary, args.add_symbol)

@@ -100,7 +100,7 @@ def run_decode(args: argparse.Namespace) -> int:
             raise MHEError(f"--{name} must be at least 1, got {getattr(args, name)}")
     vocabs = _vocabularies(args.vocab)
     if args.dim > 64 and args.dim % 64:
-        raise MHEError(f"--dim {args.dim} is no multiple of 64, the width of an attention head")
+        raise MHEError(f"--dim {args.dim} is not a multiple of 64, the width of an attention head")
     prototypes = check_prototypes(args)
     check_output_args(args)
     device = find_device(args.device)

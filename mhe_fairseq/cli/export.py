@@ -20,9 +20,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "export",
         help="write a checkpoint that fairseq reads without the plugin",
-        description="Write a checkpoint of --arch mhe_transformer or mhe_roberta with --mhe-head softmax or "
-        "sampling as one of fairseq's own transformer or roberta: fairseq-generate, without --user-dir, "
-        "translates and scores as before. The optimizer's state is left out.",
+        description="Write a checkpoint of --arch mhe_transformer, mhe_transformer_lm or mhe_roberta with "
+        "--mhe-head softmax or sampling as one of fairseq's own transformer, transformer_lm or roberta: "
+        "fairseq's commands, without --user-dir, translate and score as before. The optimizer's state is "
+        "left out.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as checkpoints/checkpoint_best.pt")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="checkpoint to write")
@@ -30,6 +31,19 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--body",
         action="store_true",
         help="with --arch mhe_roberta and any head: leave the head out, to fine-tune the rest",
+    )
+    parser.add_argument(
+        "--as",
+        dest="layer",
+        choices=["softmax"],
+        default="softmax",
+        help="the output layer to write, fairseq's softmax; no other head equals one, so it is refused",
+    )
+    parser.add_argument(
+        "--namespace",
+        action="store_true",
+        help="of a transformer or roberta write the options in fairseq's own type, argparse.Namespace, which "
+        "torch since 2.6 refuses to load unless told otherwise (default: a type with the same attributes)",
     )
     parser.add_argument("--force", action="store_true", help="replace the output if it is there")
     parser.set_defaults(run=run)
@@ -56,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mhe_fairseq.models.export import to_stock
 
-    stock = to_stock(read_checkpoint(source), f"checkpoint {source}", args.body)
+    stock = to_stock(read_checkpoint(source), f"checkpoint {source}", args.body, args.namespace)
     write_whole(output, lambda path: torch.save(stock.state, path))
     _report(stock, output)
     return 0
@@ -68,7 +82,8 @@ def _report(stock: StockCheckpoint, path: Path) -> None:
     if stock.trained:
         tied = "not tied"
         if stock.tied:
-            tied = "tied to the embeddings" if stock.masked else "tied to the decoder's embeddings"
+            whose = "the decoder's" if stock.kind == "translation" else "the"
+            tied = f"tied to {whose} embeddings"
         layer = f"once a {stock.head} head: "
     else:
         tied = "tied to the embeddings and not trained: to fine-tune, not to predict masked tokens"
@@ -77,12 +92,14 @@ def _report(stock: StockCheckpoint, path: Path) -> None:
         f"  output layer, {layer}V x d = {stock.vocab_size:,} x {stock.dim:,}, "
         f"{str(stock.dtype).removeprefix('torch.')}, {tied}"
     )
-    print(f"  {shlex.join(_finetune(stock, path) if stock.masked else _generate(stock, path))}")
+    command = {"translation": _generate, "language model": _score, "masked language model": _finetune}
+    print(f"  {shlex.join(command[stock.kind](stock, path))}")
 
 
 def _finetune(stock: StockCheckpoint, path: Path) -> list[str]:
     """The command that goes on from the file at ``path``, to be completed."""
-    positions = stock.state["cfg"]["model"].get("max_positions") or 512
+    options = stock.state["cfg"]["model"]
+    positions = (options if isinstance(options, dict) else vars(options)).get("max_positions") or 512
     return [
         "fairseq-train", "LABELLED-DATA", "--task", "sentence_prediction", "--criterion",
         "sentence_prediction", "--arch", stock.arch, "--max-positions", str(positions), "--restore-file",
@@ -93,11 +110,25 @@ def _finetune(stock: StockCheckpoint, path: Path) -> list[str]:
 def _generate(stock: StockCheckpoint, path: Path) -> list[str]:
     """The command that translates the test set with the file at ``path``."""
     task = stock.state["cfg"].get("task") or {}
-    data = str(task.get("data") or "")
-    line = ["fairseq-generate", data if data and Path(data).is_dir() else "DATA-BIN"]
+    line = ["fairseq-generate", _data(task, "DATA-BIN")]
     if task.get("_name", "translation") != "translation":
         line += ["--task", str(task["_name"])]
     if task.get("source_lang") and task.get("target_lang"):
         line += ["-s", str(task["source_lang"]), "-t", str(task["target_lang"])]
     # fairseq's default multiple, 8, throws away the last sentences.
     return [*line, "--path", str(path), "--beam", "5", "--required-batch-size-multiple", "1"]
+
+
+def _score(stock: StockCheckpoint, path: Path) -> list[str]:
+    """The command that scores the test set with the file at ``path``."""
+    task = stock.state["cfg"].get("task") or {}
+    line = ["fairseq-eval-lm", _data(task, "LM-DATA-BIN"), "--path", str(path)]
+    if task.get("tokens_per_sample"):
+        line += ["--tokens-per-sample", str(task["tokens_per_sample"])]
+    return line
+
+
+def _data(task: dict[str, Any], otherwise: str) -> str:
+    """The data that the model was trained on, if it is here."""
+    data = str(task.get("data") or "")
+    return data if data and Path(data).is_dir() else otherwise

@@ -9,10 +9,10 @@ from typing import Any
 from fairseq import options
 
 from mhe_fairseq.models.base import STARTED_FROM
-from mhe_fairseq.models.families import PREFIX
 from mhe_fairseq.models.flags import FLAGS, SWITCHES, flag
 from mhe_fairseq.models.settings import all_settings
 from mhe_fairseq.models.signature import SETTINGS_OF_ASIDE
+from mhe_fairseq.models.stock_options import PREFIX
 
 #: Share of the updates that the model was trained for.
 SHARE = 0.1

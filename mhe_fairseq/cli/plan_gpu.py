@@ -140,7 +140,7 @@ def machine_of(args: argparse.Namespace) -> Machine:
     """
     if args.gpu not in GPUS:
         raise MHEError(
-            f"--gpu {args.gpu}: known are {', '.join(GPUS)}; for another give --bandwidth and --tflops"
+            f"--gpu {args.gpu} is none of {', '.join(GPUS)}; for another give --bandwidth and --tflops"
         )
     for name in ("bandwidth", "tflops", "launch_us"):
         value = getattr(args, name)

@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
         line = getattr(model, "mhe_signature", None)
         if line is None:
             raise MHEError(
-                f"checkpoint {name} has no signature: it is of another model than this plugin's, or was "
-                "trained before there were signatures"
+                f"checkpoint {name} has no signature: it is not of a model of this plugin, or was "
+                "trained before signatures existed"
             )
         print(line if len(args.checkpoint) == 1 else f"{name}: {line}")
     return 0

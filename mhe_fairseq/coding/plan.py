@@ -85,7 +85,7 @@ def parse_lengths(text: str | Sequence[int], vocab_size: int | None = None) -> t
     if product > MOST_SLOTS:
         raise MHEError(
             f"lengths {shown} give {product} slots, more than the {MOST_SLOTS} a codebook may have; their "
-            "product should be little above the number of tokens"
+            "product should be just above the number of tokens"
         )
     if vocab_size is not None and product < vocab_size:
         suggestion = ",".join(str(n) for n in plan_lengths(vocab_size, len(lengths)))

@@ -43,5 +43,6 @@ def install() -> None:
     if off and torch.cuda.is_available() and torch.backends.cuda.cudnn_sdp_enabled():
         torch.backends.cuda.enable_cudnn_sdp(False)
         logger.info(
-            "mhe: attention without cuDNN, which plans for every new shape (%s=1: as torch has it)", VARIABLE
+            "mhe: attention without cuDNN, which plans again for each new shape (%s=1: torch's default)",
+            VARIABLE,
         )

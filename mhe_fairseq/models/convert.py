@@ -18,12 +18,13 @@ from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.sampling.head import default_groups
 from mhe_fairseq.models.export import EXPORTABLE
-from mhe_fairseq.models.families import DICTIONARY, LANGUAGE_MODEL, PREFIX, ROBERTA, TRANSFORMER, Family
+from mhe_fairseq.models.families import DICTIONARY, LANGUAGE_MODEL, ROBERTA, TRANSFORMER, Family
 from mhe_fairseq.models.flags import FLAGS, SWITCHES
 from mhe_fairseq.models.options import HeadOptions
 from mhe_fairseq.models.roberta import BIAS_WIDTH
 from mhe_fairseq.models.settings import all_settings, set_options
 from mhe_fairseq.models.signature import signature
+from mhe_fairseq.models.stock_options import PREFIX
 
 #: The models that are converted.
 CONVERTED = (TRANSFORMER, LANGUAGE_MODEL, ROBERTA)

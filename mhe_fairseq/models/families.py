@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fairseq.models.roberta import RobertaModel
 from fairseq.models.transformer import TransformerModel
@@ -12,11 +13,11 @@ from mhe_fairseq.models.roberta import MHERobertaModel
 from mhe_fairseq.models.transformer import MHETransformerModel
 from mhe_fairseq.models.transformer_lm import MHETransformerLanguageModel
 
-#: Of the names of our architectures and tasks.
-PREFIX = "mhe_"
-
 #: What a masked language model of ours pins its dictionary by.
 DICTIONARY = "encoder.mhe_dictionary"
+
+
+Kind = Literal["translation", "language model", "masked language model"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Family:
 
     Attributes:
         ours, stock: the two.
+        kind: what they are for.
         head, embedding, projection: where they lie in the state dict; the projection in fairseq's.
     """
 
     ours: type
     stock: type
+    kind: Kind
     head: str
     embedding: str
     projection: str
@@ -48,6 +51,7 @@ class Family:
 TRANSFORMER = Family(
     MHETransformerModel,
     TransformerModel,
+    "translation",
     head="decoder.head.",
     embedding="decoder.embed_tokens.weight",
     projection="decoder.output_projection.weight",
@@ -55,6 +59,7 @@ TRANSFORMER = Family(
 LANGUAGE_MODEL = Family(
     MHETransformerLanguageModel,
     TransformerLanguageModel,
+    "language model",
     head="decoder.head.",
     embedding="decoder.embed_tokens.weight",
     projection="decoder.output_projection.weight",
@@ -62,6 +67,7 @@ LANGUAGE_MODEL = Family(
 ROBERTA = Family(
     MHERobertaModel,
     RobertaModel,
+    "masked language model",
     head="encoder.head.",
     embedding="encoder.sentence_encoder.embed_tokens.weight",
     projection="encoder.lm_head.weight",

@@ -25,7 +25,7 @@ FLAGS = {
         "latter; own: neither",
     ),
     "mhe_codebook": ("FILE", "which token has which slot (default: dictionary order)"),
-    "mhe_bottleneck": ("R", "cascade head: width of the local rows (default: the model's)"),
+    "mhe_bottleneck": ("R", "cascade head: width of the rows after the first digit (default: the model's)"),
     "mhe_group_prototypes": (
         "M",
         "cascade head: rows of each group, whose exponentials are added for the group's probability "

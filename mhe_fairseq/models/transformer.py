@@ -13,11 +13,12 @@ from mhe_fairseq.models.base import HeadModelMixin, resolved
 from mhe_fairseq.models.decoder import MHETransformerDecoder
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import add_head_args
+from mhe_fairseq.models.hub import HubMixin
 from mhe_fairseq.models.padding import MHETransformerEncoder, ask
 
 
 @register_model("mhe_transformer")
-class MHETransformerModel(HeadModelMixin, TransformerModel):
+class MHETransformerModel(HubMixin, HeadModelMixin, TransformerModel):
     """Same flags as ``transformer``, and ``--mhe-*`` for the output layer."""
 
     @staticmethod

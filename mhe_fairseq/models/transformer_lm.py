@@ -26,6 +26,7 @@ from mhe_fairseq.models.base import HeadModelMixin, resolved
 from mhe_fairseq.models.decoder import MHETransformerDecoder
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import HeadConfig, flag
+from mhe_fairseq.models.hub import HubMixin
 
 #: Settings of the output layer that a head stands in for, and what they are without it.
 _ADAPTIVE_SOFTMAX = {
@@ -41,7 +42,7 @@ class MHETransformerLanguageModelConfig(HeadConfig, TransformerLanguageModelConf
 
 
 @register_model("mhe_transformer_lm", dataclass=MHETransformerLanguageModelConfig)
-class MHETransformerLanguageModel(HeadModelMixin, TransformerLanguageModel):
+class MHETransformerLanguageModel(HubMixin, HeadModelMixin, TransformerLanguageModel):
     """Same flags as ``transformer_lm``, and ``--mhe-*`` for the output layer."""
 
     @classmethod

@@ -18,7 +18,7 @@ def mend_last_checkpoint(folder: Path, say: Callable[[str], None]) -> None:
     last = folder / "checkpoint_last.pt"
     if not last.is_file() or _whole(last):
         return
-    say(f"{last} is cut short, by a kill in mid-copy")
+    say(f"{last} is incomplete: its copy was interrupted")
     last.unlink()
     others = sorted(folder.glob("checkpoint_[0-9]*.pt"), key=lambda path: -path.stat().st_mtime)
     for other in others:

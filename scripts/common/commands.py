@@ -77,7 +77,7 @@ class Commands:
         say: prints a line.
 
     Raises:
-        CommandError: the folder holds something else, or was begun with other settings, or is in use.
+        CommandError: the folder holds something else, or was started with other settings, or is in use.
     """
 
     def __init__(self, folder: Path, settings: dict[str, object], say: Callable[[str], None]) -> None:
@@ -85,7 +85,7 @@ class Commands:
         self.redo = False
         mark = folder / "settings.json"
         if folder.exists() and not folder.is_dir():
-            raise CommandError(f"{folder} is no folder; give another --out")
+            raise CommandError(f"{folder} is not a folder; give another --out")
         # A run killed at its very beginning leaves the lock alone.
         if folder.is_dir() and {path.name for path in folder.iterdir()} - {".lock"} and not mark.is_file():
             raise CommandError(f"{folder} holds something else; give --out an empty or new folder")
@@ -109,7 +109,7 @@ class Commands:
             except OSError:
                 if time.monotonic() > until:
                     raise CommandError(
-                        f"another run is at work in {self.folder}; wait for it, or give another --out"
+                        f"another run is working in {self.folder}; wait for it, or give another --out"
                     ) from None
                 time.sleep(0.2)
 
@@ -118,12 +118,12 @@ class Commands:
             try:
                 found = json.loads(mark.read_text(encoding="utf-8"))
             except ValueError:
-                raise CommandError(f"{mark} is damaged; remove {self.folder} to begin again") from None
+                raise CommandError(f"{mark} is damaged; remove {self.folder} to start again") from None
             changed = sorted(key for key in {*settings, *found} if settings.get(key) != found.get(key))
             if changed:
                 raise CommandError(
-                    f"{self.folder} was begun with other {', '.join(changed)} (see {mark}); "
-                    "give another --out, or remove it to begin again"
+                    f"{self.folder} was started with other {', '.join(changed)} (see {mark}); "
+                    "give another --out, or remove it to start again"
                 )
         else:
             write_whole(mark, [json.dumps(settings, indent=1).encode() + b"\n"])
@@ -164,7 +164,7 @@ class Commands:
                 self._execute(step, out, during)
             os.replace(step.written, step.output)
         if not step.makes.exists():
-            raise CommandError(f"{step.name}: the command ended well, but made no {step.makes}")
+            raise CommandError(f"{step.name}: the command succeeded, but did not write {step.makes}")
         write_whole(done, [f"{step}\n".encode()])
         return True
 

@@ -89,7 +89,7 @@ def read_log(path: Path, name: str) -> Curve:
             batches[int(values["num_updates"])] = values
     if not batches or not valid:
         raise LogError(
-            f"{path} tells of no {'validation' if batches else 'training'}; fairseq-train logs both with "
+            f"{path} has no lines of {'validation' if batches else 'training'}; fairseq-train logs both with "
             "--log-format json, batches every --log-interval updates"
         )
     training: list[Point] = []

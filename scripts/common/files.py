@@ -47,10 +47,11 @@ def read_lines(path: Path, blank: bool = False) -> Iterator[str]:
                 yield line
     except UnicodeDecodeError as error:
         raise PrepareError(
-            f"line {number + 1} of {path} is not UTF-8 ({error.reason}); convert it first, as iconv does"
+            f"line {number + 1} of {path} is not UTF-8 ({error.reason}); convert it first, for example "
+            "with iconv"
         ) from None
     except (lzma.LZMAError, EOFError) as error:
-        raise PrepareError(f"{path} is damaged or no xz file ({error}); copy it again") from None
+        raise PrepareError(f"{path} is damaged or not an xz file ({error}); copy it again") from None
     except (FileNotFoundError, IsADirectoryError):
         raise PrepareError(f"there is no file {path}") from None
     if number == 0:
@@ -72,7 +73,7 @@ def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
 def step(path: Path, chunks: Callable[[], Iterable[bytes]]) -> None:
     """Make ``path`` of what ``chunks`` returns, unless it is there."""
     if path.is_file():
-        print(f"{path}: there already")
+        print(f"{path}: already there")
         return
     write_whole(path, chunks())
     print(f"{path}: written")
@@ -173,5 +174,7 @@ def train_pieces(text: Iterable[Path], vocab_size: int, sample: int = 0, threads
     except RuntimeError as error:
         # The library's message begins with the line of its source that raised it.
         reason = str(error).strip().splitlines()[-1].split("] ")[-1].strip()
-        raise PrepareError(f"sentencepiece made no model of {vocab_size} pieces: {reason}") from None
+        raise PrepareError(
+            f"sentencepiece could not train a model of {vocab_size} pieces: {reason}"
+        ) from None
     return model.getvalue()

@@ -89,7 +89,8 @@ def gpt2(folder: str) -> Encoder:
             return " ".join(map(str, encoder.encode(line)))
         except KeyError as error:
             raise PrepareError(
-                f"encoder.json in {folder} has no {error}: it is not whole, or not of this vocab.bpe"
+                f"encoder.json in {folder} has no {error}: it is incomplete, or does not "
+                "belong to this vocab.bpe"
             ) from None
 
     return encode

@@ -97,7 +97,7 @@ def binarise(out: Path, workers: int) -> None:
     """
     target = out / "data-bin"
     if target.is_dir():
-        print(f"{target}: there already")
+        print(f"{target}: already there")
         return
     temporary = out / "data-bin.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -143,6 +143,6 @@ def _check(tokens: Path, prefix: Path) -> None:
     stream = np.memmap(f"{prefix}.bin", dtype=data._index.dtype, mode="r")
     unknown = int((stream == FAIRSEQ.index("<unk>")).sum())
     print(
-        f"{tokens.name}: {wanted:,} lines, {len(stream):,} tokens with the ends of lines, "
+        f"{tokens.name}: {wanted:,} lines, {len(stream):,} tokens including ends of lines, "
         f"{unknown / len(stream):.2%} unknown"
     )

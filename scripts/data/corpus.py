@@ -118,18 +118,16 @@ def load(path: Path, languages: str | None = None, checksums: Path | None = None
     except FileNotFoundError:
         raise PrepareError(f"there is no file {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PrepareError(f"{path} is no TOML file: {error}") from None
+        raise PrepareError(f"{path} is not a TOML file: {error}") from None
     try:
         if "many" in found:
             corpus = _many(found, path, languages)
         elif languages is not None:
-            raise PrepareError(f"{path} is a corpus of two languages; --languages is for one of many")
+            raise PrepareError(f"{path} has two languages; --languages is for a corpus of many")
         else:
             corpus = _pair(found, path)
     except (KeyError, TypeError, ValueError) as error:
-        raise PrepareError(
-            f"{path} is no description of a corpus ({type(error).__name__}: {error})"
-        ) from None
+        raise PrepareError(f"{path} does not describe a corpus ({type(error).__name__}: {error})") from None
     for split in SPLITS if corpus.many else ("train", "test"):
         if not any(part.split == split for part in corpus.parts):
             raise PrepareError(f"{path} names no text for the {split} set")

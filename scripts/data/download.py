@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Fetch a file, whole and right, or not at all.
+"""Download a file: complete and with the right checksum, or not at all.
 
     python scripts/data/download.py URL FILE --sha256 DIGEST
 
-What has come so far lies in FILE.part; after a dropped connection, or in another run, it goes on from there.
-FILE appears when everything has come and its checksum is right; one that is there already and right is kept.
+What was downloaded so far is kept in FILE.part. After a dropped connection, or in another run, the download
+continues from there. FILE appears when it is complete and its checksum is right. An existing FILE with the
+right checksum is kept.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def download(
     if path.exists():
         wrong = _wrong(path, sha256, md5)
         if wrong:
-            raise DownloadError(f"{path} is there already, but {wrong}; remove it to download it again")
-        print(f"{path}: there already")
+            raise DownloadError(f"{path} exists, but {wrong}; remove it to download it again")
+        print(f"{path}: already there")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -80,13 +81,13 @@ def download(
     else:
         name = offline_name or Path(urllib.parse.urlsplit(url).path).name
         if not (offline / name).is_file():
-            raise DownloadError(f"{offline} has no {name}; put there what {url} has")
+            raise DownloadError(f"{offline} has no {name}; put the file there, from {url}")
         shutil.copyfile(offline / name, part)
         source = str(offline / name)
     wrong = _wrong(part, sha256, md5)
     if wrong:
         part.unlink()
-        raise DownloadError(f"{source} is damaged or was changed: {wrong}; what came was removed")
+        raise DownloadError(f"{source} is damaged or was changed: {wrong}; the download was removed")
     os.replace(part, path)
     print(f"{path}: {path.stat().st_size:,} bytes")
 
@@ -178,7 +179,7 @@ def _append(file: FileIO, chunk: bytes, part: Path) -> None:
             left = left[file.write(left) :]
     except OSError as error:
         raise DownloadError(
-            f"{part} cannot be written ({error.strerror}); what it has is kept for another run"
+            f"{part} cannot be written ({error.strerror}); its content is kept for another run"
         ) from None
 
 
@@ -188,8 +189,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("url", metavar="URL")
     parser.add_argument("file", metavar="FILE", type=Path)
-    parser.add_argument("--sha256", metavar="DIGEST", help="checksum that the file must have")
-    parser.add_argument("--md5", metavar="DIGEST", help="the same, where only this was published")
+    parser.add_argument("--sha256", metavar="DIGEST", help="SHA-256 that the file must have")
+    parser.add_argument("--md5", metavar="DIGEST", help="MD5 of the file, where no SHA-256 was published")
     parser.add_argument("--offline", metavar="DIR", type=Path, help="take the file from DIR, not from URL")
     args = parser.parse_args(argv)
     try:

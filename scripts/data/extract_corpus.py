@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Archives of a parallel corpus -> plain text, a sentence a line.
+"""Extract the text of a parallel corpus from its archives, a sentence a line.
 
     python scripts/data/extract_corpus.py corpus.toml --archives DOWNLOADED --out DIR
 
-writes ``{train,valid,test}.{source,target}``. Pairs of which a side is empty or no UTF-8 are left out of
-training and validation set; every sentence of a test set stays. Of a corpus of many languages each pair is
-used in both directions, and ``SPLIT.tags`` has the tag of the target language of each line.
+writes ``{train,valid,test}.{source,target}``. A pair with an empty side, or one that is not UTF-8, is left
+out of the training and validation sets; a test set keeps every sentence. In a corpus of many languages each
+pair is used in both directions, and ``SPLIT.tags`` has the tag of each line's target language.
 
-Every file is written under another name and renamed when whole; what is there already is kept.
+Files are written under another name and renamed when complete. Files that exist are kept.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def extract(corpus: Corpus, archives: Path, out: Path, temperature: float = 1.0)
         paths = tuple(out / f"{split}.{column}" for column in columns)
         if not mine or all(path.is_file() for path in paths):
             if mine:
-                print(f"{paths[0]}: there already")
+                print(f"{paths[0]}: already there")
             continue
         for part in watched(mine, f"{split}: unpacking", len(mine)):
             wanted = {name: _raw(raw, part, name) for name in part.files}
@@ -104,10 +104,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("corpus", type=Path, metavar="CORPUS.toml", help="what is in the archives")
-    parser.add_argument("--archives", type=Path, required=True, metavar="DIR", help="what was downloaded")
+    parser.add_argument("corpus", type=Path, metavar="CORPUS.toml", help="what the archives contain")
+    parser.add_argument(
+        "--archives",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the archives, from fetch_corpus.py",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--languages", metavar="L,L", help="of a corpus of many, only these")
+    parser.add_argument("--languages", metavar="L,L", help="only these, of a corpus of many languages")
     parser.add_argument("--checksums", type=Path, metavar="FILE", help="as for fetch_corpus.py")
     parser.add_argument(
         "--temperature",

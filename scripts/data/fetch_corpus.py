@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Download every archive of a parallel corpus, whole and with the right checksum, or say which cannot be had.
+"""Download every archive of a parallel corpus, with the right checksum, or say which is not available.
 
     python scripts/data/fetch_corpus.py examples/translation/wmt14_en_de/corpus.toml --out DIR
 
-What has come so far is kept, also after a kill; another run goes on from there.
+What was downloaded so far is kept, even after a kill; another run continues from there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def fetch(archive: Archive, out: Path, mirror: str | None = None, offline: Path 
     """One archive to ``out``.
 
     Args:
-        archive: what to fetch.
+        archive: corpus.toml: which archives.
         out: folder for it.
         mirror: an address that has the file, too, in place of its own.
         offline: a folder that has it.
@@ -34,7 +34,7 @@ def fetch(archive: Archive, out: Path, mirror: str | None = None, offline: Path 
     """
     url = archive.url if mirror is None else f"{mirror.rstrip('/')}/{archive.file}"
     if archive.sha256 is None and archive.md5 is None:
-        print(f"{archive.file}: no checksum was published; its contents are looked at when it is unpacked")
+        print(f"{archive.file}: no checksum was published; its contents are checked when it is unpacked")
     download(
         url,
         out / archive.file,
@@ -49,9 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("corpus", type=Path, metavar="CORPUS.toml", help="what to fetch")
+    parser.add_argument("corpus", type=Path, metavar="CORPUS.toml", help="which archives")
     parser.add_argument("--out", type=Path, required=True, help="folder for the archives")
-    parser.add_argument("--languages", metavar="L,L", help="of a corpus of many, only these")
+    parser.add_argument("--languages", metavar="L,L", help="only these, of a corpus of many languages")
     parser.add_argument("--mirror", metavar="URL", help="take every file from URL/NAME")
     parser.add_argument(
         "--offline", type=Path, metavar="DIR", help="take every file from DIR, none from the network"
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         "--checksums",
         type=Path,
         metavar="FILE",
-        help="checksums by sha256sum that count in place of the known ones",
+        help="written by sha256sum; used in place of the checksums in corpus.toml",
     )
     args = parser.parse_args(argv)
     try:

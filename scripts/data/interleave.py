@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Line 1 of each file, then line 2 of each, and so on: parallel text as one text for a language model.
+"""Interleave the lines of several files: parallel text as one text for a language model.
 
     python scripts/data/interleave.py train.en.xz train.de.xz --out train.txt
 
-A file is plain or ``.xz``. A model of such a text sees a sentence just before its translation.
+Line 1 of each file comes first, then line 2 of each, and so on: a model sees a sentence just before its
+translation. A file is plain or ``.xz``.
 """
 
 from __future__ import annotations

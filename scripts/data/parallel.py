@@ -98,7 +98,7 @@ def segments(path: Path) -> Iterator[Line]:
         elif line.lower().startswith("<seg"):
             found = _SEGMENT.match(line)
             if found is None:
-                raise PrepareError(f"line {number} of {path} begins a <seg> that does not end on it")
+                raise PrepareError(f"line {number} of {path} has a <seg> that does not end on the same line")
             yield re.sub(r"\s+", " ", found[1].strip())
 
 
@@ -142,7 +142,7 @@ def pairs(files: tuple[Path, Path], format: str, strict: bool) -> Iterator[tuple
         if strict or (left and right):
             yield left or "", right or ""  # type: ignore[misc]
     if number == 0:
-        raise PrepareError(f"{files[0]} and {files[1]} have no sentence; is '{format}' their format?")
+        raise PrepareError(f"{files[0]} and {files[1]} contain no sentence; is '{format}' their format?")
 
 
 def write_together(paths: tuple[Path, ...], rows: Iterable[tuple[str, ...]]) -> int:

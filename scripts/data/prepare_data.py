@@ -1,17 +1,14 @@
 #!/usr/bin/env python3
-"""Parallel text -> checked plain text, a joint sentencepiece model, and text in pieces.
+"""Check parallel text, train a joint sentencepiece model on it, and split it into pieces.
 
     python scripts/data/prepare_data.py --source DIR --out DIR --src en --tgt de --vocab-size 6000
 
 reads ``DIR/{train,valid,test}.{en,de}`` (plain or ``.xz``) and writes ``text/``, ``spm.model`` and
-``pieces/`` under ``--out``. Everything is checked before anything is written; every file is written under
-another name and renamed when whole; what is there already is kept. So it may be stopped at any time and run
-again.
+``pieces/`` under ``--out``.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -31,6 +28,7 @@ from scripts.common.files import (  # noqa: E402
     step,
     train_pieces,
 )
+from scripts.data.arguments import add_pair, preparing  # noqa: E402
 
 
 def find_source(folder: Path, split: str, lang: str) -> Path:
@@ -102,16 +100,14 @@ def prepare(source: Path, out: Path, src: str, tgt: str, vocab_size: int) -> Non
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = preparing(__doc__)
+    add_pair(parser, "en", "de")
     parser.add_argument(
-        "--source", type=Path, required=True, help="folder of {train,valid,test}.{src,tgt}[.xz]"
+        "--vocab-size",
+        type=int,
+        default=6000,
+        help="pieces of both languages together (default: %(default)s)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--src", default="en", help="source language (default: %(default)s)")
-    parser.add_argument("--tgt", default="de", help="target language (default: %(default)s)")
-    parser.add_argument("--vocab-size", type=int, default=6000, help="pieces, joint (default: %(default)s)")
     args = parser.parse_args(argv)
     return run_script(
         "prepare_data.py",

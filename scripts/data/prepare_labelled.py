@@ -1,21 +1,17 @@
 #!/usr/bin/env python3
-"""Sentences with labels -> data to fine-tune a masked language model on, for fairseq's sentence_prediction.
+"""Binarise labelled sentences, to fine-tune a masked language model with fairseq's sentence_prediction.
 
     python scripts/data/prepare_labelled.py --source DIR --out DIR --dict PRETRAINING/dict.txt \\
         --pieces spm.model
 
 reads ``{train,valid,test}.tsv`` (plain or ``.xz``), a label, a tab and a text on each line, and writes
-``input0/`` and ``label/`` under ``--out``. The text is made into tokens as it was for the pretraining
-(pieces, words of Moses, or what stands between spaces), and binarised with the pretraining's dictionary, so
-that numbers mean the same tokens.
-
-Everything is checked before anything is written; every file is written under another name and renamed when
-whole; what is there already is kept. So it may be stopped at any time and run again.
+``input0/`` and ``label/`` under ``--out``. The text is split as it was for the pretraining (into pieces,
+words of Moses, or at spaces) and binarised with the pretraining's dictionary, so that a number means the same
+token.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import sys
@@ -37,6 +33,7 @@ from scripts.common.files import (  # noqa: E402
     run_script,
     step,
 )
+from scripts.data.arguments import add_language, add_tokenize, add_workers, preparing  # noqa: E402
 from scripts.data.binarise import FAIRSEQ, binarise, given  # noqa: E402
 
 
@@ -96,7 +93,7 @@ def check(folder: Path) -> tuple[dict[str, str], Counter[str]]:
         known = known or labels
         if len(known) < 2:
             raise PrepareError(
-                f"all of {path} has the label '{next(iter(known))}'; at least two were expected"
+                f"all of {path} has the label '{next(iter(known))}'; at least two labels were expected"
             )
     return fingerprints, known
 
@@ -166,7 +163,7 @@ def prepare(
     for part in (inputs, classes):
         target = out / part.name
         if target.is_dir():
-            print(f"{target}: there already")
+            print(f"{target}: already there")
             continue
         binarise(part, workers)
         os.replace(part / "data-bin", target)
@@ -183,22 +180,14 @@ def lines_of(path: Path, column: int) -> Iterator[bytes]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = preparing(__doc__)
     parser.add_argument("--source", type=Path, required=True, help="folder of {train,valid,test}.tsv[.xz]")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--dict", type=Path, required=True, help="dict.txt of the pretraining's data-bin")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--pieces", type=Path, metavar="MODEL", help="spm.model of the pretraining")
-    how.add_argument(
-        "--tokenize",
-        choices=("moses", "none"),
-        default="none",
-        help="without --pieces: words as sacremoses tells them apart, or at spaces (default: %(default)s)",
-    )
-    parser.add_argument("--language", default="en", help="of --tokenize moses (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
+    add_tokenize(how, "without --pieces: split words with sacremoses, or at spaces")
+    add_language(parser)
+    add_workers(parser, 1)
     args = parser.parse_args(argv)
     return run_script(
         "prepare_labelled.py",

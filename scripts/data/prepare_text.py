@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plain text -> binarised data for fairseq's language models and masked language models.
+"""Binarise plain text for fairseq's language models and masked language models.
 
     python scripts/data/prepare_text.py --text book.txt --out DIR --words 50000 --tokenize moses
     python scripts/data/prepare_text.py --train A --valid B --test C --out DIR --pieces 32000
@@ -7,21 +7,17 @@
 A file is plain or ``.xz``, a sentence or paragraph a line, an empty line between documents. Writes ``text/``,
 ``tokens/``, ``dict.txt``, ``data-bin/`` and, for pieces, ``spm.model`` under ``--out``.
 
-``--text`` alone is split: one block in 50 is for validation and one for testing, spread evenly over the text.
-A block is whole documents of 20 lines or more, or 20 lines or more where there are fewer than 50 documents.
+``--text`` is split into three sets: one block in 50 is for validation and one for testing, spread evenly over
+the text. A block is 20 lines or more, of whole documents unless there are fewer than 50 of them.
 
-V of ``--words V`` and ``--pieces V`` counts every symbol of the dictionary, fairseq's four and those of
-``--add-symbol`` too; fairseq rounds up to a multiple of 8.
-
-Everything is checked before anything is written; every file is written under another name and renamed when
-whole; what is there already is kept. So it may be stopped at any time and run again.
+V of ``--words V`` and ``--pieces V`` is the size of the dictionary, including fairseq's four symbols and
+those of ``--add-symbol``. fairseq rounds it up to a multiple of 8.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +35,7 @@ from scripts.common.files import (  # noqa: E402
     step,
     train_pieces,
 )
+from scripts.data.arguments import add_language, add_tokenize, add_workers, preparing  # noqa: E402
 from scripts.data.binarise import FAIRSEQ, all_pieces, binarise, dictionary, given, most_frequent  # noqa: E402
 from scripts.data.split_text import Split  # noqa: E402
 
@@ -154,40 +151,27 @@ def entries(out: Path, settings: Settings) -> list[tuple[str, int]]:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--text", type=Path, help="one file, to be split")
+    parser = preparing(__doc__)
+    parser.add_argument("--text", type=Path, help="a file, to be split into three sets")
     for split in SPLITS:
         parser.add_argument(f"--{split}", type=Path, help=f"the {split} set, in place of --text")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
     unit = parser.add_mutually_exclusive_group(required=True)
     unit.add_argument("--words", type=int, metavar="V", help="a dictionary of the V most frequent words")
     unit.add_argument("--pieces", type=int, metavar="V", help="train V sentencepiece byte pairs")
     unit.add_argument(
         "--gpt2-bpe", type=Path, metavar="DIR", help="encoder.json, vocab.bpe and dict.txt of GPT-2"
     )
-    parser.add_argument(
-        "--tokenize",
-        choices=("moses", "none"),
-        default="none",
-        help="how --words are told apart: as sacremoses does, or at spaces (default: %(default)s)",
-    )
-    parser.add_argument("--language", default="en", help="of --tokenize moses (default: %(default)s)")
+    add_tokenize(parser, "split --words with sacremoses, or at spaces")
+    add_language(parser)
     parser.add_argument(
         "--add-symbol",
         action="append",
         default=[],
         metavar="SYMBOL",
-        help="a symbol to put into the dictionary that the text need not have, such as '<mask>'; "
+        help="put a symbol into the dictionary, such as '<mask>', even if the text does not have it; "
         "may be repeated",
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        help="processes (default: one for every core, %(default)s here)",
-    )
+    add_workers(parser)
     args = parser.parse_args(argv)
     splits = [getattr(args, split) is not None for split in SPLITS]
     if args.text is not None and any(splits):

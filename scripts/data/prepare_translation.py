@@ -1,26 +1,21 @@
 #!/usr/bin/env python3
-"""Parallel text -> clean text in joint sentencepiece pieces, and their dictionary.
+"""Clean parallel text, split it into joint sentencepiece pieces, and make their dictionary.
 
     python scripts/data/prepare_translation.py --source TEXT --out DIR --src en --tgt de --pieces 32768
 
 reads ``TEXT/{train,valid,test}.{en,de}`` (plain or ``.xz``), writes ``pieces/{train,valid,test}.{en,de}``,
 ``spm.model`` and ``dict.txt`` under ``--out``, for ``fairseq-preprocess --srcdict dict.txt
---joined-dictionary``. With ``--tokenize moses`` or ``--normalize`` there is ``words/``, and where
-words tell what is left out, or for ``--lowercase``, ``clean/``.
+--joined-dictionary``. ``--tokenize moses`` and ``--normalize`` also write ``words/``; cleaning by words and
+``--lowercase`` also write ``clean/``.
 
-Pairs that are too long, or of which one side is too many times longer than the other, are left out of
-training and validation set; the test set stays whole. V of ``--pieces V`` counts every symbol of the
-dictionary, fairseq's four and tags too.
-
-Everything is checked before anything is written; every file is written under another name and renamed when
-whole; what is there already is kept. So it may be stopped at any time and run again.
+Pairs that are too long, or whose sides differ too much in length, are left out of the training and validation
+sets. The test set stays whole. V of ``--pieces V`` is the size of the dictionary, including fairseq's four
+symbols and the tags.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import os
 import shutil
 import sys
 from collections import Counter
@@ -44,6 +39,7 @@ from scripts.common.files import (  # noqa: E402
     train_pieces,
 )
 from scripts.common.progress import watched  # noqa: E402
+from scripts.data.arguments import add_pair, add_tokenize, add_workers, preparing  # noqa: E402
 from scripts.data.binarise import FAIRSEQ, dictionary  # noqa: E402
 from scripts.data.clean_pairs import Limits, read_sides, select, split_off, unique  # noqa: E402
 from scripts.data.parallel import write_together  # noqa: E402
@@ -182,7 +178,7 @@ def clean(text: dict[tuple[str, str], Path], out: Path, settings: Settings) -> d
             cleaned[split, side] = out / "clean" / f"{split}.{side}"
         targets = tuple(cleaned[split, side] for side in settings.sides)
         if all(path.is_file() for path in targets):
-            print(f"{targets[0]}: there already")
+            print(f"{targets[0]}: already there")
             continue
         rows = read_sides([text[origin, side] for side in settings.sides])
         if once:
@@ -205,7 +201,7 @@ def encode(
     for split in splits:
         targets = tuple(out / "pieces" / f"{split}.{side}" for side in (settings.src, settings.tgt))
         if all(path.is_file() for path in targets):
-            print(f"{targets[0]}: there already")
+            print(f"{targets[0]}: already there")
             continue
         whole = {side: out / "encoded" / f"{split}.{side}" for side in (settings.src, settings.tgt)}
         for side, path in whole.items():
@@ -233,7 +229,7 @@ def report(split: str, out: Path, count: int) -> None:
     """
     if not count:
         raise PrepareError(
-            f"no pair of the {split} set is left after cleaning; look at --ratio and the lengths"
+            f"no pair of the {split} set is left after cleaning; check --ratio and the limits of length"
         )
     print(f"{out}: {split} set of {count:,} pairs")
 
@@ -252,43 +248,50 @@ def entries(pieces: list[Path], model: Path) -> list[tuple[str, int]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = preparing(__doc__)
+    add_pair(parser)
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="folder of {train,valid,test}.{src,tgt}[.xz]")
-    add("--out", type=Path, required=True, help="folder to write")
-    add("--src", required=True, help="source language")
-    add("--tgt", required=True, help="target language")
     add("--pieces", type=int, required=True, metavar="V", help="size of the dictionary")
-    add("--tokenize", choices=("moses", "none"), default="none", help="sacremoses, or the text as it is")
+    add_tokenize(parser, "split words with sacremoses, or keep the text as it is")
     add("--lowercase", action="store_true", help="lowercase the text")
     add("--normalize", action="append", default=[], choices=KINDS, help="may be repeated")
-    add("--max-words", type=int, default=0, metavar="N", help="longest sentence, in words (default: any)")
+    add(
+        "--max-words",
+        type=int,
+        default=0,
+        metavar="N",
+        help="longest sentence, in words; 0: any (default: %(default)s)",
+    )
     add(
         "--max-pieces",
         type=int,
         default=250,
         metavar="N",
-        help="and in pieces, 0: any (default: %(default)s)",
+        help="longest sentence, in pieces; 0: any (default: %(default)s)",
     )
-    add("--ratio", type=float, default=1.5, help="of the sides' lengths, 0: any (default: %(default)s)")
+    add(
+        "--ratio",
+        type=float,
+        default=1.5,
+        help="largest ratio of the sides' lengths; 0: any (default: %(default)s)",
+    )
     add("--unique", action="store_true", help="train on each pair once")
     add(
         "--valid-every",
         type=int,
         default=0,
         metavar="N",
-        help="take the validation set from the training set",
+        help="take every N-th pair of the training set for validation",
     )
-    add("--sample", type=int, default=0, metavar="N", help="make pieces of N sentences (default: of all)")
-    add("--tags", action="store_true", help="SPLIT.tags has what is put before each source sentence")
     add(
-        "--workers",
+        "--sample",
         type=int,
-        default=len(os.sched_getaffinity(0)),
-        help="processes (default: %(default)s here)",
+        default=0,
+        metavar="N",
+        help="make pieces from N sentences; 0: from all (default: %(default)s)",
     )
+    add("--tags", action="store_true", help="put the tags in SPLIT.tags before the source sentences")
+    add_workers(parser)
     args = vars(parser.parse_args(argv))
     source, out, workers = args.pop("source"), args.pop("out"), args.pop("workers")
     settings = Settings(**{**args, "normalize": tuple(args["normalize"])})

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Everything that a GPU has to say about the output layers, and about fairseq with them, in 13 minutes.
+"""Check the output layers, and fairseq's commands with them, on a GPU in 13 minutes.
 
     make gpu-check                       # or: make gpu-check PYTHON=python3, where there is no .venv
     python scripts/gpu/check.py --parts a,c --seconds c=150
     python scripts/gpu/check.py --smoke  # the whole script on the CPU, tiny: does it run?
 
 Parts: (a) values of every head against float64, (b) launches, operators and host waits of a step, (c) times
-and peak memory beside other output layers, (d) fairseq-train, (e) beam search, (f) one rank of many,
-(g) language models. It needs torch with CUDA and its triton; (d) to (g) run fairseq's commands, and say so
-where fairseq is not installed. Peers (cut-cross-entropy, liger-kernel) are timed where they are. Tables in
-markdown go to standard output, all that was seen to a JSON file, after each part. The exit status is 1 if a
-check failed; a time above its target is told and is no failure.
+and peak memory, compared with other output layers, (d) fairseq-train, (e) beam search, (f) one rank of
+many, (g) language models. It needs torch with CUDA and its triton. (d) to (g) run fairseq's commands, and
+say so where fairseq is not installed. cut-cross-entropy and liger-kernel are timed where they are
+installed. After each part, tables in markdown go to standard output and all results to a JSON file. The
+exit status is 1 if a check failed; a missed target is reported, and is not a failure.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def check(parts: Sequence[Part], limits: dict[str, float], settings: Settings, p
             # Commands of the next part have the card for themselves.
             gc.collect()
             torch.cuda.empty_cache()
-    print(f"everything seen is in {path}")
+    print(f"all results are in {path}")
     return not failed
 
 
@@ -104,7 +104,7 @@ def _conclude(part: Part, outcome: Outcome) -> None:
     if outcome.missed:
         print(f"- no time for {len(outcome.missed)}: {'; '.join(outcome.missed)}")
     for line in outcome.absent:
-        print(f"- not here: {line}")
+        print(f"- not available: {line}")
     print(flush=True)
 
 

@@ -86,7 +86,7 @@ def _generate(vocab: int, settings: Settings) -> Seen:
         ran = settings.workshop.run("fairseq_cli.generate", flags[name])
         read = translated(ran.said)
         if ran.status or read is None:
-            return False, {"wrong": f"{name}: {ran.trouble or 'it told no speed'}", "flags": flags}
+            return False, {"wrong": f"{name}: {ran.trouble or 'it logged no speed'}", "flags": flags}
         seen[name] = read
     differences = _differences(seen["compact"], seen["wide"])
     wrong = ""

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""What the compiler makes of every kernel of the heads, for GPUs that need not be here.
+"""Compile every kernel of the heads, for GPUs that need not be present, and report the results.
 
     python scripts/gpu/kernels_report.py --arch 80,90,100
     python scripts/gpu/kernels_report.py --quick           # one type, one shape a kernel, sm_90
 
-Every head is built on the CPU, in several sizes and types, and its launches are recorded instead of done;
-each kernel is then compiled as a launch on the named GPU would compile it (of those that differ in sizes
-alone, one). A line tells a kernel's registers, bytes of stack a thread (what did not fit into registers),
-shared memory, and its instructions for tensor cores and for asynchronous copies. A kernel that does not
-compile, spills, needs more shared memory than the GPU has, or multiplies half-precision matrices without
-tensor cores is named at the end, and the exit status is 1.
+Every head is built on the CPU, in several sizes and types, and its launches are recorded instead of run.
+Each kernel is then compiled as a launch on the named GPU would compile it (one of those that differ only in
+sizes). A line gives a kernel's registers, bytes of stack a thread (what did not fit into registers), shared
+memory, and its instructions for tensor cores and for asynchronous copies. A kernel is named at the end, and
+the exit status is 1, if it does not compile, spills, needs more shared memory than the GPU has, or
+multiplies half-precision matrices without tensor cores.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 
     python scripts/gpu/update_waits.py --json waits.json -- DATA-BIN --user-dir mhe_fairseq --arch ...
 
-runs fairseq-train as told after ``--``, and ends it after the updates that were watched. From the beginning
-of an update to that of the next one, it notes each operator that makes the host wait: what it is, the line of
-fairseq or of the plugin that asked for it, how often in an update, and on a GPU for how long the host was in
-it. On a CPU (``--cpu``) the same operators run and wait for nothing. What would be on a GPU is followed there
-from the model, the optimiser and the batches on: numbers that come from none of these would be on the host.
+runs fairseq-train with the arguments after ``--``, and ends it after the updates that it watches. It
+records each operator that makes the host wait: what it is, the line of fairseq or of the plugin that called
+it, how often in an update, and on a GPU how long the host spent in it. On a CPU (``--cpu``) the same
+operators run, but do not wait. There it follows which tensors would be on a GPU, beginning with the model,
+the optimiser and the batches.
 """
 
 from __future__ import annotations
@@ -244,17 +244,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], usage="%(prog)s [options] -- DATA-BIN FLAG..."
     )
-    parser.add_argument("--warm-up", type=int, default=4, metavar="N", help="updates before (4)")
-    parser.add_argument("--updates", type=int, default=4, metavar="N", help="updates that are watched (4)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found there, too")
-    parser.add_argument("train", nargs="+", metavar="FLAG", help="what follows fairseq-train")
+    parser.add_argument(
+        "--warm-up", type=int, default=4, metavar="N", help="updates before those that are watched (4)"
+    )
+    parser.add_argument("--updates", type=int, default=4, metavar="N", help="updates to watch (4)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("train", nargs="+", metavar="FLAG", help="arguments of fairseq-train")
     given = parser.parse_args()
     if given.updates < 1 or given.warm_up < 0:
         parser.error(f"--updates is at least 1 and --warm-up 0, got {given.updates} and {given.warm_up}")
     waits = watched(given.train, given.warm_up, given.updates)
     if not waits:
         parser.error(
-            f"the training ended before update {given.warm_up + given.updates + 1}: let it be longer"
+            f"the training ended before update {given.warm_up + given.updates + 1}: give it more updates"
         )
     if given.json:
         given.json.write_text(json.dumps([asdict(each) for each in waits], indent=1) + "\n")

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""The mean of the last checkpoints of a training, as one checkpoint to translate with.
+"""Average the last checkpoints of a training into one checkpoint to translate with.
 
     python scripts/recipes/average_checkpoints.py CHECKPOINTS --last 5 -o averaged.pt
 
-takes the ``checkpoint_EPOCH_UPDATES.pt`` with most updates: at most so many, and all there are of fewer
-(fairseq writes none where a save falls on the end of an epoch). Weights are averaged in fp32 and rounded
-once; code tables must be the same in all. The optimizer is left out: this is no checkpoint to train on from.
+takes the N ``checkpoint_EPOCH_UPDATES.pt`` with the most updates, or all where there are fewer. (fairseq
+writes none where a save falls on the end of an epoch.) Weights are averaged in fp32 and rounded once.
+Codebooks must be the same in all. The optimiser's state is left out, so training cannot continue from the
+average.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def average(paths: list[Path]) -> dict[str, Any]:
                 sums[name] = sums[name] + value.float()
             elif not torch.equal(sums[name], value):
                 raise AverageError(
-                    f"{path} and {paths[0]} are not of one model: they have other codes in {name}"
+                    f"{path} and {paths[0]} are not of one model: their codebooks differ in {name}"
                 )
     for name, value in state["model"].items():
         if value.is_floating_point():
@@ -86,8 +87,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, metavar="CHECKPOINTS", help="what fairseq-train saved to")
-    parser.add_argument("--last", type=int, required=True, metavar="N", help="how many to average")
+    parser.add_argument("folder", type=Path, metavar="CHECKPOINTS", help="the --save-dir of fairseq-train")
+    parser.add_argument(
+        "--last", type=int, required=True, metavar="N", help="number of checkpoints to average"
+    )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="checkpoint to write"
     )

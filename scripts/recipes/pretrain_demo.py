@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Train a small language model with a softmax and with a cascade, and draw how both learned.
+"""Train a small language model with a softmax and with a cascade, and draw both learning curves.
 
     make pretrain-demo
     make pretrain-demo DEMO_FLAGS="--updates 1000 --layers 6 --dim 512"
 
-Takes the bundled English-German text, a sentence before its translation, every word of it a token. Both
-models are trained on the same batches in the same order, for as many updates, from the same seed; one is
-fairseq's own ``transformer_lm``. Then each is scored on the test set, and the time of an update is measured,
-the models taking turns. Writes ``curves.png``, ``results.json`` and tensorboard's logs under ``--out``.
+The text is the bundled English-German corpus, each sentence before its translation; every word is a token.
+Both models are trained on the same batches in the same order, for the same number of updates, from the same
+seed. The softmax model is fairseq's own ``transformer_lm``. Then each is scored on the test set, and the
+time of an update is measured with the models taking turns. ``curves.png``, ``results.json`` and
+tensorboard's logs go to ``--out``.
 
-Every command is printed before it runs and listed in ``commands.sh`` there. Steps that are done are skipped,
-training continues from its last checkpoint: after an interruption, run it again. ``--updates`` may grow.
+Every command is printed before it runs and listed in ``commands.sh`` there. After an interruption, run it
+again: finished steps are skipped, and training continues from its last checkpoint. ``--updates`` may be
+raised.
 """
 
 from __future__ import annotations
@@ -196,19 +198,19 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--updates", type=int, default=400, help="of each model (default: %(default)s)")
+    add("--updates", type=int, default=400, help="updates of each model (default: %(default)s)")
     add("--words", type=int, default=12_000, help="size of the vocabulary (default: %(default)s)")
-    add("--layers", type=int, default=2, help="of each model (default: %(default)s)")
+    add("--layers", type=int, default=2, help="layers of each model (default: %(default)s)")
     add("--dim", type=int, default=256, help="width of each model (default: %(default)s)")
-    add("--dropout", type=float, default=0.1, help="of each model (default: %(default)s)")
-    add("--tokens", type=int, default=2048, help="in a batch (default: %(default)s)")
-    add("--validate-every", type=int, default=50, help="updates, and at the end (default: %(default)s)")
-    add("--seed", type=int, default=1, help="default: %(default)s")
+    add("--dropout", type=float, default=0.1, help="dropout of each model (default: %(default)s)")
+    add("--tokens", type=int, default=2048, help="tokens in a batch (default: %(default)s)")
+    add("--validate-every", type=int, default=50, help="updates between validations (default: %(default)s)")
+    add("--seed", type=int, default=1, help="of weights, batches and dropout (default: %(default)s)")
     add("--corpus", type=Path, default=ROOT / "examples" / "translation" / "data", help="folder of the text")
     add(
         "--langs",
         default="en,de",
-        help="the files in it are {train,valid,test}.LANG[.xz] (default: %(default)s)",
+        help="languages of its files, {train,valid,test}.LANG[.xz] (default: %(default)s)",
     )
     add("--out", type=Path, default=ROOT / "pretrain-demo", help="folder to write (default: pretrain-demo)")
     args = parser.parse_args(argv)

@@ -1,9 +1,14 @@
-# What every recipe shares: sourced by examples/*/recipe.sh, which a run.sh sources. Sets and uses these:
+# What every recipe shares: sourced by examples/*/recipe.sh, which a run.sh sources. Goes to the root of the
+# repository, from wherever a recipe was called. Sets and uses these:
 #
 #     FAMILY, RECIPE, HEADS     examples/FAMILY/RECIPE/run.sh, and the heads it takes, the default first
 #     SCALE HEAD VOCAB UPDATES OFFLINE WORK CPU PRECISION ONLY     from the arguments
 #     GPUS WORLD RANK           GPUs that share an update; processes that a launcher started; which one this is
 #     DEVICE EVAL_DEVICE DISTRIBUTED BATCH                         flags of fairseq's commands
+CALLED_FROM=$PWD
+RECIPE=$(basename "$(cd "$(dirname "$0")" && pwd)")
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+ROOT=$PWD
 NAME=run.sh
 HOW_TO_INSTALL="run 'make venv' and activate .venv first"
 source scripts/recipes/steps.sh
@@ -18,6 +23,19 @@ from_here() { realpath -m --relative-base="$ROOT" "$(cd "$CALLED_FROM" && realpa
 
 shared_defaults() {
     WORK="" SCALE=full HEAD=${HEAD:-} VOCAB="" UPDATES="" OFFLINE="" CPU=0 PRECISION="" ONLY=""
+}
+
+# What --help says of the arguments below.
+shared_help() {
+    cat <<END
+--head HEAD   one of $HEADS
+--scale tiny  a model that trains in about a minute on two CPU cores
+--updates N   updates of the training; to train on, give a larger number
+--offline DIR take the downloads from DIR; the network is not used
+--precision P fp16 (default on a GPU), bf16 or fp32 (default on a CPU)
+--only STAGE  prepare, train or evaluate; the stages before it must be done
+--cpu         use no GPU
+END
 }
 
 # shared_argument WORD...: TAKEN is how many of the words it was; 0: the first is none of the shared ones.
@@ -42,7 +60,7 @@ shared_argument() {
     esac
 }
 needs_value() { (($# > 1)) && [[ -n $2 && $2 != --* ]] || fail "$1 needs a value"; }
-no_argument() { fail "there is no argument '$1'; run.sh --help tells what there is"; }
+no_argument() { fail "there is no argument '$1'; run.sh --help lists the arguments"; }
 
 # whole_numbers NAMES VALUE...: every value is a whole number or empty.
 whole_numbers() {
@@ -79,7 +97,7 @@ find_world() {
         if [[ -z ${MASTER_ADDR:-} ]]; then
             # Its first line; through a pipe to `head` a long list of hosts would count as failed.
             MASTER_ADDR=$(scontrol show hostnames "$SLURM_STEP_NODELIST") && [[ -n $MASTER_ADDR ]] ||
-                fail "scontrol does not tell the hosts of '$SLURM_STEP_NODELIST'; set MASTER_ADDR to the first"
+                fail "scontrol does not list the hosts of '$SLURM_STEP_NODELIST'; set MASTER_ADDR to the first"
             MASTER_ADDR=${MASTER_ADDR%%$'\n'*}
         fi
         export WORLD_SIZE RANK LOCAL_RANK MASTER_ADDR MASTER_PORT
@@ -135,11 +153,19 @@ choose_machine() {
         fi
         echo "$RECIPE: on the CPU$( ((WORLD == 1)) || echo ", $WORLD processes")"
         [[ $SCALE == tiny ]] ||
-            echo "$RECIPE: a model of full size takes months without a GPU; --scale tiny tries it out"
+            echo "$RECIPE: a full-size model takes months without a GPU; --scale tiny tries the recipe out"
     fi
     if [[ $PRECISION != fp32 ]]; then DEVICE+=("--$PRECISION"); fi
     # Training, searching and scoring take the same flags.
     EVAL_DEVICE=(${DEVICE[@]+"${DEVICE[@]}"})
+}
+
+# in_place VARIABLE ARRAY: the words of a variable that is set take the place of the array's.
+in_place() { [[ -z ${!1:-} ]] || read -ra "$2" <<<"${!1//$'\n'/ }"; }
+own_flags() {
+    in_place MODEL_FLAGS MODEL
+    in_place HEAD_FLAGS HEAD_WORDS
+    in_place OPTIMIZER_FLAGS OPTIMIZER
 }
 
 # batch TOKENS PER_GPU [LONGEST]: flags for an update of TOKENS tokens, whatever number of GPUs share it. PER_GPU
@@ -162,7 +188,7 @@ begin_recipe() {
         COMMANDS=/dev/null redo=0 skip=0 GIVE="give --out"
         end() { :; }
         [[ -e $WORK/settings.txt ]] ||
-            fail "${HOSTNAME:-this node} sees no $WORK/settings.txt; prepare it first, where all nodes see it"
+            fail "${HOSTNAME:-this node} has no $WORK/settings.txt; prepare it first, on a file system that all nodes share"
     else
         open_work "a run of a recipe" "give --out"
     fi
@@ -199,7 +225,7 @@ assign() {
 # --update-epoch-batch-itr True: without it a resumed run trains on other batches than an uninterrupted one.
 train() {
     local more=()
-    if [[ -n ${TRAIN_FLAGS:-} ]]; then read -ra more <<<"${TRAIN_FLAGS//$'\n'/ }"; fi
+    in_place TRAIN_FLAGS more
     begin train "$WORK/checkpoints/checkpoint_best.pt" "$UPDATES"
     ((RANK)) || continue_training "$WORK/checkpoints"
     run fairseq-train "$BIN" --user-dir "$USER_DIR" "$@" \
@@ -220,7 +246,7 @@ scored() {
     begin "$name" "$log" "$UPDATES"
     run_line "$(quoted "$@") >$(quoted "$log.tmp") 2>&1" || {
         tail -n 3 "$log.tmp" >&2
-        fail "$1 failed; all it said is in $log.tmp"
+        fail "$1 failed; its whole output is in $log.tmp"
     }
     run mv "$log.tmp" "$log"
     end

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What came of the quickstart: BLEU with its signature, samples, the output layer's cost, the commands.
+"""Print the quickstart's results: BLEU with its signature, samples, the output layer's cost, the commands.
 
     python scripts/recipes/report_quickstart.py --work quickstart --src en --tgt de
 
@@ -188,10 +188,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, default=Path("quickstart"), help="default: %(default)s")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("quickstart"),
+        help="folder of the quickstart (default: %(default)s)",
+    )
     parser.add_argument("--src", default="en", help="source language (default: %(default)s)")
     parser.add_argument("--tgt", default="de", help="target language (default: %(default)s)")
-    parser.add_argument("--user-dir", default="mhe_fairseq", help="default: %(default)s")
+    parser.add_argument("--user-dir", default="mhe_fairseq", help="path of the plugin (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
         # A pipe has no width of its own: wide enough for the tables.

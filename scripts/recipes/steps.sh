@@ -32,7 +32,7 @@ settle_environment() {
 open_work() {
     GIVE=$2
     [[ ! -e $WORK || -e $WORK/settings.txt || -z $(ls "$WORK") ]] ||
-        fail "$WORK holds something else than $1; $GIVE an empty or new folder"
+        fail "$WORK holds something other than $1; $GIVE an empty or new folder"
     mkdir -p "$WORK"
     # Held by the commands too: an orphan of a killed run goes on writing checkpoints and must end first.
     # Some, such as fairseq's data workers, notice within seconds that they are orphans.
@@ -41,20 +41,20 @@ open_work() {
         local status=0
         flock -w 8 9 || status=$?
         # Other numbers than 1: it cannot lock, as on Lustre and NFS without locks.
-        ((status != 1)) || fail "another run is at work in $WORK; wait for it, or $GIVE another folder"
+        ((status != 1)) || fail "another run is working in $WORK; wait for it, or $GIVE another folder"
         ((status == 0)) ||
-            echo "$NAME: $WORK cannot be locked; see to it that no other run is at work there" >&2
+            echo "$NAME: $WORK cannot be locked; make sure that no other run is working there" >&2
     fi
 }
 
-# keep_settings LINE...: what was begun with other settings cannot be continued with these.
+# keep_settings LINE...: what was started with other settings cannot be continued with these.
 keep_settings() {
     local settings
     settings=$(printf '%s\n' "$@")
     if [[ -e $WORK/settings.txt ]]; then
         [[ $settings == "$(<"$WORK/settings.txt")" ]] ||
-            fail "$WORK was begun with other settings (see $WORK/settings.txt);" \
-                "$GIVE another folder, or remove it to begin again"
+            fail "$WORK was started with other settings (see $WORK/settings.txt);" \
+                "$GIVE another folder, or remove it to start again"
     else
         echo "$settings" >"$WORK/.settings.tmp"
         mv "$WORK/.settings.tmp" "$WORK/settings.txt"
@@ -108,7 +108,7 @@ ONLY="" STAGE=""
 # been done, and those after are left.
 stage() {
     if [[ -n $ONLY && $ONLY == "$STAGE" ]]; then
-        echo "$ONLY: done, the rest is left"
+        echo "$ONLY: done; the other stages are left out"
         exit 0
     fi
     STAGE=$1
@@ -139,7 +139,7 @@ whole() { python -m zipfile -t "$1" >/dev/null 2>&1; }
 mend_last_checkpoint() {
     local last=$1/checkpoint_last.pt other
     if [[ ! -e $last ]] || whole "$last"; then return; fi
-    echo "$last is cut short, by a kill in mid-copy"
+    echo "$last is incomplete: its copy was interrupted"
     rm "$last"
     while IFS= read -r other; do
         if whole "$other"; then

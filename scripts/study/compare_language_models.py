@@ -4,10 +4,10 @@
     python scripts/data/prepare_text.py --text book.txt --out text --pieces 65536
     python scripts/study/compare_language_models.py --data text/data-bin --out language-models
 
-Same data, same batches, same number of updates, same optimiser; the seeds are the trainings', of weights,
-batches and dropout. What is done is not done again, and after an interruption it goes on where it was. The
-times of an update are taken at the end, the models taking turns (``time_updates.py``): the wall time of the
-trainings depends on what else the machine did.
+All trainings have the same data, batches, number of updates and optimiser. A seed decides weights, order of
+batches, and dropout. Finished runs are skipped, and an interrupted run continues where it stopped. The time
+of an update is measured at the end, with the models taking turns (``time_updates.py``), because the wall
+time of the trainings depends on the machine's other work.
 
 Every run is a line of ``--out``/results.jsonl: its commands, versions, machine, the perplexities of its
 validations, and that of the test set as ``fairseq-eval-lm`` prints it.
@@ -266,16 +266,26 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="binarised text, from prepare_text.py")
-    parser.add_argument("--out", type=Path, default=Path("language-models"), help="default: %(default)s")
-    parser.add_argument("--heads", default=",".join(HEADS), help="default: %(default)s")
-    parser.add_argument("--seeds", default="1,2,3", help="default: %(default)s")
-    parser.add_argument("--updates", type=int, default=600, help="of each training (default: %(default)s)")
-    parser.add_argument("--validate-every", type=int, default=100, help="updates (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("language-models"), help="folder to write (default: %(default)s)"
+    )
+    parser.add_argument("--heads", default=",".join(HEADS), help="heads to train (default: %(default)s)")
+    parser.add_argument("--seeds", default="1,2,3", help="seeds of each head (default: %(default)s)")
+    parser.add_argument(
+        "--updates", type=int, default=600, help="updates of each training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--validate-every", type=int, default=100, help="updates between validations (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=6, help="turns of the timing (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="of a training (default: cores / --jobs)")
-    parser.add_argument("--train-flags", default="", help="more flags of fairseq-train, the last one counts")
-    parser.add_argument("--user-dir", default="mhe_fairseq", help="default: %(default)s")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads of a training (default: cores / --jobs)"
+    )
+    parser.add_argument(
+        "--train-flags", default="", help="more flags of fairseq-train; they override the others"
+    )
+    parser.add_argument("--user-dir", default="mhe_fairseq", help="path of the plugin (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
         # A pipe has no width of its own: wide enough for the table.

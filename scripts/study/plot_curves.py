@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Draw how several trainings went, from what fairseq logged of them, in one PNG.
+"""Draw the curves of several trainings, from fairseq's logs, in one PNG.
 
     fairseq-train ... --log-format json --log-interval 25 >> softmax.log 2>&1
     python scripts/study/plot_curves.py softmax=softmax.log cascade=cascade.log --out curves.png
 
-Thick: perplexity of the validation set; thin: of the training batches. On the left over updates, on the right
-over the seconds they took. The first is the reference: an arrow shows how much sooner another is as good.
+Thick lines are the perplexity of the validation set, thin lines that of the training batches: on the left
+over updates, on the right over seconds. The first training is the reference: an arrow shows how much sooner
+another one reaches its perplexity.
 """
 
 from __future__ import annotations
@@ -243,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
         pairs = [text.partition("=") for text in args.logs]
         names = [name for name, _, _ in pairs]
         if not all(name and log for name, _, log in pairs) or len(set(names)) < len(names):
-            raise PlotError(f"NAME=LOG is wanted, each name once; got {' '.join(args.logs)}")
+            raise PlotError(f"expected NAME=LOG, each name once; got {' '.join(args.logs)}")
         curves = [read_log(Path(log), name) for name, _, log in pairs]
         figure = draw(curves, args.title, args.subtitle)
         args.out.parent.mkdir(parents=True, exist_ok=True)

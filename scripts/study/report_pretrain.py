@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What came of the pretraining demo: a table, ``results.json`` and ``curves.png``.
+"""Report the pretraining demo: a table, ``results.json`` and ``curves.png``.
 
     python scripts/study/report_pretrain.py --work pretrain-demo
 
@@ -65,7 +65,7 @@ def results(work: Path, curves: list[Curve]) -> Results:
             re.DOTALL,
         )
         if said is None or name not in times:
-            raise ReportError(f"{work} has no score or no times of the {name}; remove it to begin again")
+            raise ReportError(f"{work} has no score or no times of the {name}; remove it to start again")
         timed = times[name]
         last = curve.validation[-1]
         made[name] = {
@@ -86,7 +86,7 @@ def results(work: Path, curves: list[Curve]) -> Results:
         len({row["test_tokens"] for row in made.values()}) > 1
         or len({row["updates"] for row in made.values()}) > 1
     ):
-        raise ReportError(f"the models in {work} differ in updates or test tokens; remove it to begin again")
+        raise ReportError(f"the models in {work} differ in updates or test tokens; remove it to start again")
     updates = curves[0].validation[-1].update
     flags = [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     vocab = sum(1 for _ in read(work / "prepared" / "data-bin" / "dict.txt").splitlines()) + 4
@@ -172,7 +172,7 @@ def warning(found: Results) -> str:
     ]
     if max(slowed) < 1.5 * min(slowed):
         return ""
-    return "; other work slowed the trainings unequally: compare the times of an update, not seconds"
+    return "; other work slowed the trainings unequally: compare times of an update, not seconds of training"
 
 
 def printed(found: Results) -> Table:
@@ -205,7 +205,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, default=Path("pretrain-demo"), help="default: %(default)s")
+    parser.add_argument(
+        "--work", type=Path, default=Path("pretrain-demo"), help="folder of the demo (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     try:
         # A pipe has no width of its own: wide enough for the table.

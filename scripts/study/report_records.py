@@ -5,7 +5,7 @@
     python scripts/study/report_records.py PAGE.md --check     # fails where the page would change
 
 A record, ``docs/results/NAME.json``, has the rows of one table, and how they were made: commands, data,
-machine, seeds. What stands in the page between ``<!-- record: NAME -->`` and ``<!-- end -->`` is replaced.
+machine, seeds. The text of the page between ``<!-- record: NAME -->`` and ``<!-- end -->`` is replaced.
 Studies of translation have records of their own: ``study_report.py``.
 """
 

@@ -5,7 +5,7 @@
     python scripts/study/scale_costs.py --page docs/scale.md    # fills the page's blocks; --check compares
 
 Nothing is measured here: every number follows from the formulas below and from the assumptions, which are
-flags. What stands in the page between ``<!-- costs -->``, ``<!-- assumptions -->`` or ``<!-- spread -->`` and
+flags. The text of the page between ``<!-- costs -->``, ``<!-- assumptions -->`` or ``<!-- spread -->`` and
 ``<!-- end -->`` is replaced.
 """
 

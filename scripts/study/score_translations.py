@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Score what fairseq-generate wrote, against the test set as it was before any preparation.
+"""Score the translations of fairseq-generate against the original test set.
 
     python scripts/study/score_translations.py generate-test.txt --reference test.de --name NAME \\
         --out hypotheses.de
 
-prints BLEU and chrF2 with sacrebleu's signatures, having made sure that every sentence of the test set was
-translated, and writes the translations in the order of the set. With ``--tags``, of a corpus of many
-languages, there is a line for each direction.
+checks that every sentence of the test set was translated, prints BLEU and chrF2 with sacrebleu's
+signatures, and writes the translations in the order of the set. ``--tags``, for a corpus of many languages,
+prints a line for each direction.
 """
 
 from __future__ import annotations
@@ -77,13 +77,21 @@ def main(argv: list[str] | None = None) -> int:
     add(
         "results", type=Path, metavar="GENERATED", help="generate-test.txt of fairseq-generate --results-path"
     )
-    add("--reference", type=Path, required=True, help="the test set's target side, as it was")
-    add("--name", required=True, help="what to call it")
+    add("--reference", type=Path, required=True, help="target side of the test set, before any preparation")
+    add("--name", required=True, help="name to print before the scores")
     add("--out", type=Path, required=True, help="file for the translations")
-    add("--lowercase", action="store_true", help="BLEU and chrF2 blind to case, for lowercased translations")
-    add("--detokenize", metavar="LANG", help="translations are words of Moses")
+    add(
+        "--lowercase",
+        action="store_true",
+        help="case-insensitive BLEU and chrF2, for lowercased translations",
+    )
+    add("--detokenize", metavar="LANG", help="the translations are words of Moses; detokenise them")
     add("--normalize", choices=sorted(NORMALIZERS), help="also score with the reference's letters normalised")
-    add("--tags", type=Path, help="of a corpus of many languages: target languages of the test set's lines")
+    add(
+        "--tags",
+        type=Path,
+        help="target language of each line of the test set, for a corpus of many languages",
+    )
     args = parser.parse_args(argv)
     try:
         references = list(read_lines(args.reference, blank=True))

@@ -3,15 +3,15 @@
 
     python scripts/study/study.py --source examples/translation/data --out study
 
-What is trained is in a file, ``examples/translation/study.toml``: same data, same batches, same number of
-updates, same optimiser for every variant. Every run is a line of ``--out``/runs.jsonl: its commands,
-versions, machine and scores, and a paired bootstrap of its translations against the baseline's of the same
-seed. The baseline of the study's first seed is translated at every validation too: so it is known how good
-it is after the time that a head takes.
-``scripts/study/study_times.py`` measures time and memory afterwards, the models taking turns, and
-``scripts/study/study_report.py`` makes the report of both.
+A file describes the study, ``examples/translation/study.toml``. All variants have the same data, batches,
+number of updates and optimiser. Every run is a line of ``--out``/runs.jsonl: its commands, versions,
+machine and scores, and a paired bootstrap of its translations against those of the baseline with the same
+seed. The baseline with the study's first seed also translates the test set at every validation, so that its
+BLEU after the same training time as a head's is known. ``scripts/study/study_times.py`` measures time and
+memory afterwards, with the models taking turns, and ``scripts/study/study_report.py`` makes the report of
+both.
 
-What is done is not done again, and after an interruption it goes on where it was.
+Finished runs are skipped, and an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -307,14 +307,19 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--study", type=Path, default=ROOT / "examples/translation/study.toml", help="default: %(default)s")
+    add(
+        "--study",
+        type=Path,
+        default=ROOT / "examples/translation/study.toml",
+        help="the study (default: %(default)s)",
+    )
     add("--source", type=Path, required=True, help="folder of {train,valid,test}.{src,tgt}[.xz]")
-    add("--out", type=Path, default=Path("study"), help="default: %(default)s")
+    add("--out", type=Path, default=Path("study"), help="folder to write (default: %(default)s)")
     add("--only", help="variants, separated by commas (default: all)")
-    add("--seeds", help="such as 1,2,3 (default: the study's)")
-    add("--updates", type=int, help="of each training (default: the study's)")
+    add("--seeds", help="seeds, such as 1,2,3 (default: the study's)")
+    add("--updates", type=int, help="updates of each training (default: the study's)")
     add("--jobs", type=int, default=1, help="trainings at once (default: %(default)s)")
-    add("--threads", type=int, default=0, help="of a training (default: cores / --jobs)")
+    add("--threads", type=int, default=0, help="threads of a training (default: cores / --jobs)")
     args = parser.parse_args(argv)
     args.study, args.source = Path(os.path.abspath(args.study)), from_root(args.source)
     args.out = from_root(args.out)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Write a study's tables into a page, from what was recorded.
+"""Write a study's tables into a page, from its records.
 
     python scripts/study/study_report.py docs/results/translation --page docs/results.md
     python scripts/study/study_report.py study                        # prints the tables
     python scripts/study/study_report.py study --commands cascade     # prints the commands of its runs
 
-The folder has ``runs.jsonl`` of ``study.py`` and ``times.jsonl`` of ``study_times.py``. What stands in the
-page between ``<!-- NAME: TABLE -->`` and ``<!-- end -->`` is replaced, NAME being the folder's; tables are
-scores, time, summary, commands. ``--plot FILE`` also draws the curves of some variants. ``--check`` writes
-nothing, and fails when the page is not what the records give.
+The folder has ``runs.jsonl`` of ``study.py`` and ``times.jsonl`` of ``study_times.py``. The text of the
+page between ``<!-- NAME: TABLE -->`` and ``<!-- end -->`` is replaced, where NAME is the folder's name and
+TABLE one of scores, time, summary, commands. ``--plot FILE`` also draws the curves of some variants.
+``--check`` writes nothing, and fails when the page is not what the records give.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_records(folder: Path) -> Records:
     for run in sorted(read_lines(folder / "runs.jsonl"), key=lambda each: each["against"] is not None):
         runs.setdefault(run["variant"], []).append(run)
     if not runs or next(iter(runs.values()))[0]["against"] is not None:
-        raise ReportError(f"{folder / 'runs.jsonl'} has no run of a baseline, which is compared with none")
+        raise ReportError(f"{folder / 'runs.jsonl'} has no run without a comparison, so it has no baseline")
     for each in runs.values():
         each.sort(key=lambda run: run["seed"])
     times = folder / "times.jsonl"

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Time and memory of a study's models: of a training update, and of beam search.
+"""Measure time and memory of a study's models, in a training update and in beam search.
 
     python scripts/study/study_times.py --out study
 
-Run it when nothing else runs, after ``study.py``; by default for all that was trained. The models of the
-study's first seed take turns: updates in processes that wait for each other
-(``scripts/study/time_updates.py``), translations of the test set by ``fairseq-generate``, whose own count
-of seconds is taken, without loading. Writes ``--out``/times.jsonl, a line a variant.
+Run it after ``study.py``, on an otherwise idle machine. By default it measures all variants that were
+trained. The models of the study's first seed take turns: first updates, in processes that wait for each
+other (``scripts/study/time_updates.py``), then translations of the test set. Seconds of a search are those
+that ``fairseq-generate`` reports, without loading. ``--out``/times.jsonl gets a line for each variant.
 """
 
 from __future__ import annotations
@@ -145,12 +145,17 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--study", type=Path, default=ROOT / "examples/translation/study.toml", help="default: %(default)s")
-    add("--out", type=Path, default=Path("study"), help="default: %(default)s")
+    add(
+        "--study",
+        type=Path,
+        default=ROOT / "examples/translation/study.toml",
+        help="the study (default: %(default)s)",
+    )
+    add("--out", type=Path, default=Path("study"), help="folder of the study (default: %(default)s)")
     add("--only", help="variants, separated by commas (default: all that were trained)")
     add("--rounds", type=int, default=6, help="turns of five updates each (default: %(default)s)")
     add("--search-rounds", type=int, default=3, help="turns of the search (default: %(default)s)")
-    add("--threads", type=int, default=0, help="default: torch's own choice")
+    add("--threads", type=int, default=0, help="threads (default: torch's own choice)")
     args = parser.parse_args(argv)
     args.study, args.out = Path(os.path.abspath(args.study)), from_root(args.out)
     os.chdir(ROOT)

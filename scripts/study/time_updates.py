@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Time of a training update, and peak memory of its process, for several models beside one another.
+"""Measure the time of a training update and the peak memory of its process, for several models in turns.
 
     python scripts/study/time_updates.py compare/softmax-1/checkpoints/checkpoint_last.pt \
         compare/cascade-1/checkpoints/checkpoint_last.pt
 
 Each checkpoint is loaded in a process of its own and makes updates on the same batches of its own training
 set, with fairseq's trainer, as ``fairseq-train`` does. The processes take turns, a few updates each, so that
-what else the machine does falls on all of them alike. Nothing is written.
+other work of the machine slows all of them alike. Nothing is written.
 """
 
 from __future__ import annotations
@@ -223,10 +223,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--rounds", type=int, default=6, help="turns of each model (default: %(default)s)")
     parser.add_argument("--updates", type=int, default=5, help="updates a turn (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="default: torch's own choice")
-    parser.add_argument("--user-dir", default=USER_DIR, help="default: this repository's mhe_fairseq")
+    parser.add_argument("--threads", type=int, default=0, help="threads (default: torch's own choice)")
     parser.add_argument(
-        "--data", metavar="DIR", help="to train on (default: what each checkpoint was trained on)"
+        "--user-dir", default=USER_DIR, help="path of the plugin (default: this repository's mhe_fairseq)"
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", help="data to train on (default: that of each checkpoint's training)"
     )
     args = parser.parse_args(argv)
     try:

@@ -60,7 +60,7 @@ def changed(source: Path, path: Path, change: Callable[[dict[str, Any]], object]
         ("hostile", "system, which is no part of a fairseq checkpoint"),
         ("task", "is of --task sentence_prediction, whose targets are not tokens"),
         ("arch", "cannot be built for the data"),
-        ("nan", "has a loss of nan: some probabilities are no numbers"),
+        ("nan", "has a loss of nan: some probabilities are NaN"),
         ("weights", "cannot be built for the data"),
     ],
 )

@@ -98,7 +98,7 @@ def test_target_only_is_about_text(
 ) -> None:
     args = ["assign", "--data", str(toy_data), "--target-only", "-o", str(tmp_path / "codes"), *more]
     assert main(args) == 1
-    assert "--target-only says which text is clustered, and no text is" in capsys.readouterr().err
+    assert "--target-only chooses the text to cluster, and no text is clustered" in capsys.readouterr().err
 
 
 def test_frequency_and_random(toy_data: Path, tmp_path: Path) -> None:

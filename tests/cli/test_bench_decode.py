@@ -67,7 +67,7 @@ def test_nothing_of_a_search_is_left_on_the_cpu(capsys: pytest.CaptureFixture[st
         (["--beam", "0"], "--beam must be at least 1, got 0"),
         (["--group-prototypes", "65"], "--group-prototypes must be 1..64, got 65"),
         (["--layers", "-1"], "--layers must be at least 1, got -1"),
-        (["--dim", "100"], "--dim 100 is no multiple of 64"),
+        (["--dim", "100"], "--dim 100 is not a multiple of 64"),
         (["--heads", "product,sampling"], "no head 'sampling' to measure; there are softmax, product"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--json", "no/such/folder/x"], "there is no directory no/such/folder"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
 from mhe_fairseq.cli.main import main
-from tests.commands import ALL_SENTENCES, CRITERION, PAIR, generate, logged, train
+from tests.commands import ALL_SENTENCES, CRITERION, PAIR, PLUGIN, generate, logged, train
 from tests.damaged import DAMAGED, write_damaged
 from tests.helpers import run_command
 from tests.models.test_export import checkpoint
@@ -115,6 +116,37 @@ def test_a_softmax_trained_by_hydra(
     assert stock_translations(toy_data, stock) != expected
 
 
+@pytest.mark.slow
+def test_a_language_model_has_the_same_perplexity(
+    language_models: dict[str, Path], lm_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an architecture for which fairseq itself would choose an adaptive softmax."""
+    output = tmp_path / "stock.pt"
+    assert main(["export", str(language_models["sampling"]), "-o", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{output}: fairseq's own --arch transformer_lm, ")
+    assert "once a sampling head: V x d = 48 x 32, float32, not tied" in said
+    assert f"  fairseq-eval-lm {lm_data} --path {output} --tokens-per-sample 40\n" in said
+    # Not by sentences: without the plugin fairseq asks numpy for a name that numpy 2 has not.
+    line = [
+        "fairseq-eval-lm",
+        str(lm_data),
+        "--cpu",
+        "--tokens-per-sample",
+        "40",
+        "--sample-break-mode",
+        "none",
+    ]
+    theirs = run_command([*line, "--path", str(output)], cwd=tmp_path, env={"PYTHONPATH": ""})
+    ours = run_command([*line, "--path", str(language_models["sampling"]), *PLUGIN])
+    found = [
+        re.findall(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)", run.stderr) for run in (ours, theirs)
+    ]
+    assert found[0] == found[1] and len(found[0]) == 1
+    assert main(["export", str(language_models["cascade"]), "-o", str(tmp_path / "none.pt")]) == 1
+    assert "a cascade head, and no softmax of V x d equals it" in capsys.readouterr().err
+
+
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
     """A checkpoint, of a few weights only."""
@@ -166,6 +198,10 @@ def refused(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
     [
         *DAMAGED.items(),
         ("hostile", "system, which is no part of a fairseq checkpoint"),
+        (
+            "as softmax",
+            "has a cascade head, and no softmax of V x d equals it; heads that can be exported are",
+        ),
         ("product", "has a product head, and no softmax of V x d equals it; heads that can be exported are"),
         ("cascade", "has a cascade head, and no softmax of V x d equals it; heads that can be exported are"),
         ("stock", "is of fairseq's own --arch transformer_tiny; export is for mhe_transformer"),
@@ -180,12 +216,14 @@ def test_what_cannot_be_exported(
         write_damaged(what, path, content)
     elif what == "hostile":
         torch.save({**checkpoint(), "x": Exploit(marker)}, path)
-    elif what in ("product", "cascade"):
-        torch.save(checkpoint(what), path)
+    elif what in ("product", "cascade", "as softmax"):
+        torch.save(checkpoint("product" if what == "product" else "cascade"), path)
     elif what == "stock":
         torch.save(checkpoint(arch="transformer_tiny"), path)
     before = sorted(tmp_path.iterdir())
-    said = refused([path, "-o", output], capsys)
+    form = ["--as", "softmax"] if what == "as softmax" else []
+    said = refused([path, "-o", output, *form], capsys)
+    assert form == [] or "train with --mhe-head sampling, or make a sampling head of a softmax" in said
     assert str(path) in said and sentence in said
     assert sorted(tmp_path.iterdir()) == before
 

@@ -177,7 +177,7 @@ def test_where_frequencies_come_from(tmp_path: Path, capsys: pytest.CaptureFixtu
         (
             "a 1\nb 2\n",
             ["--gpu", "h1000"],
-            "--gpu h1000: known are a10, a100, l4, h100, h200; for another give",
+            "--gpu h1000 is none of a10, a100, l4, h100, h200; for another give",
         ),
         ("a 1\nb 2\n", ["--bandwidth", "0"], "--bandwidth must be above 0, got 0"),
         ("a 1\nb 2\n", ["--tflops", "-3"], "--tflops must be above 0, got -3"),

@@ -51,7 +51,8 @@ def test_json_has_every_number(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cascade["train_bytes_fp32"] == pytest.approx(2 * cascade["train_bytes_half"], rel=1e-6)
     assert heads["cascade, tied"] == cascade
     assert answer["recommended"] == gpu["recommended"] == "cascade"
-    rich = plan(capsys, "--dict", path, "--dim", "512", "--gpu", "a100", "--group-prototypes", "4")
+    flags = ["--gpu", "a100", "--sentences", "10", "--group-prototypes", "4"]
+    rich = plan(capsys, "--dict", path, "--dim", "512", *flags)
     assert rich["group_prototypes"] == 4 and answer["group_prototypes"] == 1
     assert costs(rich)["cascade"]["train_launches"] == cascade["train_launches"]
     assert costs(rich)["cascade"]["search_launches"] == search_launches("cascade", prototypes=4)

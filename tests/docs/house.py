@@ -126,7 +126,7 @@ class House:
             return subprocess.CompletedProcess(done.args, done.returncode, log.read())
 
     def room(self, page: Path, folder: Path) -> Path:
-        """A folder for the blocks of a page: the repository's files, the placeholders' files, all by links.
+        """A folder for the blocks of a page: files of the repository, placeholders and quickstart, by links.
 
         A page that reads checkpoints/ without training into it speaks of a model of the reader's.
         """
@@ -134,6 +134,8 @@ class House:
         room.mkdir(parents=True)
         _link(REPO, room, {"mhe_fairseq", "scripts", "examples", "docs", "tests", "pyproject.toml"})
         _link(self.root, room, set(PLACEHOLDERS))
+        (room / "quickstart").mkdir()
+        (room / "quickstart" / "data-bin").symlink_to(self.root / "DATA-BIN")
         text = "".join(block.text for block in shell_blocks(page))
         if "--save-dir checkpoints" not in text:
             (room / "checkpoints").mkdir()

@@ -143,7 +143,7 @@ def _script(arguments: list[str]) -> None:
         sys.path.insert(0, os.path.dirname(os.path.abspath(name)))
         run = runpy.run_path
         with open(name, encoding="utf-8") as file:
-            if "ArgumentParser" not in file.read():
+            if "parse_args(" not in file.read():
                 raise Refused("is no command: it has no argument parser")
     argparse.ArgumentParser.parse_args = _then_stop(argparse.ArgumentParser.parse_args)  # type: ignore
     run(name, run_name="__main__")

@@ -2,7 +2,7 @@
 
     python -m tests.docs.server SOCKET
 
-A process that has imported fairseq forks one for each command (as ``tests/command_forks.py``), and shortens
+A process that has imported fairseq forks one for each command (``scripts/common/forked.py``), and shortens
 what takes long. ``write_clients`` makes the commands that shell blocks find on their PATH: each sends its
 arguments, folder, environment and open files here.
 """
@@ -20,7 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from tests.command_forks import import_most, run_as
+from scripts.common import forked
+from tests.command_forks import MORE
 from tests.helpers import BIN, REPO, command_env
 
 COMMANDS = (
@@ -113,7 +114,7 @@ def start(path: Path) -> subprocess.Popen[bytes]:
 
 
 def main(path: str) -> None:
-    import_most()
+    forked.import_most(*MORE)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one waits for the processes that serve
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path + ".new")
@@ -134,14 +135,8 @@ def _serve(client: socket.socket) -> NoReturn:
     data = b""
     while len(data) < int.from_bytes(header, "big"):
         data += client.recv(1 << 20)
-    child = os.fork()
-    if not child:
-        name, arguments, folder, env = json.loads(data)
-        for number, file in enumerate(files):
-            os.dup2(file, number)
-        run_as([str(BIN / name), *shortened(name, arguments)], folder, env)
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
+    name, arguments, folder, env = json.loads(data)
+    code = forked.status(forked.start([str(BIN / name), *shortened(name, arguments)], folder, env, files))
     client.sendall(str(code if code >= 0 else 128 - code).encode())
     os._exit(0)
 

@@ -25,8 +25,7 @@ def _name(page: Path) -> str:
     return str(page.relative_to(REPO))
 
 
-PAGES = [page for page in pages() if page.is_relative_to(REPO / "docs") or page.parent == REPO]
-WITH_BLOCKS = [page for page in PAGES if any(is_run(block) for block in shell_blocks(page))]
+WITH_BLOCKS = [page for page in pages() if any(is_run(block) for block in shell_blocks(page))]
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=_name)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from tests.examples.recipes import refused
 from tests.helpers import REPO, command_env, run_command
 from tests.masked_lm import run_lines
 
@@ -39,14 +40,6 @@ def run_recipe(
 ) -> subprocess.CompletedProcess[str]:
     line = [str(RECIPES / recipe / "run.sh"), "--out", str(out), "--scale", "tiny", "--cpu", *more]
     return run_command(line, check=check, env={**QUICK, **(env or {})})
-
-
-def refused(done: subprocess.CompletedProcess[str], *said: str, script: str = "run.sh") -> None:
-    assert done.returncode == 1
-    last = done.stderr.rstrip("\n").splitlines()[-1]
-    assert last.startswith(f"{script}: error: ")
-    for text in said:
-        assert text in last
 
 
 def commands(printed: str) -> list[str]:
@@ -249,7 +242,7 @@ def test_a_hydra_config_is_the_architecture(recipe: str, arch: str) -> None:
 def test_an_update_has_the_published_number_of_tokens(
     gpus: int, tokens: int, per_gpu: int, expected: str
 ) -> None:
-    script = f"RECIPE=x; source examples/pretraining/recipe.sh; GPUS={gpus}; batch {tokens} {per_gpu}; "
+    script = f"source examples/pretraining/recipe.sh; GPUS={gpus}; batch {tokens} {per_gpu}; "
     assert run_command(["bash", "-euc", script + 'echo "${BATCH[*]}"']).stdout == expected + "\n"
 
 

@@ -114,9 +114,20 @@ def test_hydra_and_hub(lm_data: Path, tmp_path: Path) -> None:
         "print('TASK', type(model.task).__name__)\n"
         "print('SAMPLE', model.sample('BA BE', beam=2, max_len_b=6))\n"
         "print('SCORE', model.score('BA BE')['positional_scores'].mean().neg().item())\n"
+        "long = ' '.join(['BA'] * 60)\n"
+        "lines = model.sample(['BA', long, '', 'BE BA'], max_len_b=6, skip_invalid_size_inputs=True)\n"
+        "print('LINES', [line.split()[:1] for line in lines], len(lines[1]))\n"
+        "for skip in (False, True):\n"
+        "    try: model.score(['BA', long], skip_invalid_size_inputs=skip)\n"
+        "    except ValueError as error: print('LONG', error)\n"
     )
     said = run_command(["python", "-c", code]).stdout
     assert "TASK MHELanguageModelingTask" in said
     assert re.search("^SAMPLE BA BE", said, re.MULTILINE)
+    # Nothing before it is a beginning, too.
+    lines = re.search(r"^LINES \[\['BA'\], \[\], \[.*\], \['BE'\]\] 0$", said, re.MULTILINE)
+    assert lines is not None, said
+    refused = "sentence 2 of 2 is too long: it has 61 tokens and the model takes 40; shorten it"
+    assert re.findall("^LONG (.*)$", said, re.MULTILINE) == [refused] * 2
     found = re.search(r"^SCORE ([\d.]+)", said, re.MULTILINE)
     assert found is not None and 1 < float(found.group(1)) < math.log(48) + 2

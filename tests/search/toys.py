@@ -27,7 +27,7 @@ DIM = 16
 PAD, EOS, UNK = 1, 2, 3
 #: Heads that are searched compactly, by a name that tells the number of digits.
 COMPACT = ("product 1", "product 2", "product 3", "mixture 2", "mixture 3", "cascade 2", "cascade 3",
-           "tied 2", "tied 3", "bottleneck 2", "bottleneck 3")  # fmt: skip
+           "tied 2", "tied 3", "bottleneck 2", "bottleneck 3", "prototypes 2", "prototypes 3")  # fmt: skip
 
 Hypotheses = list[list[dict[str, Tensor]]]
 
@@ -113,14 +113,15 @@ def _head(toy: Toy, embed: nn.Embedding, generator: torch.Generator) -> OutputHe
     if kind == "sampling":
         return SamplingHead(DIM, book, groups=2)
     return CascadeHead(
-        DIM, book, bottleneck=5 if kind == "bottleneck" else None, tied=embed if kind == "tied" else None
-    )
+        DIM, book, bottleneck=5 if kind == "bottleneck" else None, tied=embed if kind == "tied" else None,
+        group_prototypes=3 if kind == "prototypes" else 1,
+    )  # fmt: skip
 
 
 def _favour_eos(head: OutputHead, by: float) -> None:
     digits = head.codebook.digits(torch.tensor([EOS]))[0].tolist()
     if isinstance(head, CascadeHead):
-        head.group.bias[digits[0]] += by
+        head.group.bias.view(-1, head.group.prototypes)[digits[0]] += by
     if isinstance(head, ProductHead):
         parts = head.bias.split([head.mixtures * length for length in head.codebook.lengths])
         for part, digit in zip(parts, digits, strict=True):

@@ -1,32 +1,15 @@
 #!/usr/bin/env bash
 # A language model of the size of GPT-2's smallest on byte pairs, with a multi-head encoding head.
 #
-# May be stopped at any time, even by kill -9, and run again. Variables: MODEL_FLAGS, HEAD_FLAGS,
-# OPTIMIZER_FLAGS in place of the ones below, MAX_TOKENS of one GPU at once, VALIDATE_EVERY updates,
-# LOG_INTERVAL, SEED.
+# May be stopped at any time, even by kill -9, and run again. --help lists arguments and variables.
 set -euo pipefail
-CALLED_FROM=$PWD
-cd "$(dirname "$0")/../../.."
-ROOT=$PWD RECIPE=gpt2_bpe HEADS="cascade product sampling softmax"
-source examples/pretraining/recipe.sh
+source "$(dirname "$0")/../recipe.sh"
 
-usage() {
-    cat <<END
-run.sh [--text FILE | --train FILE --valid FILE --test FILE] [--out DIR] [--scale full|tiny] [--head HEAD]
-       [--vocab V] [--updates N] [--offline DIR] [--precision P] [--only STAGE] [--cpu]
-
---text FILE   plain text, a paragraph a line, a blank line between documents; it is split into three.
+HEADS="cascade product sampling softmax"
+OWN_HELP="--text FILE   plain text, a paragraph a line, a blank line between documents; it is split into three sets.
               Without it WikiText-103 is downloaded, in its raw form
---head HEAD   one of $HEADS
---scale tiny  a model that trains in a minute or so on two CPU cores
---vocab V     V sentencepiece byte pairs made from the text; without it GPT-2's 50,264 are downloaded
-              (--scale tiny: 2,000 made from the text)
---offline DIR take what would be downloaded from DIR
---precision P fp16 (default on a GPU), bf16 or fp32 (default on a CPU)
---only STAGE  prepare, train or evaluate; what comes before must be done
---out DIR     default: runs/$RECIPE-HEAD
-END
-}
+--vocab V     train V sentencepiece byte pairs on the text (--scale tiny: 2,000). Without it GPT-2's 50,264 are
+              downloaded"
 read_arguments "$@"
 choose_machine
 
@@ -59,9 +42,7 @@ case $HEAD in
     product) HEAD_WORDS=("${PLUGIN[@]}" product --mhe-mixtures 8 --mhe-codebook "$CODES") ;;
     *) HEAD_WORDS=("${PLUGIN[@]}" "$HEAD") ;;
 esac
-if [[ -n ${MODEL_FLAGS:-} ]]; then read -ra MODEL <<<"${MODEL_FLAGS//$'\n'/ }"; fi
-if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"${HEAD_FLAGS//$'\n'/ }"; fi
-if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"${OPTIMIZER_FLAGS//$'\n'/ }"; fi
+own_flags
 
 begin_pretraining "vocabulary ${VOCAB:-GPT-2}" "model ${MODEL[*]:-}" "head ${HEAD_WORDS[*]}" \
     "optimizer ${OPTIMIZER[*]}"

@@ -1,33 +1,17 @@
 #!/usr/bin/env bash
-# A masked language model of RoBERTa's base size, with a multi-head encoding head, and what it is for: with
-# --labelled it is fine-tuned to tell classes of sentences apart.
+# A masked language model of RoBERTa's base size, with a multi-head encoding head. With --labelled it is then
+# fine-tuned to classify sentences.
 #
-# May be stopped at any time, even by kill -9, and run again. Variables: MODEL_FLAGS, HEAD_FLAGS,
-# OPTIMIZER_FLAGS, FINETUNE_FLAGS in place of the ones below, MAX_TOKENS of one GPU at once, VALIDATE_EVERY
-# updates, LOG_INTERVAL, SEED.
+# May be stopped at any time, even by kill -9, and run again. --help lists arguments and variables.
 set -euo pipefail
-CALLED_FROM=$PWD
-cd "$(dirname "$0")/../../.."
-ROOT=$PWD RECIPE=roberta HEADS="sampling cascade product softmax"
-source examples/pretraining/recipe.sh
+source "$(dirname "$0")/../recipe.sh"
 
-usage() {
-    cat <<END
-run.sh [--text FILE | --train FILE --valid FILE --test FILE] [--labelled DIR] [--out DIR] [--scale full|tiny]
-       [--head HEAD] [--vocab V] [--updates N] [--offline DIR] [--precision P] [--only STAGE] [--cpu]
-
---text FILE   plain text, a paragraph a line, a blank line between documents; it is split into three.
+HEADS="sampling cascade product softmax"
+OWN_USAGE="[--labelled DIR]" OWN_VARIABLES=FINETUNE_FLAGS
+OWN_HELP="--text FILE   plain text, a paragraph a line, a blank line between documents; it is split into three sets.
               Without it WikiText-103 is downloaded, in its raw form
---labelled DIR  {train,valid,test}.tsv of a label, a tab and a text a line, to fine-tune on
---head HEAD   one of $HEADS
---scale tiny  a model that trains in a minute or so on two CPU cores
---vocab V     sentencepiece byte pairs made from the text, <mask> among them (default: 50,264; tiny: 2,000)
---offline DIR take what would be downloaded from DIR
---precision P fp16 (default on a GPU), bf16 or fp32 (default on a CPU)
---only STAGE  prepare, train or evaluate; what comes before must be done
---out DIR     default: runs/$RECIPE-HEAD
-END
-}
+--labelled DIR  {train,valid,test}.tsv, a label, a tab and a text a line, to fine-tune on
+--vocab V     sentencepiece byte pairs trained on the text, including <mask> (default: 50,264; tiny: 2,000)"
 read_arguments "$@"
 choose_machine
 
@@ -58,10 +42,8 @@ case $HEAD in
     cascade | product) HEAD_WORDS=("${PLUGIN[@]}" "$HEAD" --mhe-codebook "$CODES") ;;
     *) HEAD_WORDS=("${PLUGIN[@]}" "$HEAD") ;;
 esac
-if [[ -n ${MODEL_FLAGS:-} ]]; then read -ra MODEL <<<"${MODEL_FLAGS//$'\n'/ }"; fi
-if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"${HEAD_FLAGS//$'\n'/ }"; fi
-if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"${OPTIMIZER_FLAGS//$'\n'/ }"; fi
-if [[ -n ${FINETUNE_FLAGS:-} ]]; then read -ra FINETUNE <<<"${FINETUNE_FLAGS//$'\n'/ }"; fi
+own_flags
+in_place FINETUNE_FLAGS FINETUNE
 
 begin_pretraining "vocabulary $VOCAB" "model ${MODEL[*]:-}" "head ${HEAD_WORDS[*]}" "optimizer ${OPTIMIZER[*]}"
 

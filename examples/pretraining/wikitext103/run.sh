@@ -2,30 +2,14 @@
 # A word-level language model of WikiText-103, V = 267,744, with the hyperparameters fairseq publishes for
 # adaptive inputs, and a multi-head encoding head in place of the adaptive softmax.
 #
-# May be stopped at any time, even by kill -9, and run again. Variables: MODEL_FLAGS, HEAD_FLAGS,
-# OPTIMIZER_FLAGS in place of the ones below, MAX_TOKENS of one GPU at once, VALIDATE_EVERY updates,
-# LOG_INTERVAL, SEED.
+# May be stopped at any time, even by kill -9, and run again. --help lists arguments and variables.
 set -euo pipefail
-CALLED_FROM=$PWD
-cd "$(dirname "$0")/../../.."
-ROOT=$PWD RECIPE=wikitext103 HEADS="cascade product sampling softmax adaptive"
-source examples/pretraining/recipe.sh
+source "$(dirname "$0")/../recipe.sh"
 
-usage() {
-    cat <<END
-run.sh [--text FILE | --train FILE --valid FILE --test FILE] [--out DIR] [--scale full|tiny] [--head HEAD]
-       [--vocab V] [--updates N] [--offline DIR] [--precision P] [--only STAGE] [--cpu]
-
---text FILE   words with spaces between, split into three; without it WikiText-103 is downloaded
---head HEAD   one of $HEADS; adaptive: fairseq's own model and adaptive softmax
---scale tiny  a model that trains in a minute or so on two CPU cores
+HEADS="cascade product sampling softmax adaptive"
+OWN_HELP="--text FILE   words separated by spaces, split into three sets; without it WikiText-103 is downloaded
 --vocab V     words of the dictionary
---offline DIR take what would be downloaded from DIR
---precision P fp16 (default on a GPU), bf16 or fp32 (default on a CPU)
---only STAGE  prepare, train or evaluate; what comes before must be done
---out DIR     default: runs/$RECIPE-HEAD
-END
-}
+--head adaptive  fairseq's own model with its adaptive softmax"
 read_arguments "$@"
 choose_machine
 
@@ -62,9 +46,7 @@ case $HEAD in
     product) HEAD_WORDS=("${PLUGIN[@]}" product --mhe-mixtures 8 --mhe-codebook "$CODES") ;;
     *) HEAD_WORDS=("${PLUGIN[@]}" "$HEAD") ;;
 esac
-if [[ -n ${MODEL_FLAGS:-} ]]; then read -ra MODEL <<<"${MODEL_FLAGS//$'\n'/ }"; fi
-if [[ -n ${HEAD_FLAGS:-} ]]; then read -ra HEAD_WORDS <<<"${HEAD_FLAGS//$'\n'/ }"; fi
-if [[ -n ${OPTIMIZER_FLAGS:-} ]]; then read -ra OPTIMIZER <<<"${OPTIMIZER_FLAGS//$'\n'/ }"; fi
+own_flags
 
 begin_pretraining "vocabulary $VOCAB" "model ${MODEL[*]:-}" "head ${HEAD_WORDS[*]}" "optimizer ${OPTIMIZER[*]}"
 

@@ -1,13 +1,11 @@
 #!/usr/bin/env bash
 # IWSLT14 German-English, lowercased TED talks, with fairseq's small transformer and a multi-head encoding head.
 #
-# May be stopped at any time, even by kill -9, and run again. --help tells arguments and variables.
+# May be stopped at any time, even by kill -9, and run again. --help lists arguments and variables.
 set -euo pipefail
-CALLED_FROM=$PWD
-cd "$(dirname "$0")/../../.."
-ROOT=$PWD RECIPE=iwslt14_de_en SRC=de TGT=en HEADS="cascade product sampling softmax" SIZES="" MANY=""
-OWN_USAGE="" OWN_HELP=""
-source examples/translation/recipe.sh
+source "$(dirname "$0")/../recipe.sh"
+
+SRC=de TGT=en
 read_arguments "$@"
 choose_machine
 

@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # OPUS-100: English to and from 99 languages in one transformer with 262,144 pieces and a multi-head encoding head.
 #
-# May be stopped at any time, even by kill -9, and run again. --help tells arguments and variables.
+# May be stopped at any time, even by kill -9, and run again. --help lists arguments and variables.
 set -euo pipefail
-CALLED_FROM=$PWD
-cd "$(dirname "$0")/../../.."
-ROOT=$PWD RECIPE=opus100 SRC=src TGT=tgt HEADS="cascade product sampling softmax" SIZES="" MANY=1
+source "$(dirname "$0")/../recipe.sh"
+
+SRC=src TGT=tgt MANY=1
 OWN_USAGE="[--languages L,L,...]"
-OWN_HELP="--languages L  only these, with English, such as de,fr (default: all 99)"
-OWN_VARIABLES="TEMPERATURE (5), by which small languages are repeated; 1: none is"
-source examples/translation/recipe.sh
+OWN_HELP="--languages L,L  languages to pair with English, such as de,fr (default: all 99)"
+OWN_VARIABLES="TEMPERATURE (5): repeats small languages; 1: none."
 read_arguments "$@"
 choose_machine
 

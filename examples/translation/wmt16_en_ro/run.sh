@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # WMT16 English-Romanian with a base or big transformer and a multi-head encoding head.
 #
-# May be stopped at any time, even by kill -9, and run again. --help tells arguments and variables.
+# May be stopped at any time, even by kill -9, and run again. --help lists arguments and variables.
 set -euo pipefail
-CALLED_FROM=$PWD
-cd "$(dirname "$0")/../../.."
-ROOT=$PWD RECIPE=wmt16_en_ro SRC=en TGT=ro HEADS="cascade product sampling softmax" SIZES="base big" MANY=""
+source "$(dirname "$0")/../recipe.sh"
+
+SRC=en TGT=ro SIZES="base big"
 OWN_USAGE="[--size base|big] [--tokenize none|moses]"
 OWN_HELP="--size SIZE   of the transformer (default: base)
---tokenize T  moses: words and punctuation as Moses has them, before there are pieces (default: none)"
-source examples/translation/recipe.sh
+--tokenize T  moses: split words and punctuation as Moses does, before pieces (default: none)"
 read_arguments "$@"
 choose_machine
 

@@ -101,12 +101,13 @@ class GroupLinear(nn.Linear):
 def _log_sum(logits: Tensor) -> Tensor:
     """Log-sum-exp over the last dimension, which is short. Shape: (..., m) -> (...).
 
-    Pairs of halves: one operator for each halving, where ``torch.logsumexp`` starts nine kernels on a GPU.
+    By halves, an operator each, of which a search counts every one: ``torch.logsumexp`` is made of more.
     """
     odd: Tensor | None = None
     while (count := logits.size(-1)) > 1:
         if count % 2:
             last, logits = logits[..., -1:], logits[..., :-1]
             odd = last if odd is None else torch.logaddexp(odd, last)
-        logits = torch.logaddexp(*logits.chunk(2, dim=-1))
+        one, other = logits.chunk(2, dim=-1)
+        logits = torch.logaddexp(one, other)
     return (logits if odd is None else torch.logaddexp(logits, odd)).squeeze(-1)

@@ -183,7 +183,7 @@ class CascadeHead(OutputHead):
             return super().why_wide(beam)
         if cascade_search_kernels.serves(self, weight, 2 * beam, beam):
             return None
-        return f"on {weight.device.type} kernels search a {type(self).__name__}, and they do not serve here"
+        return f"on {weight.device.type} kernels search a {type(self).__name__}, and they cannot be used here"
 
     @torch.no_grad()
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:

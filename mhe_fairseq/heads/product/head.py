@@ -129,7 +129,7 @@ class ProductHead(OutputHead):
             return super().why_wide(beam)
         if product_search_kernels.serves(self, self.weight.detach(), 2 * beam + 4):
             return None
-        return f"on {self.weight.device.type} kernels search a mixture, and they do not serve here"
+        return f"on {self.weight.device.type} kernels search a mixture, and they cannot be used here"
 
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         self._check_k(k)

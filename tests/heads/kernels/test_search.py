@@ -287,8 +287,8 @@ def test_heads_ask_for_the_wide_search_where_kernels_do_not_serve(monkeypatch: p
     with plain_torch():
         reasons = {name: head.why_wide(5) for name, head in heads.items()}
     assert reasons["product"] is None
-    assert reasons["cascade"] == "on meta kernels search a CascadeHead, and they do not serve here"
-    assert reasons["mixture"] == "on meta kernels search a mixture, and they do not serve here"
+    assert reasons["cascade"] == "on meta kernels search a CascadeHead, and they cannot be used here"
+    assert reasons["mixture"] == "on meta kernels search a mixture, and they cannot be used here"
     with dispatch.pretend():
         assert [head.why_wide(5) for head in heads.values()] == [None] * len(heads)
 

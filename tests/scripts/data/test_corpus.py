@@ -98,7 +98,7 @@ def test_what_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "text").iterdir()}
     (tmp_path / "text" / "test.ro").unlink()
     extract(corpus, tmp_path / "archives", tmp_path / "text")
-    assert "train.en: there already" in capsys.readouterr().out
+    assert "train.en: already there" in capsys.readouterr().out
     changed = {path.name for path in before if path.stat().st_mtime_ns != before[path]}
     assert changed == {"test.en", "test.ro"}
 
@@ -182,8 +182,8 @@ def test_training_text_that_is_no_utf8_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("source = 'en'\n", "is no description of a corpus (KeyError: 'target')"),
-        ("source = \n", "is no TOML file"),
+        ("source = 'en'\n", "does not describe a corpus (KeyError: 'target')"),
+        ("source = \n", "is not a TOML file"),
         (
             "source='en'\ntarget='de'\n[archives.x]\nsacrebleu='wmt99'\n",
             "sacrebleu has no test set wmt99 for en-de",
@@ -206,7 +206,7 @@ def test_bad_languages_and_checksums(tmp_path: Path) -> None:
     (tmp_path / "sums").write_text("no checksum\n")
     for recipe, languages, checksums, said in (
         ("opus100", "de,klingon", None, "has no language 'klingon'; --languages takes some of af,am,"),
-        ("wmt14_en_de", "de", None, "is a corpus of two languages"),
+        ("wmt14_en_de", "de", None, "has two languages"),
         ("wmt14_en_de", None, tmp_path / "sums", "line 1 of"),
     ):
         with pytest.raises(PrepareError) as error:
@@ -234,7 +234,7 @@ def test_fetching(
         failed(capsys, "fetch_corpus.py", europarl, "is damaged or was changed: its sha256 is")
         line += ["--checksums", str(sums)]
         assert fetch_main(line) == 1
-        failed(capsys, "fetch_corpus.py", crawl, "what came was removed")
+        failed(capsys, "fetch_corpus.py", crawl, "the download was removed")
         assert [path.name for path in (tmp_path / "got").iterdir()] == [europarl]
         assert fetch_main(line) == 0
     half = (tmp_path / "archives" / europarl).stat().st_size // 2
@@ -248,7 +248,7 @@ def test_fetching(
     failed(
         capsys,
         "fetch_corpus.py",
-        "archives has no wmt13.test.tgz; put there what https://statmt.org/wmt13/test.tgz has",
+        "archives has no wmt13.test.tgz; put the file there, from https://statmt.org/wmt13/test.tgz",
     )
 
 

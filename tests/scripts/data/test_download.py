@@ -133,10 +133,10 @@ def test_a_right_file_is_kept_and_a_wrong_one_told(
     target = tmp_path / "data.bin"
     target.write_bytes(DATA)
     assert main([server.url, str(target), "--sha256", SHA256, "--md5", MD5]) == 0
-    assert "there already" in capsys.readouterr().out
+    assert "already there" in capsys.readouterr().out
     target.write_bytes(b"mine")
     assert main([server.url, str(target), "--sha256", SHA256]) == 1
-    failed(capsys, "is there already, but its sha256 is", "remove it")
+    failed(capsys, "exists, but its sha256 is", "remove it")
     assert target.read_bytes() == b"mine" and server.ranges == []
 
 
@@ -178,7 +178,7 @@ def test_offline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["https://example.org/a/data.bin?version=1", str(tmp_path / "new"), "--sha256", SHA256]
     line += ["--offline", str(tmp_path / "mine")]
     assert main(line) == 1
-    failed(capsys, "has no data.bin; put there what https://example.org/a/data.bin")
+    failed(capsys, "has no data.bin; put the file there, from https://example.org/a/data.bin")
     (tmp_path / "mine" / "data.bin").write_bytes(DATA[1:])
     assert main(line) == 1
     failed(capsys, "mine/data.bin is damaged")

@@ -84,7 +84,7 @@ def test_second_run_changes_nothing(corpus: Path, tmp_path: Path) -> None:
     before = tree(out)
     done = run_command(command(corpus, out))
     assert tree(out) == before
-    assert "written" not in done.stdout and "there already" in done.stdout
+    assert "written" not in done.stdout and "already there" in done.stdout
 
 
 def test_two_runs_write_the_same_bytes(corpus: Path, tmp_path: Path) -> None:

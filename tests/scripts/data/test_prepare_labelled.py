@@ -159,7 +159,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         ("train", b"2\tba\na b\tbe\n", "line 2 of {} has the label 'a b'; a label is one word"),
         ("train", b"2\tba\n<unk>\tbe\n", "line 2 of {} has the label '<unk>'; a label is one word"),
-        ("train", b"2\tba\n2\tbe\n", "all of {} has the label '2'; at least two were expected"),
+        ("train", b"2\tba\n2\tbe\n", "all of {} has the label '2'; at least two labels were expected"),
         ("train", None, "there is no train.tsv or train.tsv.xz in"),
     ],
 )
@@ -197,4 +197,4 @@ def test_a_truncated_archive(source: Path, dictionary: Path, tmp_path: Path, cap
     (source / "valid.tsv").unlink()
     (source / "valid.tsv.xz").write_bytes(packed[: len(packed) // 2])
     said = refused(capsys, *line(source, tmp_path / "out", dictionary))
-    assert "valid.tsv.xz is damaged or no xz file" in said
+    assert "valid.tsv.xz is damaged or not an xz file" in said

@@ -265,7 +265,7 @@ def test_damaged_xz(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--pieces", "8", "--add-symbol", "<mask>"], "--pieces must be at least 9, got 8"),
         (["--words", "5000"], "different words; give --words at most"),
         (["--pieces", "5000"], "too high"),
-        (["--pieces", "12"], "sentencepiece made no model"),
+        (["--pieces", "12"], "sentencepiece could not train a model"),
         (["--pieces", "100", "--tokenize", "moses"], "goes with --words only"),
         (["--words", "64", "--add-symbol", "a b"], "without spaces"),
         (["--words", "64", "--workers", "0"], "--workers must be at least 1"),
@@ -293,7 +293,7 @@ def test_damaged_gpt2_files(text: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (folder / "encoder.json").write_text(whole[:500])
     refused(capsys, tmp_path / "out", line, "is damaged")
     (folder / "encoder.json").write_text("{}")
-    refused(capsys, tmp_path / "out", line, "not whole")
+    refused(capsys, tmp_path / "out", line, "incomplete")
     (folder / "encoder.json").write_text(whole)
     (folder / "dict.txt").write_text("one two three\n")
     refused(capsys, tmp_path / "out", line, "line 1 of")

@@ -141,7 +141,7 @@ def test_what_is_there_is_kept_and_a_stop_leaves_no_damage(
     (out / "pieces" / "valid.de.tmp").write_text("cut sh")
     capsys.readouterr()
     assert prepare(text, out) == 0
-    assert f"{out}/pieces/train.en: there already" in capsys.readouterr().out
+    assert f"{out}/pieces/train.en: already there" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == wanted
     assert prepare(text, out, "--unique") == 1
     assert "was prepared with other unique" in capsys.readouterr().err

@@ -100,7 +100,10 @@ def test_without_fairseq(tmp_path: Path) -> None:
         [sys.executable, SCRIPT, "--smoke", "--parts", "d,e,f,g", "--json", str(path)],
         env={"PYTHONPATH": paths},
     )
-    assert done.stdout.count("- not here: fairseq is not installed: pip install ve-fairseq==0.12.3 for ") == 4
+    assert (
+        done.stdout.count("- not available: fairseq is not installed: pip install ve-fairseq==0.12.3 for ")
+        == 4
+    )
     parts = json.loads(path.read_text())["parts"]
     assert all(len(p["not_here"]) == 1 and not p["checks"] and not p["not_reached"] for p in parts.values())
 

@@ -111,6 +111,6 @@ def test_what_is_told(toy_data: Path, tmp_path: Path) -> None:
     assert "host ms" not in done.stdout
     done = run_command(["python", str(SCRIPT), *few, "--", *line, "--max-update", "2"], check=False)
     assert done.returncode == 2
-    assert "the training ended before update 4: let it be longer" in done.stderr.splitlines()[-1]
+    assert "the training ended before update 4: give it more updates" in done.stderr.splitlines()[-1]
     done = run_command(["python", str(SCRIPT), "--updates", "0", "--", *line], check=False)
     assert "--updates is at least 1 and --warm-up 0, got 0 and 4" in done.stderr.splitlines()[-1]

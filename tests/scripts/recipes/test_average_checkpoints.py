@@ -57,7 +57,7 @@ def test_the_mean_of_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.slow
 def test_checkpoints_of_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, more, said in (
-        ("codes", {"codes": torch.arange(1, 8)}, "have other codes in codes"),
+        ("codes", {"codes": torch.arange(1, 8)}, "their codebooks differ in codes"),
         ("shapes", {"whole": torch.zeros(6)}, "differ in whole"),
         ("names", {"another": torch.zeros(6)}, "differ in half"),
     ):

@@ -176,7 +176,7 @@ def test_second_run_does_nothing_again(finished: tuple[Path, str]) -> None:
     listed = contents["commands.sh"].decode().splitlines()
     assert sum(not line.startswith(("#", "set ", "export ")) for line in listed) == len(STEPS) + 1
     assert first[first.index("Cascade: ") :] == done.stdout[done.stdout.index("Cascade: ") :]
-    refused(demo(folder, dim="32"), "was begun with other dim")
+    refused(demo(folder, dim="32"), "was started with other dim")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     refused(demo(tmp_path), "demo holds something else; give --out an empty or new folder")
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["mine"]
     (tmp_path / "file").write_text("precious")
-    refused(demo(tmp_path, out=str(tmp_path / "file")), "file is no folder")
+    refused(demo(tmp_path, out=str(tmp_path / "file")), "file is not a folder")
 
 
 def test_without_matplotlib_says_what_to_do(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ class TestCommands:
                 commands.run(Step("bad", words, out, out, append))
         with pytest.raises(CommandError, match="^bad: .* its message is above$"):
             commands.run(Step("bad", ["false"], out))
-        with pytest.raises(CommandError, match="^lazy: the command ended well, but made no .*thing$"):
+        with pytest.raises(CommandError, match="^lazy: the command succeeded, but did not write .*thing$"):
             commands.run(Step("lazy", ["true"], tmp_path / "thing"))
 
     def test_steps_after_one_that_ran_run_too(self, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ class TestCommands:
     def test_one_run_at_a_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         commands, _ = self.commands(tmp_path / "work")
         monkeypatch.setattr(time, "sleep", lambda _: monkeypatch.setattr(time, "monotonic", lambda: 1e12))
-        with pytest.raises(CommandError, match="another run is at work in .*work;"):
+        with pytest.raises(CommandError, match="another run is working in .*work;"):
             self.commands(tmp_path / "work")
         commands.lock.close()
 

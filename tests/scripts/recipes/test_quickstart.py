@@ -146,7 +146,7 @@ def test_lost_translations_are_told(copied: Path) -> None:
 
 @pytest.mark.slow
 def test_other_settings_are_refused(copied: Path) -> None:
-    refused(quickstart(copied, check=False, VOCAB="70"), "begun with other settings")
+    refused(quickstart(copied, check=False, VOCAB="70"), "started with other settings")
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_continues_after_kill(running: tuple[Path, subprocess.Popen[bytes]]) -> 
     work, process = running
     last = work / "checkpoints" / "checkpoint_last.pt"
     wait_for(last, process)
-    refused(quickstart(work, check=False), "another run is at work")
+    refused(quickstart(work, check=False), "another run is working in")
     # A save later than the first, so that there is a checkpoint to fall back on.
     seen = last.stat().st_mtime_ns
     while last.stat().st_mtime_ns == seen:

@@ -15,7 +15,7 @@ SOURCE = "NAME=run.sh; source scripts/recipes/steps.sh; "
 
 @pytest.mark.parametrize(
     ("status", "said"),
-    [(1, "error: another run is at work in "), (71, "cannot be locked; see to it"), (0, "")],
+    [(1, "error: another run is working in "), (71, "cannot be locked; make sure"), (0, "")],
 )
 def test_a_file_system_without_locks(tmp_path: Path, status: int, said: str) -> None:
     """flock's status is 1 where another has the lock, and another one where it cannot lock."""

@@ -66,7 +66,7 @@ def test_compare_prints_one_table_and_records_every_run(lm_data: Path, tmp_path:
     again = [Run(**json.loads(line)) for line in (out / "results.jsonl").read_text().splitlines()]
     assert again == runs
     done = script(lm_data, out, *words, "--validate-every", "4", check=False)
-    assert done.returncode == 1 and "was begun with other train" in done.stderr
+    assert done.returncode == 1 and "was started with other train" in done.stderr
 
 
 @pytest.mark.slow

@@ -112,9 +112,9 @@ def test_losses_without_perplexity(tmp_path: Path) -> None:
 def test_logs_that_tell_nothing(tmp_path: Path) -> None:
     with pytest.raises(LogError, match=r"there is no log .*none\.log"):
         read_log(tmp_path / "none.log", "x")
-    with pytest.raises(LogError, match="tells of no training"):
+    with pytest.raises(LogError, match="has no lines of training"):
         read_log(write(tmp_path, "free text {\n", "{}\n"), "x")
-    with pytest.raises(LogError, match="tells of no validation"):
+    with pytest.raises(LogError, match="has no lines of validation"):
         read_log(write(tmp_path, batches(10, 300)), "x")
 
 
@@ -189,7 +189,7 @@ def test_command_writes_a_png(tmp_path: Path) -> None:
 def test_bad_input_of_the_command(tmp_path: Path) -> None:
     log = write(tmp_path, batches(10, 300), valid(10, 150))
     for words, said in (
-        ((str(log),), "NAME=LOG is wanted"),
+        ((str(log),), "expected NAME=LOG"),
         ((f"a={log}", f"a={log}"), "each name once"),
         ((f"a={tmp_path / 'none'}",), "there is no log"),
         ((f"a={log}", "--out", str(tmp_path / "curves.no-such-format")), "no-such-format"),

@@ -156,7 +156,7 @@ def test_without_times_there_is_no_row_of_them(folder: Path) -> None:
     [
         (lambda folder: (folder / "runs.jsonl").unlink(), "there is no"),
         (lambda folder: (folder / "runs.jsonl").write_text('{"variant"'), "line 1 of"),
-        (lambda folder: (folder / "runs.jsonl").write_text(""), "has no run of a baseline"),
+        (lambda folder: (folder / "runs.jsonl").write_text(""), "has no run without a comparison"),
         (lambda folder: (folder.parent / "page.md").unlink(), "there is no page"),
         (
             lambda folder: (folder.parent / "page.md").write_text("<!-- small: score -->\n<!-- end -->\n"),

@@ -1,0 +1,58 @@
+"""A forked command gets arguments, folder, environment and files of its own, and ends as any process ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import REPO, run_command
+
+#: Forks the command that it is given as JSON, with this process's files, and prints how that ended.
+FORK = """
+import json, os, sys
+from scripts.common import forked
+line, cwd = json.loads(sys.argv[1])
+files = [os.open(os.devnull, os.O_RDONLY), os.dup(1), os.dup(2)]
+print("status", forked.status(forked.start(line, cwd, {"ONE": "1"}, files)))
+"""
+
+#: How it ends, by its argument.
+TOY = """
+import atexit, os, signal, sys
+atexit.register(print, "at the end")
+print(__name__, sys.argv, sys.path[0], os.getcwd(), dict(os.environ).get("ONE"), "HOME" in os.environ)
+print("read", repr(sys.stdin.read()))
+how = sys.argv[1]
+if how == "raise":
+    raise ValueError("told to")
+if how == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit({"well": None, "text": "a sentence", "three": 3}[how])
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "said"),
+    [
+        ("well", 0, ""),
+        ("three", 3, ""),
+        ("text", 1, "a sentence"),
+        ("raise", 1, "ValueError: told to"),
+        ("kill", -9, ""),
+    ],
+)
+@pytest.mark.parametrize("as_module", [False, True], ids=["script", "module"])
+def test_a_forked_command(how: str, status: int, said: str, as_module: bool, tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text(TOY)
+    first = ["-m", "toy"] if as_module else [str(tmp_path / "toy.py")]
+    request = json.dumps([[*first, how], str(tmp_path)])
+    done = run_command([sys.executable, "-c", FORK, request], cwd=REPO)
+    printed = done.stdout.splitlines()
+    assert printed[-1] == f"status {status}" and said in done.stderr
+    if how != "kill":
+        script = str(tmp_path / "toy.py")
+        assert printed[0] == f"__main__ {[script, how]} {tmp_path} {tmp_path} 1 False"
+        assert printed[1:3] == ["read ''", "at the end"]
