@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,10 @@ class LoadedModel:
                 f"checkpoint {self.path} predicts past or several tokens at a position; {self.purpose} is "
                 "for models that predict the next one"
             )
-        hidden = self.model(**sample["net_input"], features_only=True)[0]
+        with warnings.catch_warnings():
+            # torch's, about the masks that fairseq gives its attention.
+            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")
+            hidden = self.model(**sample["net_input"], features_only=True)[0]
         keep = target.ne(self.task.target_dictionary.pad())
         return hidden[keep], target[keep]
 

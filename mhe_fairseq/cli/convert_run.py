@@ -6,6 +6,7 @@ import argparse
 import copy
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ from mhe_fairseq.cli.checkpoint import read_checkpoint
 from mhe_fairseq.cli.convert_codebook import codebook_for
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.models.convert import Kind, NewHead, OutputLayer, as_saved, converted, kind_of, output_layer
+from mhe_fairseq.models.convert import NewHead, converted
+from mhe_fairseq.models.convertible import Kind, OutputLayer, as_saved, kind_of, output_layer
 from mhe_fairseq.models.fit_groups import Fitted, Softmax, fit, gather
 from mhe_fairseq.models.roberta import with_one
 
 #: Tokens of a batch whose features are computed; a longer sentence is a batch by itself.
 _BATCH = 4096
+
+#: Sentences that are put by length.
+_PART = 512
 
 #: Rows of a group head for a group, where it is not told: what they cost in loss is in docs/convert.md.
 DEFAULT_PROTOTYPES = 8
@@ -138,8 +143,10 @@ def loss_of(model: LoadedModel, text: Subset, tokens: int, bars: Bars, stage: st
     """The model's loss on sentences drawn from a text, always the same ones, of about so many tokens."""
     indices = text.indices(least_positions([model]), drawn=True)
     sizes = np.array([text.dataset.num_tokens(int(index)) for index in indices])
-    indices = indices[: int(np.searchsorted(sizes.cumsum(), tokens)) + 1]
-    batches = text.batches(indices, max(_BATCH, int(sizes.max())))
+    count = int(np.searchsorted(sizes.cumsum(), tokens)) + 1
+    # By length: less padding.
+    order = np.argsort(sizes[:count], kind="stable")
+    batches = text.batches(indices[:count][order], max(_BATCH, int(sizes.max())))
     total, count = 0.0, 0
     for number, sample in enumerate(text.samples(batches), 1):
         features, target = model.features(sample)
@@ -171,12 +178,10 @@ def _fit(
 ) -> tuple[Fitted, int]:
     """A group head, and on how many tokens it was fitted."""
     text = Subset(model.task, args.data, "train")
-    indices = text.indices(least_positions([model]), drawn=True)
-    longest = max(int(text.dataset.num_tokens(int(index))) for index in indices)
-    batches = text.batches(indices, max(_BATCH, longest))
+    samples = _samples(text, text.indices(least_positions([model]), drawn=True))
     softmax = Softmax.of(layer.table, codebook)
     features, log_mass = gather(
-        (_head_inputs(model, sample, layer.has_bias) for sample in text.samples(batches)),
+        (_head_inputs(model, sample, layer.has_bias) for sample in samples),
         softmax,
         args.tokens,
         bars.update,
@@ -197,6 +202,20 @@ def last_rate(state: dict[str, Any]) -> float | None:
         return float(state["last_optimizer_state"]["param_groups"][0]["lr"])
     except (KeyError, IndexError, TypeError):
         return None
+
+
+def _samples(text: Subset, drawn: np.ndarray[Any, Any]) -> Iterator[dict[str, Any]]:
+    """Batches of sentences in the order drawn, but for parts of some hundreds that are put by length: less
+    padding. Only what is asked for is looked at, of texts of any size."""
+    generator = np.random.default_rng(1)
+    for start in range(0, len(drawn), _PART):
+        part = drawn[start : start + _PART]
+        sizes = np.array([text.dataset.num_tokens(int(index)) for index in part])
+        by_length = part[np.argsort(sizes, kind="stable")]
+        batches = text.batches(by_length, max(_BATCH, int(sizes.max())))
+        # The last part is not read to its end, and the short sentences are no sample of it.
+        generator.shuffle(batches)
+        yield from text.samples(batches)
 
 
 def _head_inputs(model: LoadedModel, sample: dict[str, Any], has_bias: bool) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -73,7 +75,7 @@ def test_features_are_gathered_until_there_are_enough(
     told: list[tuple[str, int, int]] = []
     taken = []
 
-    def batches() -> list[Tensor]:
+    def batches() -> Iterator[Tensor]:
         for part in features.split(60):
             taken.append(len(part))
             yield part
