@@ -49,6 +49,7 @@ _ONLY_FOR = {
     "mhe_sampling": ("sampling",),
     "mhe_groups": ("cascade", "sampling"),
     "mhe_chunk": ("softmax",),
+    "mhe_bias": HEADS,
     "mhe_shard": ("cascade", "sampling"),
 }
 
@@ -64,6 +65,7 @@ class HeadOptions:
         mixtures, group_rows, bottleneck, group_prototypes, smoothing, dropout, groups, sampling, chunk: as
             the flags; None where not given (what was planned, for ``groups`` of the sampling head and
             ``group_rows``).
+        bias: rows have a bias, for ``mhe_roberta``.
         shard: split the table over ranks, where there are several.
     """
 
@@ -79,6 +81,7 @@ class HeadOptions:
     groups: int | None
     sampling: str | None
     chunk: int | None
+    bias: bool
     shard: bool
 
     @classmethod
@@ -133,6 +136,7 @@ class HeadOptions:
             groups=groups,
             sampling=sampling,
             chunk=chunk,
+            bias=_switch(args, "mhe_bias"),
             shard=shard,
         )
 

@@ -205,6 +205,10 @@ def test_what_a_checkpoint_keeps_restores_it_without_the_codebook_file(arch: str
             "none; leave one of them out",
         ),
         ({"mhe_chunk": 4}, "--mhe-chunk is for --mhe-head softmax; the head is cascade"),
+        (
+            {"mhe_bias": True},
+            "--mhe-bias is for --arch mhe_roberta; fairseq's decoders have no bias, leave it out",
+        ),
     ],
 )
 def test_refused(options: dict[str, Any], sentence: str) -> None:
