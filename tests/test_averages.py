@@ -19,13 +19,14 @@ from tests.masked_lm import CPU, Ended, pretrain, run_lines
 
 pytestmark = pytest.mark.slow
 
-UPDATES = (20, 30, 40)
+#: All of the first epoch: at its end fairseq saves under another name.
+UPDATES = (4, 8, 12)
 SAVING = ["--max-update", str(UPDATES[-1]), "--no-epoch-checkpoints", "--disable-validation"]
-SAVING += ["--save-interval-updates", "10"]
+SAVING += ["--save-interval-updates", "4", "--max-tokens", "100"]
 #: Name -> flags. A cascade's state dict says that its rows are part of the input embeddings.
 MODELS = {
     "cascade": ["--share-all-embeddings"],
-    "mixture": ["--mhe-head", "product", "--mhe-mixtures", "2"],
+    "product": ["--mhe-head", "product"],
     "sampling": ["--mhe-head", "sampling", "--share-all-embeddings"],
 }
 

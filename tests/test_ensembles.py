@@ -18,21 +18,17 @@ STOCK = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.
 MODELS = {
     "stock": ("transformer_tiny", [*STOCK, "--share-all-embeddings"]),
     "cascade": ("mhe_transformer_tiny", [*CRITERION, "--share-all-embeddings"]),
-    "product": ("mhe_transformer_tiny", [*CRITERION, "--mhe-head", "product", "--mhe-lengths", "4,15"]),
-    "three": ("mhe_transformer_tiny", [*CRITERION, "--mhe-lengths", "5,4,4", "--seed", "2"]),
-    "sampling": ("mhe_transformer_tiny", [*CRITERION, "--mhe-head", "sampling"]),
+    "product": ("mhe_transformer_tiny", [*CRITERION, "--mhe-head", "product", "--mhe-lengths", "6,16"]),
+    "three": ("mhe_transformer_tiny", [*CRITERION, "--mhe-lengths", "5,5,4", "--seed", "2"]),
 }
-PAIRS = [
-    ("stock", "cascade"), ("cascade", "stock"), ("product", "cascade"), ("three", "cascade"),
-    ("cascade", "three"), ("product", "sampling"), ("sampling", "stock"),
-]  # fmt: skip
+PAIRS = [("stock", "cascade"), ("cascade", "stock"), ("product", "cascade"), ("three", "cascade")]
 
 
 @pytest.fixture(scope="module")
 def models(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``NAME/checkpoint_last.pt`` of each model."""
     folder = tmp_path_factory.mktemp("ensembles")
-    short = ["--max-update", "60", "--no-epoch-checkpoints", "--disable-validation"]
+    short = ["--max-update", "40", "--no-epoch-checkpoints", "--disable-validation"]
     lines = {
         name: ["train", *train_line(toy_data, folder / name, *flags, *short, arch=arch)[1:]]
         for name, (arch, flags) in MODELS.items()
@@ -65,8 +61,8 @@ def test_they_score_by_their_mean_probability(models: Path, toy_data: Path, tmp_
     for one, other in PAIRS:
         for sentence, scores in found[f"{one} {other}"].items():
             alone = zip(found[one][sentence], found[other][sentence], strict=True)
-            means = [math.log((math.exp(a) + math.exp(b)) / 2) for a, b in alone]
-            # Four digits are printed.
+            means = [math.log2((2**a + 2**b) / 2) for a, b in alone]
+            # Four digits are printed, of base 2.
             assert scores == pytest.approx(means, abs=2e-4)
 
 
@@ -82,8 +78,7 @@ def test_they_find_what_the_wide_search_finds(models: Path, toy_data: Path, tmp_
         name = " ".join(pair)
         wide, ours = (hypotheses(said[f"{name} {task}"]) for task in ("translation", "mhe_translation"))
         check_alike(ours, wide)
-        is_compact = not {"stock", "sampling"} & set(pair)
-        assert ("mhe: compact search" in said[f"{name} mhe_translation"]) == is_compact
+        assert ("mhe: compact search" in said[f"{name} mhe_translation"]) == ("stock" not in pair)
         if (turned := " ".join(reversed(pair))) in {" ".join(other) for other in PAIRS}:
             check_alike(hypotheses(said[f"{turned} mhe_translation"]), wide)
     assert len({str(hypotheses(each)) for each in said.values()}) > len(PAIRS) // 2, "models that all agree"

@@ -19,7 +19,6 @@ NOISE = ["--quant-noise-pq", "0.05", "--quant-noise-pq-block-size"]
 HEADS = {
     "cascade": ["--share-all-embeddings"],
     "product": ["--mhe-head", "product"],
-    "sampling": ["--mhe-head", "sampling", "--share-decoder-input-output-embed"],
 }
 #: Centroids for the layers that a list of regular expressions names.
 CENTROIDS = """
