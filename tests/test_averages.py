@@ -60,7 +60,8 @@ def by_our_script(folder: Path, output: Path) -> None:
 
 def as_fairseqs_does(folder: Path, output: Path) -> None:
     """The sum of all, in place; weights are divided, what is whole is divided without a remainder."""
-    state, total = None, {}
+    state: dict[str, Any] | None = None
+    total: dict[str, Tensor] = {}
     for path in saved(folder):
         loaded = torch.load(path, weights_only=True)
         state = state or loaded

@@ -96,8 +96,7 @@ LAST = f"checkpoint_1_{UPDATES}.pt"
 def trained(
     toy_data: Path, lm_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, list[Ended]]]:
-    """A folder with trainings, and how their ranks ended: ``NAME`` from the beginning to the end, ``NAME cut``
-    interrupted."""
+    """A folder with trainings, and how their ranks ended. Those in ``NAME cut`` were interrupted."""
     folder = tmp_path_factory.mktemp("ema")
     trainings: dict[str, list[list[str]]] = {}
     for name, flags in TRAININGS.items():

@@ -33,6 +33,9 @@ def settings(**given: Any) -> SimpleNamespace:
 class Shared(nn.Module):
     """A tensor with two names, and what is no weight."""
 
+    codes: Tensor
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.one = nn.Linear(3, 3)
