@@ -56,3 +56,11 @@ def language_models(lm_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from tests.language_model import train_three
 
     return train_three(lm_data, tmp_path_factory.mktemp("language-models"))
+
+
+@pytest.fixture(scope="session")
+def stock_models(toy_data: Path, lm_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints of fairseq's own transformer, transformer_lm and roberta, by these names."""
+    from tests.stock import train_stock
+
+    return train_stock(toy_data, lm_data, tmp_path_factory.mktemp("stock-models"))

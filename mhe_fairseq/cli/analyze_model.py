@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,27 +39,37 @@ class LoadedModel:
         path: of a checkpoint that fairseq wrote, with one of our heads or with a softmax of fairseq's.
         data: folder to read in place of the one it was trained on; several with ':'.
         device: to compute on.
+        state: what would be read from ``path``, where it is known already; changed.
+        purpose: what the model is for, in errors.
 
     Attributes:
         task: fairseq's, with the dictionaries of ``data``.
         codebook: the head's; None without a head.
         head: "cascade", ...; "softmax" without a head.
+        model: fairseq's.
+        side: the part of it that has the output layer.
 
     Raises:
         MHEError: no such checkpoint, one that is damaged, of another task or dictionary.
     """
 
-    def __init__(self, path: Path, data: str, device: torch.device) -> None:
-        if not path.is_file():
+    def __init__(
+        self,
+        path: Path,
+        data: str,
+        device: torch.device,
+        state: dict[str, Any] | None = None,
+        purpose: str = "analyze",
+    ) -> None:
+        is_file = state is None
+        if is_file and not path.is_file():
             raise MHEError(f"there is no checkpoint {path}; fairseq-train writes them to its --save-dir")
-        self.path, self.device = path, device
-        state = _read(path, data)
+        self.path, self.device, self.purpose = path, device, purpose
+        state = _read(path, data, state, purpose)
         self.task = set_up_task(state, path)
         _check_rows(state["model"], self.task, path, data)
         try:
-            models, _, _ = checkpoint_utils.load_model_ensemble_and_task(
-                [str(path)], task=self.task, state=state
-            )
+            self.model = _built(path, self.task, state, is_file=is_file).to(device).eval()
         except MHEError as error:
             raise MHEError(f"checkpoint {path}: {error}") from None
         except Exception as error:  # torch names every table that does not fit, on lines of their own
@@ -66,15 +77,14 @@ class LoadedModel:
                 f"the model of checkpoint {path} cannot be built for the data {data} ({said(error)}); give "
                 "the data it was trained on"
             ) from error
-        self.model = models[0].to(device).eval()
         # A masked language model is an encoder with an output layer.
-        self._side = getattr(self.model, "decoder", None) or self.model.encoder
-        if "features_only" not in inspect.signature(self._side.forward).parameters:
+        self.side = getattr(self.model, "decoder", None) or self.model.encoder
+        if "features_only" not in inspect.signature(self.side.forward).parameters:
             raise MHEError(
                 f"checkpoint {path} is of {type(self.model).__name__}, which has no features apart from its "
-                "probabilities; mhe analyze is for transformers"
+                f"probabilities; mhe {purpose} is for transformers"
             )
-        head = getattr(self._side, "head", None) if getattr(self.model, "has_mhe_head", False) else None
+        head = getattr(self.side, "head", None) if getattr(self.model, "has_mhe_head", False) else None
         self.codebook: Codebook | None = None if head is None else head.codebook
         self.head = "softmax" if head is None else type(head).__name__.removesuffix("Head").lower()
 
@@ -95,10 +105,13 @@ class LoadedModel:
         target = sample["target"]
         if not isinstance(target, Tensor):
             raise MHEError(
-                f"checkpoint {self.path} predicts past or several tokens at a position; analyze is for "
-                "models that predict the next one"
+                f"checkpoint {self.path} predicts past or several tokens at a position; {self.purpose} is "
+                "for models that predict the next one"
             )
-        hidden = self.model(**sample["net_input"], features_only=True)[0]
+        with warnings.catch_warnings():
+            # torch's, about the masks that fairseq gives its attention.
+            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")
+            hidden = self.model(**sample["net_input"], features_only=True)[0]
         keep = target.ne(self.task.target_dictionary.pad())
         return hidden[keep], target[keep]
 
@@ -128,18 +141,28 @@ class LoadedModel:
         for start in range(0, len(target), rows):
             which = slice(start, start + rows)
             # An adaptive softmax insists on three dimensions.
-            output = self._side.output_layer(features[which][None]), None
+            output = self.side.output_layer(features[which][None]), None
             yield self.model.get_normalized_probs(output, log_probs=True, sample=None)[0], which
 
 
-def _read(path: Path, data: str) -> dict[str, Any]:
+def _built(path: Path, task: Any, state: dict[str, Any], is_file: bool) -> Any:
+    """fairseq's model of a checkpoint; of one that is no file yet, too, which fairseq would look for."""
+    if is_file:
+        models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], task=task, state=state)
+        return models[0]
+    model = task.build_model(state["cfg"].model, from_checkpoint=True)
+    model.load_state_dict(state["model"], strict=True, model_cfg=state["cfg"].model)
+    return model
+
+
+def _read(path: Path, data: str, known: dict[str, Any] | None, purpose: str) -> dict[str, Any]:
     """A checkpoint of a task whose targets are tokens at every position."""
-    state = read_with_data(path, data)
+    state = read_with_data(path, data, known)
     name = state["cfg"].task._name
     if name not in TASKS:
         raise MHEError(
-            f"checkpoint {path} is of --task {name}, whose targets are not tokens at every position; analyze "
-            f"is for {', '.join(TASKS)}"
+            f"checkpoint {path} is of --task {name}, whose targets are not tokens at every position; "
+            f"{purpose} is for {', '.join(TASKS)}"
         )
     return state
 

@@ -133,17 +133,28 @@ def run(args: argparse.Namespace) -> int:
             f"{','.join(map(str, plan_lengths(vocab_size)))}; got {lengths[0]}"
         )
     with Bars() as bars:
-        made = _assign(args, data, lengths, vocab_size, bars)
+        made = assign_slots(args, data, lengths, vocab_size, bars)
     book = Codebook(lengths, made.slots, dictionary=symbols_fingerprint(dictionary.symbols))
     book.save(output)
     report(book, dictionary.symbols, made, args, time.monotonic() - started)
     return 0
 
 
-def _assign(
+def assign_slots(
     args: argparse.Namespace, data: DataDirectory, lengths: tuple[int, ...], vocab_size: int, bars: Bars
 ) -> Assigned:
-    """Slots of all tokens, as the flags ask."""
+    """Slots of all tokens, as the flags ask.
+
+    Args:
+        args: the flags of `mhe assign`.
+        data: to read.
+        lengths: of the codebook.
+        vocab_size: V.
+        bars: to draw on.
+
+    Raises:
+        MHEError: data, or a checkpoint, that cannot be read or does not fit.
+    """
     counts, vectors, weights = None, None, None
     reads_text = args.by == "cluster" and args.from_checkpoint is None
     if reads_text or args.shortlist is not None:

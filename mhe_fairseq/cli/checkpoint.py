@@ -46,7 +46,9 @@ def read_checkpoint(path: Path, overrides: dict[str, Any] | None = None) -> dict
     return state
 
 
-def read_with_data(path: Path, data: str | None = None) -> dict[str, Any]:
+def read_with_data(
+    path: Path, data: str | None = None, state: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """A checkpoint whose config has what fairseq fills in after reading it, or finds on the machine that
     trains: made for one process of this machine, to build the task and the model from.
 
@@ -56,27 +58,35 @@ def read_with_data(path: Path, data: str | None = None) -> dict[str, Any]:
     Args:
         path: of a checkpoint that ``fairseq-train`` wrote.
         data: folder to read in place of the one it was trained on; several with ':'.
+        state: what would be read from there, where it is known already; changed.
 
     Raises:
         MHEError: it cannot be read; its data, or the dictionaries in it, are not there.
     """
+    from fairseq.dataclass.utils import overwrite_args_by_name
+
     from mhe_fairseq.models.base import STARTED_FROM
+    from mhe_fairseq.models.settings import set_options
 
     # Translating while validating wants the tokenizer's files, which need not be here.
-    state = read_checkpoint(path, {"eval_bleu": False} | ({} if data is None else {"data": data}))
+    overrides = {"eval_bleu": False} | ({} if data is None else {"data": data})
+    if state is None:
+        state = read_checkpoint(path, overrides)
+    else:
+        overwrite_args_by_name(state["cfg"], overrides)
     cfg = state["cfg"]
     # fairseq would read it again from the flat options, which older checkpoints have instead.
     state["args"] = None
-    _set(cfg.distributed_training, distributed_world_size=1)
-    _set(cfg.model, **{name: None for name in STARTED_FROM if getattr(cfg.model, name, None)})
-    _set(cfg.common, tensorboard_logdir=None, log_file=None, wandb_project=None)
+    set_options(cfg.distributed_training, distributed_world_size=1)
+    set_options(cfg.model, **{name: None for name in STARTED_FROM if getattr(cfg.model, name, None)})
+    set_options(cfg.common, tensorboard_logdir=None, log_file=None, wandb_project=None)
     folder = _folder(cfg.task, path, data is not None)
     name = str(cfg.task._name).removeprefix("mhe_")
     if name == "translation":
         sides = (cfg.task.source_lang, cfg.task.target_lang)
         if not all(sides):
             sides = _only_pair(folder, path)
-            _set(cfg.task, source_lang=sides[0], target_lang=sides[1])
+            set_options(cfg.task, source_lang=sides[0], target_lang=sides[1])
         _check_dictionaries([f"dict.{side}.txt" for side in sides], folder, path)
     elif name in _OF_ONE_TEXT:
         _check_dictionaries(["dict.txt"], folder, path)
@@ -105,17 +115,6 @@ def said(error: Exception) -> str:
     """The kind of an error and its first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-def _set(section: Any, **values: Any) -> None:
-    """Options of a part of a config, which is a Namespace for what fairseq has not migrated."""
-    from omegaconf import OmegaConf, open_dict
-
-    if OmegaConf.is_config(section):
-        with open_dict(section):
-            section.update(values)
-    else:
-        vars(section).update(values)
 
 
 def _folder(cfg: Any, path: Path, is_given: bool) -> Path:

@@ -149,6 +149,10 @@ class MHETransformerDecoder(HeadDecoderMixin, TransformerDecoderBase):
         if cfg.base_layers:
             raise MHEError(f"--base-layers {cfg.base_layers} is not supported with an mhe head; leave it out")
         options: HeadOptions = cfg.mhe_options
+        if options.bias:
+            raise MHEError(
+                "--mhe-bias is for --arch mhe_roberta; fairseq's decoders have no bias, leave it out"
+            )
         tied = embed_tokens if cfg.share_decoder_input_output_embed else None
         self.head = options.build(self.output_embed_dim, tied)
 
@@ -188,7 +192,8 @@ class MHETransformerDecoder(HeadDecoderMixin, TransformerDecoderBase):
         if f"{name}.head.codebook_slots" not in state_dict and f"{name}.version" in state_dict:
             raise MHEError(
                 "the checkpoint has no mhe head, so it is not of this model; it was trained with another "
-                "--arch, or fairseq's own transformer"
+                "--arch, or fairseq's own transformer: of that, `mhe convert` makes one of this model, to "
+                "train on"
             )
         super().upgrade_state_dict_named(state_dict, name)
         state_dict.pop(f"{name}.output_projection.weight", None)

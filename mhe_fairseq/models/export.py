@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
@@ -20,11 +20,10 @@ from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
-from mhe_fairseq.models.roberta import MHERobertaModel
+from mhe_fairseq.models.families import DICTIONARY, LANGUAGE_MODEL, ROBERTA, TRANSFORMER, Family, Kind
+from mhe_fairseq.models.roberta import BIAS_WIDTH
 from mhe_fairseq.models.stock_options import PREFIX, as_dict, stock_options
 from mhe_fairseq.models.stock_training import extra_state, history
-from mhe_fairseq.models.transformer import MHETransformerModel
-from mhe_fairseq.models.transformer_lm import MHETransformerLanguageModel
 
 #: The heads whose probabilities, outside of training, are the softmax of one V x d projection.
 EXPORTABLE = ("softmax", "sampling")
@@ -35,60 +34,8 @@ INSTEAD = (
     "serve this model with its own search, through fairseq's hub"
 )
 
-Kind = Literal["translation", "language model", "masked language model"]
-
-
-@dataclass(frozen=True)
-class _Family:
-    """A model of ours and the one of fairseq's that it becomes.
-
-    Attributes:
-        ours: the model.
-        kind: what it is for.
-        head, embedding, projection: where they lie in the state dict; the projection in fairseq's.
-    """
-
-    ours: type
-    kind: Kind
-    head: str
-    embedding: str
-    projection: str
-
-    @property
-    def table(self) -> str:
-        """A head's own V x d table; a tied head has none."""
-        return self.head + "table.linear.weight"
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        """What only the plugin reads."""
-        return (self.head + "codebook_slots", self.head + "codebook_lengths")
-
-
-_TRANSFORMER = _Family(
-    MHETransformerModel,
-    "translation",
-    head="decoder.head.",
-    embedding="decoder.embed_tokens.weight",
-    projection="decoder.output_projection.weight",
-)
-_LANGUAGE_MODEL = _Family(
-    MHETransformerLanguageModel,
-    "language model",
-    head=_TRANSFORMER.head,
-    embedding=_TRANSFORMER.embedding,
-    projection=_TRANSFORMER.projection,
-)
-_ROBERTA = _Family(
-    MHERobertaModel,
-    "masked language model",
-    head="encoder.head.",
-    embedding="encoder.sentence_encoder.embed_tokens.weight",
-    projection="encoder.lm_head.weight",
-)
-_FAMILIES = (_TRANSFORMER, _LANGUAGE_MODEL, _ROBERTA)
-
-_DICTIONARY = "encoder.mhe_dictionary"
+#: The models that are exported.
+EXPORTED = (TRANSFORMER, LANGUAGE_MODEL, ROBERTA)
 
 
 @dataclass(frozen=True)
@@ -119,7 +66,7 @@ class StockCheckpoint:
     @property
     def masked(self) -> bool:
         """A masked language model, or a classifier made of one."""
-        return self.kind == _ROBERTA.kind
+        return self.kind == ROBERTA.kind
 
 
 def to_stock(
@@ -150,6 +97,9 @@ def to_stock(
     trained = head in EXPORTABLE
     stock_weights, tied = _stock_weights(family, weights, name, trained)
     projection = stock_weights[family.projection]
+    if family is ROBERTA and not tied:
+        # A bias keeps a head from being tied, and fairseq's roberta has one with and without.
+        options = {**options, "model": {**model, "untie_weights_roberta": True}}
     stock_cfg = stock_options(options, arch, stock_arch, namespace)
     stock = {
         "args": None,  # of older fairseqs; the loader made a cfg of them
@@ -165,10 +115,10 @@ def to_stock(
     return StockCheckpoint(stock, named, head, vocab_size, dim, projection.dtype, tied, trained, family.kind)
 
 
-def _family(arch: str, name: str) -> tuple[_Family, str]:
+def _family(arch: str, name: str) -> tuple[Family, str]:
     """What ``arch`` is of, and fairseq's architecture with its settings."""
     stock = arch.removeprefix(PREFIX)
-    for family in _FAMILIES:
+    for family in EXPORTED:
         if ARCH_MODEL_REGISTRY.get(arch) is family.ours and stock in ARCH_CONFIG_REGISTRY:
             return family, stock
     whose = "fairseq's own " if stock == arch and arch in ARCH_MODEL_REGISTRY else ""
@@ -179,7 +129,7 @@ def _family(arch: str, name: str) -> tuple[_Family, str]:
 
 
 def _head(
-    family: _Family, weights: Mapping[str, Tensor], model: dict[str, Any], name: str, body: bool
+    family: Family, weights: Mapping[str, Tensor], model: dict[str, Any], name: str, body: bool
 ) -> str | None:
     """Which head the checkpoint has, None for a classifier, which has none.
 
@@ -188,11 +138,11 @@ def _head(
     """
     has_head = any(key.startswith(family.head) for key in weights)
     # The flags of a classifier may name a head that was not built.
-    head = str(model.get("mhe_head")) if has_head or family is not _ROBERTA else None
-    if head in EXPORTABLE or (body and family is _ROBERTA):
+    head = str(model.get("mhe_head")) if has_head or family is not ROBERTA else None
+    if head in EXPORTABLE or (body and family is ROBERTA):
         return head
     what = "no output head" if head is None else f"a {head} head, and no softmax of V x d equals it"
-    if family is _ROBERTA:
+    if family is ROBERTA:
         otherwise = "; --body exports what is under the head, with an output layer that is not trained"
     elif body:
         otherwise = "; --body is for masked language models"
@@ -202,7 +152,7 @@ def _head(
 
 
 def _stock_weights(
-    family: _Family, weights: Mapping[str, Tensor], name: str, trained: bool
+    family: Family, weights: Mapping[str, Tensor], name: str, trained: bool
 ) -> tuple[OrderedDict[str, Tensor], bool]:
     """The state dict of fairseq's model, in its order, and whether its projection is tied.
 
@@ -218,23 +168,27 @@ def _stock_weights(
     embedding = table
     if not trained:
         embedding = table = with_rows_of_state(table, dict(weights), family.head)
+    bias = table.new_zeros(len(table))
+    dim = weights[family.embedding].size(1) if family.embedding in weights else table.size(1)
+    if family is ROBERTA and table.size(1) == dim + BIAS_WIDTH:
+        table, bias = table[:, :dim].clone(), table[:, dim].clone()
     layer = {family.projection: table}
-    if family is _ROBERTA:
-        layer |= _masked_layer(table, weights)
+    if family is ROBERTA:
+        layer |= _masked_layer(table, bias, weights)
     side = family.head.partition(".")[0] + "."
     stock: OrderedDict[str, Tensor] = OrderedDict()
     for key, value in weights.items():
         if key.startswith(family.head) or key in layer or not key.startswith((side, "encoder.")):
             # Here the output layer lies, or is over: a classifier comes after it.
             stock.update(layer)
-        if key not in own and key not in layer and key != _DICTIONARY:
+        if key not in own and key not in layer and key != DICTIONARY:
             stock[key] = embedding if is_tied and key == family.embedding else value
     stock.update(layer)
     vars(stock).update(_metadata(family, weights))
     return stock, is_tied
 
 
-def _metadata(family: _Family, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def _metadata(family: Family, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """What torch writes beside a state dict, the version of each module."""
     theirs = getattr(weights, "_metadata", None)
     if theirs is None:
@@ -249,11 +203,11 @@ def _metadata(family: _Family, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"_metadata": found}
 
 
-def _masked_layer(table: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _masked_layer(table: Tensor, bias: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What fairseq's roberta has behind its encoder beside the table, in its order."""
     untrained = _untrained_transform(table)
     transform = {key: weights.get(key, start) for key, start in untrained.items()}
-    return {"encoder.lm_head.bias": table.new_zeros(len(table)), **transform}
+    return {"encoder.lm_head.bias": bias, **transform}
 
 
 def _untrained_transform(table: Tensor) -> dict[str, Tensor]:

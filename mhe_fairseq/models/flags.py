@@ -55,6 +55,8 @@ FLAGS = {
 
 #: name -> help, of flags without a value.
 SWITCHES = {
+    "mhe_bias": "mhe_roberta: a bias of every token in the output layer, as fairseq's roberta has; the head "
+    "has rows of its own then",
     "mhe_shard": "cascade or sampling head with rows of its own: split them by groups over the ranks of the "
     "training; each rank keeps the gradients and the optimiser's state of its part only, and checkpoints "
     "stay whole",
@@ -97,7 +99,9 @@ class HeadConfig(FairseqDataclass):
     mhe_groups: Any = _option("mhe_groups")
     mhe_sampling: Any = _option("mhe_sampling")
     mhe_chunk: Any = _option("mhe_chunk")
+    mhe_bias: bool = field(default=False, metadata={"help": SWITCHES["mhe_bias"]})
     mhe_shard: bool = field(default=False, metadata={"help": SWITCHES["mhe_shard"]})
     # fairseq drops what a checkpoint has and the dataclass has not. No flags for users: not in --help.
     mhe_fingerprint: Any = field(default=None, metadata={"help": argparse.SUPPRESS})
+    mhe_dictionary: Any = field(default=None, metadata={"help": argparse.SUPPRESS})
     mhe_signature: Any = field(default=None, metadata={"help": argparse.SUPPRESS})

@@ -44,6 +44,9 @@ _DICTIONARY = "encoder.mhe_dictionary"
 #: Of the state dict, what is there for masked tokens only.
 OUTPUT_SIDE = ("encoder.lm_head.", "encoder.head.")
 
+#: What a bias adds to the width of features: a 1, and zeros, so that a multiple of 8 stays one.
+BIAS_WIDTH = 8
+
 
 class MaskedTransform(nn.Module):
     """What fairseq has between the encoder and the projection: dense, activation, layer norm.
@@ -65,6 +68,13 @@ class MaskedTransform(nn.Module):
         return transformed
 
 
+def with_one(features: Tensor) -> Tensor:
+    """Features whose product with a row adds the row's number d to it. Shape: (..., d) -> (..., d + 8)."""
+    added = features.new_zeros(*features.shape[:-1], BIAS_WIDTH)
+    added[..., 0] = 1.0
+    return torch.cat([features, added], dim=-1)
+
+
 class MHERobertaEncoder(HeadDecoderMixin, RobertaEncoder):
     """``RobertaEncoder`` with ``self.head`` in place of projection and bias.
 
@@ -76,13 +86,16 @@ class MHERobertaEncoder(HeadDecoderMixin, RobertaEncoder):
     """
 
     mhe_dictionary: Tensor
+    has_bias: bool = False
 
     def __init__(self, args: Any, dictionary: Any) -> None:
         super().__init__(args, dictionary)
         self.padding_idx = dictionary.pad()
         pinned = symbols_fingerprint(dictionary.symbols[: len(dictionary)])
-        # 64 bits, as a signed number: a buffer travels with the weights wherever they go.
-        self.register_buffer("mhe_dictionary", torch.tensor(int(pinned, 16) - 2**63))
+        # A buffer travels with the weights wherever they go. In four numbers: a mean of checkpoints that sums
+        # whole numbers, as fairseq's script does, would leave the range of one of 64 bits.
+        parts = [int(pinned[place : place + 4], 16) for place in range(0, len(pinned), 4)]
+        self.register_buffer("mhe_dictionary", torch.tensor(parts))
 
     def build_embedding(self, vocab_size: int, embedding_dim: int, padding_idx: int) -> Any:
         return DigitEmbedding.of(super().build_embedding(vocab_size, embedding_dim, padding_idx))
@@ -99,19 +112,21 @@ class MHERobertaEncoder(HeadDecoderMixin, RobertaEncoder):
         return MaskedTransform(embed_dim, activation_fn) if is_wanted else None
 
     def build_head(self, options: HeadOptions) -> None:
-        """Make ``head``, tied to the embeddings unless ``--untie-weights-roberta``.
+        """Make ``head``, tied to the embeddings unless ``--untie-weights-roberta`` or ``--mhe-bias``.
 
         Raises:
             MHEError: numbers that do not fit the model or the codebook.
         """
-        is_tied = not self.args.untie_weights_roberta
+        self.has_bias = options.bias
+        is_tied = not self.args.untie_weights_roberta and not self.has_bias
         self.head = options.build(
-            self.args.encoder_embed_dim, self.sentence_encoder.embed_tokens if is_tied else None
+            self.args.encoder_embed_dim + (BIAS_WIDTH if self.has_bias else 0),
+            self.sentence_encoder.embed_tokens if is_tied else None,
         )
 
     def head_input(self, features: Tensor) -> Tensor:
         transformed: Tensor = self.lm_head(features)
-        return transformed
+        return with_one(transformed) if self.has_bias else transformed
 
     def output_layer(self, features: Tensor, masked_tokens: Tensor | None = None, **unused: Any) -> Tensor:
         """For stock callers: exact log-probabilities, which are logits of V columns like any.
@@ -225,6 +240,7 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
         """
         prefix = f"{name}." if name else ""
         self._check_loaded({key.removeprefix(prefix): value for key, value in state_dict.items()})
+        state_dict[prefix + _DICTIONARY] = self.encoder.mhe_dictionary
         if self.encoder.lm_head is None:
             # What the head adds to the embeddings becomes theirs.
             own = state_dict[prefix + _EMBEDDING]
@@ -238,9 +254,12 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
     def _check_loaded(self, state: dict[str, Any]) -> None:
         if _DICTIONARY not in state:
             whose = "fairseq's own roberta" if _EMBEDDING in state else "a model of another --arch"
-            raise MHEError(f"the checkpoint is of {whose}, not of mhe_roberta or one of its architectures")
+            way = "; `mhe convert` makes one of them of it, to train on" if _EMBEDDING in state else ""
+            raise MHEError(
+                f"the checkpoint is of {whose}, not of mhe_roberta or one of its architectures{way}"
+            )
         rows, own = len(state[_EMBEDDING]), len(self.encoder.sentence_encoder.embed_tokens.weight)
-        pins = [f"{int(pin) + 2**63:016x}" for pin in (state[_DICTIONARY], self.encoder.mhe_dictionary)]
+        pins = [_fingerprint(pin) for pin in (state[_DICTIONARY], self.encoder.mhe_dictionary)]
         if rows != own:
             raise MHEError(
                 f"the checkpoint is for {rows} tokens and the data's dictionary has {own}; binarise the data "
@@ -271,6 +290,13 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
             raise MHEError(
                 f"the checkpoint has {theirs} positions and this model {ours}; give --max-positions {theirs}"
             )
+
+
+def _fingerprint(pin: Tensor) -> str:
+    """In hexadecimal digits, of ``mhe_dictionary``. In older checkpoints that is one signed number."""
+    if pin.dim() == 0:
+        return f"{int(pin) + 2**63:016x}"
+    return "".join(f"{part:04x}" for part in pin.tolist())
 
 
 for _stock in ARCH_MODEL_INV_REGISTRY["roberta"]:

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from fairseq.dataclass import configs
-from omegaconf import DictConfig, OmegaConf
 
 from mhe_fairseq.models.options import HeadOptions
+from mhe_fairseq.models.settings import all_settings
 from mhe_fairseq.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -52,14 +52,15 @@ _ASIDE_SETTINGS = {
     "max_epoch",
     "stop_time_hours",
     "mhe_codebook",
+    "mhe_dictionary",
     "mhe_signature",
     "no_seed_provided",
 }
 
 #: Flags that came later: where they are not given, the fingerprint is the one from before them.
-_LATER = {"mhe_group_prototypes"}
+_LATER = {"mhe_group_prototypes", "mhe_bias"}
 
-_SETTINGS_OF_ASIDE = {
+SETTINGS_OF_ASIDE = {
     field.name for section in _ASIDE.values() for field in dataclasses.fields(section)
 } | _ASIDE_SETTINGS
 
@@ -87,7 +88,7 @@ def signature(args: Any, options: HeadOptions) -> str:
             whose parent has the others. What is not known is left out.
         options: the head's.
     """
-    given = _settings(args)
+    given = all_settings(args)
     book = options.codebook
     parts = {
         "mhe": __version__,
@@ -109,31 +110,15 @@ def signature(args: Any, options: HeadOptions) -> str:
     return "|".join(f"{name}:{value}" for name, value in parts.items() if value is not None)
 
 
-def _settings(args: Any) -> dict[str, Any]:
-    """All settings by their own names, as the command line has them."""
-    if not OmegaConf.is_config(args):
-        return dict(vars(args))
-    flat: dict[str, Any] = {}
-    parent = args._get_parent()
-    if isinstance(parent, DictConfig) and "common" in parent:
-        whole: Any = OmegaConf.to_container(parent, resolve=True, enum_to_str=True)
-        for name, section in whole.items():
-            if isinstance(section, dict) and name != "model":
-                flat |= {key: value for key, value in section.items() if key != "_name"}
-                flat[name] = section.get("_name")
-    own: Any = OmegaConf.to_container(args, resolve=True, enum_to_str=True)
-    return flat | {key: value for key, value in own.items() if key != "_name"} | {"arch": own.get("_name")}
-
-
 def _fingerprint(given: dict[str, Any]) -> str:
     """Of what is learned and how: sizes, batches, optimiser, schedule, ..."""
     learned = {
         name: value
         for name, value in given.items()
-        if name not in _SETTINGS_OF_ASIDE
+        if name not in SETTINGS_OF_ASIDE
         and name not in _ASIDE
         and not name.startswith("_")
-        and not (name in _LATER and value is None)
+        and not (name in _LATER and not value)
     }
     return hashlib.sha256(json.dumps(learned, sort_keys=True, default=str).encode()).hexdigest()[:8]
 

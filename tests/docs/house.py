@@ -47,6 +47,10 @@ PLACEHOLDERS = {
     "CHECKPOINT": "cp CHECKPOINTS/checkpoint_best.pt CHECKPOINT",
     "SAMPLING-CHECKPOINT": f"{_TRANSLATION} --mhe-head sampling --save-dir made > OTHER-TRAIN-LOG"
     " && cp made/checkpoint_best.pt SAMPLING-CHECKPOINT",
+    "STOCK-CHECKPOINT": "fairseq-train DATA-BIN --arch transformer --share-all-embeddings --optimizer adam"
+    " --lr 1e-3 --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 500"
+    " --required-batch-size-multiple 1 --save-dir made-stock > STOCK-TRAIN-LOG"
+    " && cp made-stock/checkpoint_best.pt STOCK-CHECKPOINT",
     "TRAIN-LOG": "grep -q valid TRAIN-LOG",
     "OTHER-TRAIN-LOG": "grep -q valid OTHER-TRAIN-LOG",
     "LM-CHECKPOINT": f"{_TRAIN.format('LM-DATA-BIN')} --task language_modeling --tokens-per-sample 40"

@@ -161,7 +161,8 @@ def test_the_command_line_reads_text_and_leaves_out_what_is_not_given() -> None:
     parser = argparse.ArgumentParser()
     add_head_args(parser)
     assert {key: value for key, value in vars(parser.parse_args([])).items() if value is not None} == {
-        "mhe_shard": False
+        "mhe_bias": False,
+        "mhe_shard": False,
     }
     line = "--mhe-head cascade --mhe-smoothing per-level --mhe-dropout 0.1 --mhe-bottleneck 2"
     head = HeadOptions.resolve(parser.parse_args(line.split()), SYMBOLS).build(DIM, None)

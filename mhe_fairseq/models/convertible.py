@@ -1,0 +1,162 @@
+"""What `mhe convert` takes: which checkpoints, and their softmax of V x d apart from the model under it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from torch import Tensor
+
+from mhe_fairseq.errors import MHEError
+from mhe_fairseq.models.export import EXPORTABLE
+from mhe_fairseq.models.families import DICTIONARY, LANGUAGE_MODEL, ROBERTA, TRANSFORMER, Family
+from mhe_fairseq.models.roberta import BIAS_WIDTH
+from mhe_fairseq.models.stock_options import PREFIX
+
+#: The models that are converted.
+CONVERTED = (TRANSFORMER, LANGUAGE_MODEL, ROBERTA)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a checkpoint is of.
+
+    Attributes:
+        family: its model, of fairseq and of ours.
+        arch: the architecture it is of.
+        ours: that of ours with the same settings.
+        head: which of our heads it has; None: it is fairseq's own.
+    """
+
+    family: Family
+    arch: str
+    ours: str
+    head: str | None
+
+
+def kind_of(cfg: Any, name: str, wanted: str) -> Kind:
+    """What a checkpoint is of.
+
+    Args:
+        cfg: its config.
+        name: what to call it in an error.
+        wanted: the head to convert to, one of ``HEADS``.
+
+    Raises:
+        MHEError: a model that is not converted, or one whose head is no softmax of V x d.
+    """
+    model = cfg.model
+    arch = str(getattr(model, "_name", None) or getattr(model, "arch", None))
+    stock = arch.removeprefix(PREFIX)
+    cls = ARCH_MODEL_REGISTRY.get(arch) or MODEL_REGISTRY.get(arch)
+    for family in CONVERTED:
+        if cls in (family.ours, family.stock):
+            break
+    else:
+        raise MHEError(
+            f"{name} is of --arch {arch}; convert is for transformer, transformer_lm and roberta, fairseq's "
+            "own and ours, and their architectures"
+        )
+    # An architecture is where unset options begin, and a checkpoint has all of them.
+    base = next(each for each, model_cls in MODEL_REGISTRY.items() if model_cls is family.ours)
+    ours = PREFIX + stock if ARCH_MODEL_REGISTRY.get(PREFIX + stock) is family.ours else base
+    head = str(getattr(model, "mhe_head", None)) if cls is family.ours else None
+    if head == wanted:
+        raise MHEError(f"{name} has a {head} head already, there is nothing to convert")
+    if head is not None and head not in EXPORTABLE:
+        raise MHEError(
+            f"{name} has a {head} head, and no softmax of V x d equals it; convert is for fairseq's own "
+            f"models and for heads {' and '.join(EXPORTABLE)}"
+        )
+    for option in ("adaptive_softmax_cutoff", "base_layers"):
+        if head is None and getattr(model, option, None):
+            shown = "--" + option.replace("_", "-")
+            raise MHEError(
+                f"{name} was trained with {shown} {getattr(model, option)}, so its output layer is no table "
+                "of V x d; convert is for a softmax"
+            )
+    return Kind(family, arch, ours, head)
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """A softmax of V x d, and the model under it.
+
+    Attributes:
+        body: the weights of the rest, as ours has them.
+        table: (V, d), or (V, d + ``BIAS_WIDTH``).
+        has_bias: features are to be given to ``with_one``.
+        tied: the table is the embedding of the tokens it predicts.
+    """
+
+    body: dict[str, Tensor]
+    table: Tensor
+    has_bias: bool
+    tied: bool
+
+
+def output_layer(kind: Kind, weights: Mapping[str, Tensor], name: str) -> OutputLayer:
+    """Take a model's weights apart.
+
+    Args:
+        kind: the checkpoint's.
+        weights: the state dict of the model, as it was built; tensors are shared.
+        name: what to call the checkpoint in an error.
+
+    Raises:
+        MHEError: there is no table where it should be.
+    """
+    family = kind.family
+    embedding = weights.get(family.embedding)
+    if kind.head is None:
+        table = weights.get(family.projection)
+        tied = None not in (embedding, table) and _same(embedding, table)
+    else:
+        tied = family.table not in weights
+        table = embedding if tied else weights[family.table]
+    if table is None or table.dim() != 2:
+        raise MHEError(f"{name} has no table of V x d at {family.projection}")
+    bias_name = family.projection.removesuffix("weight") + "bias"
+    bias = weights.get(bias_name) if kind.head is None else None
+    # Our roberta has a bias only where it is asked for.
+    has_bias = (
+        kind.head is not None and embedding is not None and table.size(1) == embedding.size(1) + BIAS_WIDTH
+    )
+    if bias is not None and bool(bias.any()):
+        added = table.new_zeros(len(table), BIAS_WIDTH)
+        added[:, 0] = bias
+        table, has_bias, tied = torch.cat([table, added], dim=1), True, False
+    left_out = (family.projection, bias_name, DICTIONARY)
+    body = {
+        key: value
+        for key, value in weights.items()
+        if key not in left_out and not key.startswith(family.head)
+    }
+    return OutputLayer(body, table, has_bias, tied)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Both are the same memory."""
+    return one is not None and other is not None and one.data_ptr() == other.data_ptr()
+
+
+def as_saved(layer: OutputLayer, saved: Mapping[str, Any]) -> OutputLayer:
+    """A layer of a model that was built, on the CPU and in the precision of its checkpoint's state dict."""
+    usual = next(each.dtype for each in saved.values() if each.is_floating_point())
+    made: dict[int, Tensor] = {}
+
+    def as_it_was(name: str | None, tensor: Tensor) -> Tensor:
+        dtype = tensor.dtype
+        if tensor.is_floating_point():
+            dtype = saved[name].dtype if name is not None and name in saved else usual
+        # Shared tables stay shared, and are saved once.
+        key = tensor.data_ptr()
+        if key not in made or made[key].shape != tensor.shape:
+            made[key] = tensor.detach().to("cpu", dtype)
+        return made[key]
+
+    body = {name: as_it_was(name, tensor) for name, tensor in layer.body.items()}
+    return OutputLayer(body, as_it_was(None, layer.table), layer.has_bias, layer.tied)
