@@ -1,11 +1,9 @@
 """Commands for tests, each in a process forked from one that has imported fairseq: seconds less each.
 
 A process of the tests starts one server, and puts clients of it first on the PATH of what it runs:
-``fairseq-train``, ``mhe``, ``python`` and so on. So what recipes, studies and shell blocks start is forked,
-too. A client sends its arguments, folder, environment and open files; it passes
-signals on, and when it is killed its command is. Where a forked process would not be what a fresh one is, the
-client becomes the command itself: another ``python`` line than ``python scripts/...``, and an environment in
-which Python, torch or Triton would begin in another way.
+``fairseq-train``, ``mhe`` and so on. So what recipes, studies and shell blocks start is forked, too. A client sends its arguments, folder, environment and open files; it passes
+signals on, and when it is killed its command is. In an environment in which Python, torch or Triton would
+begin in another way, the client becomes the command itself.
 """
 
 from __future__ import annotations
@@ -53,13 +51,7 @@ import json, os, signal, socket, sys, time
 name = os.path.basename(sys.argv[0])
 early = {{key: value for key, value in os.environ.items() if key.startswith({early!r})}}
 line = [os.path.join({bin!r}, name), *sys.argv[1:]]
-if name == "python":
-    script = os.path.abspath(sys.argv[1]) if len(sys.argv) > 1 else ""
-    forks = script.startswith({scripts!r}) and not script.startswith({scripts!r} + "gpu/")
-    wanted = [script, *sys.argv[2:]]
-else:
-    forks, wanted = True, line
-if not forks or early != {given!r}:
+if early != {given!r}:
     os.execv(line[0], line)
 server = socket.socket(socket.AF_UNIX)
 until = time.monotonic() + 120
@@ -73,7 +65,7 @@ while True:
         time.sleep(0.05)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda number, _: server.send(bytes([number])))
-request = json.dumps([wanted, os.getcwd(), dict(os.environ)]).encode()
+request = json.dumps([line, os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
 server.sendall(request)
 status = int(server.recv(16) or b"1")
@@ -116,11 +108,10 @@ def start(folder: Path, module: str, env: Mapping[str, str]) -> subprocess.Popen
         python=sys.executable,
         early=_EARLY,
         bin=str(BIN),
-        scripts=f"{REPO}/scripts/",
         given={key: value for key, value in env.items() if key.startswith(_EARLY)},
         socket=str(path),
     )
-    for name in (*COMMANDS, "python"):
+    for name in COMMANDS:
         client = folder / "bin" / name
         client.write_text(source)
         client.chmod(0o755)

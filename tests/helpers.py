@@ -38,7 +38,7 @@ def command_env(extra: Mapping[str, str] | None = None, forked: bool = True) -> 
 
 
 def resolve_command(args: Sequence[str | os.PathLike[str]], forked: bool = False) -> list[str]:
-    """``args`` as strings, the first one a script of BIN's, or with ``forked`` a client, where it is there."""
+    """``args`` as strings, the first one a script of BIN's, or with ``forked`` a client."""
     line = [os.fspath(arg) for arg in args]
     if "/" not in line[0]:
         for folder in [command_forks.clients(command_env()), BIN] if forked else [BIN]:
