@@ -12,6 +12,7 @@ FIXES = (
     "broadcast",
     "checkpoints",
     "cpu_ranks",
+    "ema",
     "fp16_on_cpu",
     "host_reads",
     "loading",

@@ -203,7 +203,8 @@ class OutputHead(nn.Module, ABC):
     def _give_input_rows(self) -> None:
         """Have ``input_rows`` give rows, and the state dict say so."""
         self.has_input_rows = True
-        self.register_buffer(MARK, torch.tensor(True))
+        # A number, no truth value: fairseq's mean of checkpoints divides it by how many there are.
+        self.register_buffer(MARK, torch.tensor(1))
 
     def output_parameters(self) -> int:
         """Number of parameters this head adds to a model (tied ones are not counted)."""

@@ -15,6 +15,7 @@ from mhe_fairseq.fairseq_fixes.precision import check_precision
 from mhe_fairseq.models.agreement import agreed
 from mhe_fairseq.models.decoder import TokenLoss
 from mhe_fairseq.models.options import PLANNED, HeadOptions
+from mhe_fairseq.models.quantization import blocks_told
 from mhe_fairseq.models.signature import sign
 from mhe_fairseq.models.target_count import TargetCount
 
@@ -119,7 +120,8 @@ def resolved(args: Any, dictionary: Any) -> Iterator[Any]:
                 setattr(args, name, None)
     args.mhe_options = options
     try:
-        yield args
+        with blocks_told(args):
+            yield args
     finally:
         del args.mhe_options
 

@@ -103,4 +103,5 @@ class HeadConfig(FairseqDataclass):
     mhe_shard: bool = field(default=False, metadata={"help": SWITCHES["mhe_shard"]})
     # fairseq drops what a checkpoint has and the dataclass has not. No flags for users: not in --help.
     mhe_fingerprint: Any = field(default=None, metadata={"help": argparse.SUPPRESS})
+    mhe_dictionary: Any = field(default=None, metadata={"help": argparse.SUPPRESS})
     mhe_signature: Any = field(default=None, metadata={"help": argparse.SUPPRESS})

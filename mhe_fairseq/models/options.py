@@ -36,7 +36,9 @@ GROUP_ROWS = ("input", "tied", "own")
 logger = logging.getLogger(__name__)
 
 #: What ``HeadOptions.resolve`` writes into ``args``, so that a checkpoint holds what was planned.
-PLANNED = ("mhe_head", "mhe_lengths", "mhe_groups", "mhe_group_rows", "mhe_fingerprint")
+PLANNED = (
+    "mhe_head", "mhe_lengths", "mhe_groups", "mhe_group_rows", "mhe_fingerprint", "mhe_dictionary",
+)  # fmt: skip
 
 #: Which flags only some heads read, with the heads that read them.
 _ONLY_FOR = {
@@ -112,6 +114,8 @@ class HeadOptions:
         _check_groups_are_drawn(groups, "--mhe-sampling", sampling, "shared")
         _check_groups_are_drawn(groups, "--mhe-smoothing", smoothing, "sampled")
         restored = getattr(args, "mhe_fingerprint", None) is not None
+        if restored:
+            _check_symbols(getattr(args, "mhe_dictionary", None), symbols)
         codebook = _restored_codebook(args, symbols) if restored else _codebook(args, symbols)
         if head == "sampling" and sampling in (None, "shared") and groups is None:
             groups = default_groups(codebook)
@@ -123,6 +127,8 @@ class HeadOptions:
         args.mhe_groups = groups
         args.mhe_group_rows = group_rows
         args.mhe_fingerprint = args.mhe_fingerprint if restored else codebook.fingerprint
+        # Checkpoints from before it was kept do not get it: their dictionary is not known.
+        args.mhe_dictionary = getattr(args, "mhe_dictionary", None) if restored else _pinned(symbols)
         return cls(
             head=head,
             codebook=codebook,
@@ -245,6 +251,26 @@ def _restored_codebook(args: Any, symbols: list[str]) -> Codebook:
             "dictionary the model was trained with"
         )
     return Codebook(lengths, torch.arange(size) * slots // size, dictionary=symbols_fingerprint(symbols))
+
+
+def _pinned(symbols: list[str]) -> str:
+    """What a checkpoint keeps of its dictionary: fingerprint and size."""
+    return f"{symbols_fingerprint(symbols)}:{len(symbols)}"
+
+
+def _check_symbols(pinned: str | None, symbols: list[str]) -> None:
+    """Refuse another dictionary of as many tokens. (One of another size is told when weights are loaded.)
+
+    Args:
+        pinned: of the dictionary of the training; None: not known.
+        symbols: of the dictionary at hand.
+    """
+    theirs, ours = (pinned or "").partition(":"), _pinned(symbols).partition(":")
+    if theirs[2] == ours[2] and theirs[0] != ours[0]:
+        raise MHEError(
+            f"the checkpoint is for another dictionary (fingerprint {theirs[0]}, the data's has {ours[0]}, "
+            f"both of {len(symbols)} tokens); use the dictionary the model was trained with"
+        )
 
 
 def _lengths(args: Any) -> str | Sequence[int]:

@@ -92,8 +92,10 @@ class MHERobertaEncoder(HeadDecoderMixin, RobertaEncoder):
         super().__init__(args, dictionary)
         self.padding_idx = dictionary.pad()
         pinned = symbols_fingerprint(dictionary.symbols[: len(dictionary)])
-        # 64 bits, as a signed number: a buffer travels with the weights wherever they go.
-        self.register_buffer("mhe_dictionary", torch.tensor(int(pinned, 16) - 2**63))
+        # A buffer travels with the weights wherever they go. In four numbers: a mean of checkpoints that sums
+        # whole numbers, as fairseq's script does, would leave the range of one of 64 bits.
+        parts = [int(pinned[place : place + 4], 16) for place in range(0, len(pinned), 4)]
+        self.register_buffer("mhe_dictionary", torch.tensor(parts))
 
     def build_embedding(self, vocab_size: int, embedding_dim: int, padding_idx: int) -> Any:
         return DigitEmbedding.of(super().build_embedding(vocab_size, embedding_dim, padding_idx))
@@ -238,6 +240,7 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
         """
         prefix = f"{name}." if name else ""
         self._check_loaded({key.removeprefix(prefix): value for key, value in state_dict.items()})
+        state_dict[prefix + _DICTIONARY] = self.encoder.mhe_dictionary
         if self.encoder.lm_head is None:
             # What the head adds to the embeddings becomes theirs.
             own = state_dict[prefix + _EMBEDDING]
@@ -256,7 +259,7 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
                 f"the checkpoint is of {whose}, not of mhe_roberta or one of its architectures{way}"
             )
         rows, own = len(state[_EMBEDDING]), len(self.encoder.sentence_encoder.embed_tokens.weight)
-        pins = [f"{int(pin) + 2**63:016x}" for pin in (state[_DICTIONARY], self.encoder.mhe_dictionary)]
+        pins = [_fingerprint(pin) for pin in (state[_DICTIONARY], self.encoder.mhe_dictionary)]
         if rows != own:
             raise MHEError(
                 f"the checkpoint is for {rows} tokens and the data's dictionary has {own}; binarise the data "
@@ -287,6 +290,13 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
             raise MHEError(
                 f"the checkpoint has {theirs} positions and this model {ours}; give --max-positions {theirs}"
             )
+
+
+def _fingerprint(pin: Tensor) -> str:
+    """In hexadecimal digits, of ``mhe_dictionary``. In older checkpoints that is one signed number."""
+    if pin.dim() == 0:
+        return f"{int(pin) + 2**63:016x}"
+    return "".join(f"{part:04x}" for part in pin.tolist())
 
 
 for _stock in ARCH_MODEL_INV_REGISTRY["roberta"]:

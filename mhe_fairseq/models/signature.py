@@ -52,6 +52,7 @@ _ASIDE_SETTINGS = {
     "max_epoch",
     "stop_time_hours",
     "mhe_codebook",
+    "mhe_dictionary",
     "mhe_signature",
     "no_seed_provided",
 }

@@ -46,7 +46,7 @@ from scripts.study.translations import TranslationError, bootstrap, read_transla
 
 #: Flags of every training beside those that the study or the printed command has.
 _COMMON = (
-    "--cpu --num-workers 0 --update-epoch-batch-itr True --log-format json --log-interval 10 "
+    "--cpu --num-workers 0 --update-epoch-batch-itr True --log-format json --log-interval {interval} "
     "--no-epoch-checkpoints --validate-interval 1000"
 )
 
@@ -119,7 +119,12 @@ def trainings(
     line, seed = printed_line(log), str(args.seed)
     updates, where = int(value_of(line, "--max-update")), large[1]
     out = args.out
-    common = shlex.split(_COMMON) + ["--seed", seed, "--validate-interval-updates", str(updates)]
+    common = shlex.split(_COMMON.format(interval=min(10, updates))) + [
+        "--seed",
+        seed,
+        "--validate-interval-updates",
+        str(updates),
+    ]
     common += ["--save-interval-updates", str(updates), "--keep-interval-updates", "1"]
     if "--seed" in line:
         line = with_flags(line, seed=None)

@@ -122,6 +122,33 @@ def test_values_without_gradients_inside(name: str, lengths: tuple[int, ...], tr
             torch.testing.assert_close(value, loss(parameters, x))
 
 
+@every_head_and_lengths
+def test_vmap_is_right_or_refused_by_torch(name: str, lengths: tuple[int, ...]) -> None:
+    """Row by row. A mixture's probabilities and gradients written by hand have no rule for it."""
+    model, x, target = model_of(name, lengths, training=False)
+    head = model.head
+
+    def log_probs(row: Tensor) -> Tensor:
+        return head.log_probs(row.unsqueeze(0)).squeeze(0)
+
+    def nll(row: Tensor, token: Tensor) -> Tensor:
+        return head(row.unsqueeze(0), token.unsqueeze(0), smoothing=False).nll.sum()
+
+    if "mixture" in name:
+        with pytest.raises(RuntimeError, match="Batching rule not implemented"):
+            torch.func.vmap(log_probs)(x)
+    else:
+        torch.testing.assert_close(torch.func.vmap(log_probs)(x), head.log_probs(x))
+    of_each_row = torch.func.vmap(torch.func.grad(nll))
+    if isinstance(head, (SoftmaxHead, SamplingHead)):
+        leaf = x.clone().requires_grad_()
+        head(leaf, target, smoothing=False).nll.sum().backward()
+        torch.testing.assert_close(of_each_row(x, target), leaf.grad)
+    else:
+        with pytest.raises(RuntimeError, match="vmap"):
+            of_each_row(x, target)
+
+
 @pytest.mark.parametrize("variant", ["own", "batch"])
 @pytest.mark.parametrize("slots", [SLOTS, SLOTS.sort().values], ids=["apart", "together"])
 def test_grad_of_the_papers_samples(variant: str, slots: Tensor) -> None:

@@ -94,12 +94,12 @@ def test_what_a_user_chose_is_kept_by_an_architecture() -> None:
 
 def test_flags_are_fairseqs_and_the_heads() -> None:
     mine, theirs = MHETransformerLanguageModelConfig(), TransformerLanguageModelConfig()
-    heads = {name: None for name in (*FLAGS, "mhe_fingerprint", "mhe_signature")}
+    heads = {name: None for name in (*FLAGS, "mhe_fingerprint", "mhe_dictionary", "mhe_signature")}
     assert vars(mine) == {**vars(theirs), **heads, **dict.fromkeys(SWITCHES, False)}
     parser = argparse.ArgumentParser()
     MHETransformerLanguageModel.add_args(parser)
     text = " ".join(parser.format_help().split())
-    assert "--mhe-fingerprint" not in text and "--mhe-signature" not in text
+    assert not any(f"--mhe-{name}" in text for name in ("fingerprint", "dictionary", "signature"))
     assert all("--" + name.replace("_", "-") in text for name in (*FLAGS, *SWITCHES))
     assert parser.parse_args(["--mhe-shard"]).mhe_shard is True
     # Text, as in translation: checked later, and told in the same words.

@@ -70,13 +70,14 @@ def dictionary(vocab: int) -> Dictionary:
     return words
 
 
-def transformer(vocab: int, seed: int = 0, arch: str = "mhe_transformer") -> Any:
+def transformer(vocab: int, seed: int = 0, arch: str = "mhe_transformer", **settings: Any) -> Any:
     """One layer and one layer, d = 16; weights so large that what comes next depends on what was said."""
     torch.manual_seed(seed)
     args = argparse.Namespace(
         encoder_layers=1, decoder_layers=1, encoder_embed_dim=DIM, decoder_embed_dim=DIM,
         encoder_ffn_embed_dim=DIM, decoder_ffn_embed_dim=DIM, encoder_attention_heads=2,
         decoder_attention_heads=2, dropout=0.0, max_source_positions=40, max_target_positions=40,
+        **settings,
     )  # fmt: skip
     ARCH_CONFIG_REGISTRY[arch](args)
     words = dictionary(vocab)
