@@ -19,6 +19,7 @@ from mhe_fairseq.coding.assign import context_vectors, count_tokens
 from mhe_fairseq.coding.regrow import regrow
 from mhe_fairseq.coding.symbols import trace
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.models.options import pinned
 from mhe_fairseq.models.regrow import Dictionaries, GrownWeights, most_groups, regrow_weights
 from mhe_fairseq.models.settings import set_options
 
@@ -178,6 +179,7 @@ def _keep(options: Any, old: Codebook | None, book: Codebook, target: Dictionari
     values: dict[str, Any] = {
         "mhe_lengths": ",".join(map(str, book.lengths)),
         "mhe_fingerprint": book.fingerprint,
+        "mhe_dictionary": pinned(target.new),
         "mhe_groups": most_groups(options, book),
         # It is of the old dictionary.
         "mhe_codebook": None,

@@ -13,12 +13,13 @@ import torch
 from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from torch import Tensor
 
-from mhe_fairseq.coding import Codebook, symbols_fingerprint
+from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads.sampling.head import default_groups
 from mhe_fairseq.models.convertible import Kind, OutputLayer
 from mhe_fairseq.models.families import DICTIONARY, ROBERTA
 from mhe_fairseq.models.flags import FLAGS, SWITCHES
-from mhe_fairseq.models.options import HeadOptions
+from mhe_fairseq.models.options import HeadOptions, pinned
+from mhe_fairseq.models.roberta import dictionary_pin
 from mhe_fairseq.models.settings import all_settings, set_options
 from mhe_fairseq.models.signature import signature
 
@@ -105,8 +106,7 @@ def _weights(kind: Kind, layer: OutputLayer, new: NewHead, symbols: list[str]) -
     weights[family.head + "codebook_slots"] = book.slots.clone()
     weights[family.head + "codebook_lengths"] = torch.tensor(book.lengths)
     if family is ROBERTA:
-        # 64 bits, as a signed number.
-        weights[DICTIONARY] = torch.tensor(int(symbols_fingerprint(symbols), 16) - 2**63)
+        weights[DICTIONARY] = dictionary_pin(symbols)
     if new.head != "cascade":
         if not layer.tied:
             weights[family.table] = layer.table
@@ -133,6 +133,7 @@ def _set_model(cfg: Any, kind: Kind, layer: OutputLayer, new: NewHead, symbols: 
         "mhe_head": new.head,
         "mhe_lengths": ",".join(map(str, new.codebook.lengths)),
         "mhe_fingerprint": new.codebook.fingerprint,
+        "mhe_dictionary": pinned(symbols),
         "mhe_bias": layer.has_bias,
     }
     if new.head == "sampling":

@@ -128,7 +128,7 @@ class HeadOptions:
         args.mhe_group_rows = group_rows
         args.mhe_fingerprint = args.mhe_fingerprint if restored else codebook.fingerprint
         # Checkpoints from before it was kept do not get it: their dictionary is not known.
-        args.mhe_dictionary = getattr(args, "mhe_dictionary", None) if restored else _pinned(symbols)
+        args.mhe_dictionary = getattr(args, "mhe_dictionary", None) if restored else pinned(symbols)
         return cls(
             head=head,
             codebook=codebook,
@@ -253,19 +253,19 @@ def _restored_codebook(args: Any, symbols: list[str]) -> Codebook:
     return Codebook(lengths, torch.arange(size) * slots // size, dictionary=symbols_fingerprint(symbols))
 
 
-def _pinned(symbols: list[str]) -> str:
+def pinned(symbols: list[str]) -> str:
     """What a checkpoint keeps of its dictionary: fingerprint and size."""
     return f"{symbols_fingerprint(symbols)}:{len(symbols)}"
 
 
-def _check_symbols(pinned: str | None, symbols: list[str]) -> None:
+def _check_symbols(theirs_pinned: str | None, symbols: list[str]) -> None:
     """Refuse another dictionary of as many tokens. (One of another size is told when weights are loaded.)
 
     Args:
-        pinned: of the dictionary of the training; None: not known.
+        theirs_pinned: of the dictionary of the training; None: not known.
         symbols: of the dictionary at hand.
     """
-    theirs, ours = (pinned or "").partition(":"), _pinned(symbols).partition(":")
+    theirs, ours = (theirs_pinned or "").partition(":"), pinned(symbols).partition(":")
     if theirs[2] == ours[2] and theirs[0] != ours[0]:
         raise MHEError(
             f"the checkpoint is for another dictionary (fingerprint {theirs[0]}, the data's has {ours[0]}, "

@@ -18,6 +18,7 @@ from mhe_fairseq.coding.symbols import Origins
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.regrow import regrow_head
 from mhe_fairseq.heads.rows.inherited import inherited
+from mhe_fairseq.models.roberta import dictionary_pin, pinned_fingerprint
 
 #: Where rows of tokens lie, and whether they are of the tokens read or of those predicted.
 _SOURCE = ("encoder.embed_tokens.weight", "encoder.sentence_encoder.embed_tokens.weight")
@@ -136,7 +137,7 @@ def regrow_weights(
             done.append((old, origins, made[key]))
     if _PINNED in weights:
         _check_pin(weights[_PINNED], source.old, name)
-        made[_PINNED] = torch.tensor(int(symbols_fingerprint(source.new), 16) - 2**63)
+        made[_PINNED] = dictionary_pin(source.new)
     tables = [Table(key, len(weights[key]), len(made[key]), beyond[key]) for key in found]
     return GrownWeights(made, tables, *books)
 
@@ -233,7 +234,7 @@ def _beyond(table: Tensor, symbols: list[str], key: str, name: str) -> int:
 
 
 def _check_pin(pin: Tensor, symbols: list[str], name: str) -> None:
-    pinned, own = f"{int(pin) + 2**63:016x}", symbols_fingerprint(symbols)
+    pinned, own = pinned_fingerprint(pin), symbols_fingerprint(symbols)
     if pinned != own:
         raise MHEError(
             f"{name} was trained with another dictionary (fingerprint {pinned}) than the one that is there "

@@ -91,11 +91,8 @@ class MHERobertaEncoder(HeadDecoderMixin, RobertaEncoder):
     def __init__(self, args: Any, dictionary: Any) -> None:
         super().__init__(args, dictionary)
         self.padding_idx = dictionary.pad()
-        pinned = symbols_fingerprint(dictionary.symbols[: len(dictionary)])
-        # A buffer travels with the weights wherever they go. In four numbers: a mean of checkpoints that sums
-        # whole numbers, as fairseq's script does, would leave the range of one of 64 bits.
-        parts = [int(pinned[place : place + 4], 16) for place in range(0, len(pinned), 4)]
-        self.register_buffer("mhe_dictionary", torch.tensor(parts))
+        # A buffer travels with the weights wherever they go.
+        self.register_buffer("mhe_dictionary", dictionary_pin(dictionary.symbols[: len(dictionary)]))
 
     def build_embedding(self, vocab_size: int, embedding_dim: int, padding_idx: int) -> Any:
         return DigitEmbedding.of(super().build_embedding(vocab_size, embedding_dim, padding_idx))
@@ -259,7 +256,7 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
                 f"the checkpoint is of {whose}, not of mhe_roberta or one of its architectures{way}"
             )
         rows, own = len(state[_EMBEDDING]), len(self.encoder.sentence_encoder.embed_tokens.weight)
-        pins = [_fingerprint(pin) for pin in (state[_DICTIONARY], self.encoder.mhe_dictionary)]
+        pins = [pinned_fingerprint(pin) for pin in (state[_DICTIONARY], self.encoder.mhe_dictionary)]
         if rows != own:
             raise MHEError(
                 f"the checkpoint is for {rows} tokens and the data's dictionary has {own}; binarise the data "
@@ -292,7 +289,14 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
             )
 
 
-def _fingerprint(pin: Tensor) -> str:
+def dictionary_pin(symbols: list[str]) -> Tensor:
+    """``mhe_dictionary`` of these symbols, (4,) long. In four numbers: a mean of checkpoints that sums whole
+    numbers, as fairseq's script does, would leave the range of one of 64 bits."""
+    pinned = symbols_fingerprint(symbols)
+    return torch.tensor([int(pinned[place : place + 4], 16) for place in range(0, len(pinned), 4)])
+
+
+def pinned_fingerprint(pin: Tensor) -> str:
     """In hexadecimal digits, of ``mhe_dictionary``. In older checkpoints that is one signed number."""
     if pin.dim() == 0:
         return f"{int(pin) + 2**63:016x}"

@@ -15,7 +15,7 @@ import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
 from mhe_fairseq.cli.analyze_data import Subset
 from mhe_fairseq.cli.analyze_model import LoadedModel
 from mhe_fairseq.cli.main import main
-from mhe_fairseq.coding import Codebook
+from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from tests.commands import ALL_SENTENCES, PLUGIN, generate
 from tests.helpers import REPO, run_command
 from tests.language_model import LM
@@ -233,6 +233,9 @@ def test_the_signature_says_what_it_was(
     line = capsys.readouterr().out.strip()
     assert made.after.codebook is not None
     assert "|head:cascade|" in line and f"|codebook:{made.after.codebook.fingerprint}|" in line
+    symbols = made.after.symbols()
+    kept = torch.load(made.path, weights_only=True)["cfg"]["model"]
+    assert kept.mhe_dictionary == f"{symbols_fingerprint(symbols)}:{len(symbols)}"
     assert "|arch:mhe_transformer_tiny|" in line and line.endswith("|converted:transformer_tiny")
 
 

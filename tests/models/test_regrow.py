@@ -14,6 +14,7 @@ from mhe_fairseq.coding.regrow import regrow
 from mhe_fairseq.coding.symbols import trace
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.regrow import Dictionaries, GrownWeights, most_groups, regrow_weights
+from mhe_fairseq.models.roberta import dictionary_pin
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 OLD = [*SPECIAL, "▁a", "b", "▁c", "d"]
@@ -114,7 +115,7 @@ def test_a_masked_language_model_pins_its_new_dictionary() -> None:
         "encoder.mhe_dictionary": pin(OLD),
     }
     made = grown(weights).weights
-    assert torch.equal(made["encoder.mhe_dictionary"], pin(NEW))
+    assert torch.equal(made["encoder.mhe_dictionary"], dictionary_pin(NEW))
     follows(weights["encoder.lm_head.bias"], made["encoder.lm_head.bias"])
     with pytest.raises(MHEError, match=r"another dictionary \(fingerprint .{16}\).*--old-data"):
         grown(weights | {"encoder.mhe_dictionary": pin(NEW)})
