@@ -139,7 +139,7 @@ def test_continues_after_kill(wikitext: tuple[Path, str, dict[str, str]], tmp_pa
     line[-1] = "12"
     again = run_command(line, env={**QUICK, **env})
     assert "prepare: done before, skipped" in again.stdout
-    assert "checkpoint_last.pt is cut short" in again.stdout
+    assert "checkpoint_last.pt is incomplete" in again.stdout
     if list((out / "checkpoints").glob("checkpoint_1_2.pt")):
         assert "train: continues from" in again.stdout
     assert "wikitext103, cascade: test set of 440 lines: perplexity" in again.stdout

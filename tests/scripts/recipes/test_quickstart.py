@@ -215,7 +215,7 @@ def test_continues_after_kill(running: tuple[Path, subprocess.Popen[bytes]]) -> 
     last.write_bytes(last.read_bytes()[:5000])
     done = quickstart(work, UPDATES=str(updates + 3))
     assert "preprocess: done before, skipped" in done.stdout
-    assert "checkpoint_last.pt is cut short" in done.stdout
+    assert "checkpoint_last.pt is incomplete" in done.stdout
     assert "train: continues from" in done.stdout
     loaded = re.findall(r"Loaded checkpoint .*checkpoint_last.pt \(epoch \d+ @ (\d+) updates\)", done.stdout)
     assert len(loaded) == 1 and 0 < int(loaded[0]) <= updates
