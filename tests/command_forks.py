@@ -1,9 +1,10 @@
 """Commands for tests, each in a process forked from one that has imported fairseq: seconds less each.
 
 A process of the tests starts one server, and puts clients of it first on the PATH of what it runs:
-``fairseq-train``, ``mhe`` and so on. So what recipes, studies and shell blocks start is forked, too. A client sends its arguments, folder, environment and open files; it passes
-signals on, and when it is killed its command is. In an environment in which Python, torch or Triton would
-begin in another way, the client becomes the command itself.
+``fairseq-train``, ``mhe`` and so on. So what recipes, studies and shell blocks start is forked, too. A client
+sends its arguments, folder, environment and open files; it passes signals on, and when it is killed its
+command is. In an environment in which Python, torch or Triton would begin in another way, the client becomes
+the command itself.
 """
 
 from __future__ import annotations
