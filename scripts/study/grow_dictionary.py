@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import re
 import shlex
 import sys
 from dataclasses import replace
@@ -31,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from mhe_fairseq.bench.machine import cpu_model  # noqa: E402
 from scripts.common.checkpoints import mend_last_checkpoint  # noqa: E402
 from scripts.common.commands import CommandError, Commands, Step, from_root  # noqa: E402
-from scripts.common.curves import LogError, read_log  # noqa: E402
+from scripts.common.curves import LogError  # noqa: E402
 from scripts.common.files import write_whole  # noqa: E402
 from scripts.study.study import (  # noqa: E402
     Folders,
@@ -42,68 +40,18 @@ from scripts.study.study import (  # noqa: E402
     versions,
 )
 from scripts.study.study_config import Study, StudyError, Variant, read_study  # noqa: E402
-from scripts.study.translations import TranslationError, bootstrap, read_translations, score  # noqa: E402
-
-#: Flags of every training beside those that the study or the printed command has.
-_COMMON = (
-    "--cpu --num-workers 0 --update-epoch-batch-itr True --log-format json --log-interval {interval} "
-    "--no-epoch-checkpoints --validate-interval 1000"
+from scripts.study.trained_on import (  # noqa: E402
+    COLUMNS,
+    Trained,
+    printed_line,
+    row,
+    train_on_step,
+    validated_bits,
+    validation_step,
+    value_of,
+    with_flags,
 )
-
-
-class Trained:
-    """A training of the comparison.
-
-    Attributes:
-        name: of its row.
-        step: its command.
-        where: its data.
-    """
-
-    def __init__(self, name: str, step: Step, study: Study, where: Folders) -> None:
-        self.name, self.step, self.study, self.where = name, step, study, where
-
-    @property
-    def folder(self) -> Path:
-        return self.step.makes.parent.parent
-
-    def generate(self) -> Step:
-        return generate_step(self.study, self.where, self.folder, self.step.makes, "test", self.step)
-
-    def bits(self) -> float:
-        """Of a token of the validation set, after the last update."""
-        assert self.step.output is not None
-        return math.log2(read_log(self.step.output, self.name).validation[-1].perplexity)
-
-    def translations(self, count: int) -> list[str]:
-        return read_translations(self.folder / "test.txt", count)
-
-
-def printed_line(log: Path) -> list[str]:
-    """The command that `mhe convert` recommends, its last line.
-
-    Raises:
-        StudyError: there is none.
-    """
-    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    words = shlex.split(lines[-1]) if lines else []
-    if words[:1] != ["fairseq-train"]:
-        raise StudyError(f"{log} does not end with a fairseq-train command")
-    return words
-
-
-def with_flags(words: list[str], **values: str | None) -> list[str]:
-    """A command with the values of some of its flags replaced; None: without the flag."""
-    made = list(words)
-    for name, value in values.items():
-        flag = "--" + name.replace("_", "-")
-        place = made.index(flag)
-        made[place : place + 2] = [] if value is None else [flag, value]
-    return made
-
-
-def value_of(words: list[str], flag: str) -> str:
-    return words[words.index(flag) + 1]
+from scripts.study.translations import TranslationError, bootstrap, read_translations  # noqa: E402
 
 
 def convert_step(small: Step, data: Path, folder: Path) -> Step:
@@ -116,57 +64,16 @@ def trainings(
     args: argparse.Namespace, study: Study, variant: Variant, large: tuple[Study, Folders], log: Path
 ) -> list[Trained]:
     """The grown model trained on, and the two from nothing."""
-    line, seed = printed_line(log), str(args.seed)
+    line, seed, out = printed_line(log), args.seed, args.out
     updates, where = int(value_of(line, "--max-update")), large[1]
-    out = args.out
-    common = shlex.split(_COMMON.format(interval=min(10, updates))) + [
-        "--seed",
-        seed,
-        "--validate-interval-updates",
-        str(updates),
-    ]
-    common += ["--save-interval-updates", str(updates), "--keep-interval-updates", "1"]
-    if "--seed" in line:
-        line = with_flags(line, seed=None)
-
-    def step(folder: Path, words: list[str]) -> Step:
-        words = [*with_flags(words, save_dir=str(folder / "checkpoints")), *common]
-        return Step(
-            "train", words, folder / "checkpoints" / "checkpoint_last.pt", folder / "train.log", append=True
-        )
-
     rate = value_of(shlex.split(study.train), "--lr")
-    fresh = with_flags(
-        line,
-        finetune_from_model=None,
-        lr=rate,
-        mhe_codebook=str(where.codes(variant)),
-    )
-    own = train_step(replace(large[0], every=updates), where, variant, args.seed, updates)
+    fresh = with_flags(line, finetune_from_model=None, lr=rate, mhe_codebook=str(where.codes(variant)))
+    own = train_step(replace(large[0], every=updates), where, variant, seed, updates)
     return [
-        Trained("grown, trained on", step(out / f"grown-{seed}", line), *large),
-        Trained("from nothing, its schedule", step(out / f"nothing-{seed}", fresh), *large),
+        Trained("grown, trained on", train_on_step(line, out / f"grown-{seed}", seed), *large),
+        Trained("from nothing, its schedule", train_on_step(fresh, out / f"nothing-{seed}", seed), *large),
         Trained("from nothing, the study's schedule", own, *large),
     ]
-
-
-def validation_step(name: str, data: Path, checkpoint: Path, folder: Path) -> Step:
-    words = ["fairseq-validate", str(data), "--user-dir", "mhe_fairseq", "--task", "mhe_translation"]
-    words += ["--path", str(checkpoint), "--max-tokens", "1024", "--required-batch-size-multiple", "1"]
-    words += ["--cpu", "--num-workers", "0", "--log-format", "json"]
-    return Step(name, words, folder / f"{name}.log", folder / f"{name}.log")
-
-
-def validated_bits(log: Path) -> float:
-    """Of fairseq-validate.
-
-    Raises:
-        StudyError: it says none.
-    """
-    found = re.findall(r'"valid_nll_loss": "?([0-9.]+)', log.read_text(encoding="utf-8"))
-    if not found:
-        raise StudyError(f"{log} has no loss of a validation")
-    return float(found[-1])
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -209,23 +116,15 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     lines["grown"] = read_translations(folder / "test.txt", len(references))
     updates = int(value_of(large[0].step.words, "--max-update"))
     ours = large[0].name
-    rows = [row("trained", args.small, study.updates, small.bits(), lines["small"], references)]
-    rows.append(row("grown", args.large, 0, validated_bits(folder / "valid.log"), lines["grown"], references))
+    rows = [row("trained", study.updates, small.bits(), lines["small"], references)]
+    rows.append(row("grown", 0, validated_bits(folder / "valid.log"), lines["grown"], references))
     for each in large:
-        rows.append(row(each.name, args.large, updates, each.bits(), lines[each.name], references))
+        rows.append(row(each.name, updates, each.bits(), lines[each.name], references))
         if each.name != ours:
             rows[-1]["p"] = bootstrap(lines[ours], lines[each.name], references)["BLEU"]
+    for number, each_row in enumerate(rows):
+        each_row["vocab"] = args.large if number else args.small
     return record(args, study, rows, said, folder / "convert.log")
-
-
-def row(
-    model: str, vocab: int, updates: int, bits: float, lines: list[str], references: list[str]
-) -> dict[str, Any]:
-    scores = score(lines, references)
-    return {
-        "model": model, "vocab": vocab, "updates": updates, "bits": round(bits, 3),
-        "bleu": round(scores.bleu, 2), "chrf": round(scores.chrf, 2), "p": None,
-    }  # fmt: skip
 
 
 def record(
@@ -252,11 +151,7 @@ def record(
         "columns": [
             {"key": "model", "title": "model"},
             {"key": "vocab", "title": "pieces", "format": "{:,}"},
-            {"key": "updates", "title": "updates", "format": "{:,}"},
-            {"key": "bits", "title": "bits a piece, validation", "format": "{:.3f}"},
-            {"key": "bleu", "title": "BLEU", "format": "{:.2f}"},
-            {"key": "chrf", "title": "chrF2", "format": "{:.2f}"},
-            {"key": "p", "title": "p", "format": "{:.3f}"},
+            *COLUMNS,
         ],
         "rows": rows,
     }

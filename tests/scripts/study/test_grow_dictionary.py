@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from scripts.study.grow_dictionary import printed_line, validated_bits, with_flags
 from scripts.study.report_records import read_record
-from scripts.study.study_config import StudyError
 from tests.helpers import REPO, run_command
 from tests.scripts.study.test_study import source as source  # the corpus and its study
 
@@ -41,19 +38,3 @@ def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
     assert "--finetune-from-model" in trained and "--finetune-from-model" not in fresh
     assert trained.split()[1] == fresh.split()[1] == "larger-dictionary/300/data-bin"
     assert "stay" in record["data"]
-
-
-def test_what_the_commands_said(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text('... "valid_nll_loss": "9.5"}\n... {"epoch": 1, "valid_nll_loss": "8.25"}\n')
-    assert validated_bits(log) == 8.25
-    with pytest.raises(StudyError, match="does not end with a fairseq-train command"):
-        printed_line(log)
-    log.write_text(
-        "grown.pt: ...\nto train it on:\n  fairseq-train data --lr 1 --adam-betas '(0.9, 0.98)'\n\n"
-    )
-    line = printed_line(log)
-    assert with_flags(line, lr="2", adam_betas=None) == ["fairseq-train", "data", "--lr", "2"]
-    log.write_text(json.dumps({}))
-    with pytest.raises(StudyError, match="no loss of a validation"):
-        validated_bits(log)
