@@ -29,7 +29,7 @@ MODULES = (
 )
 
 #: These set up logging before they import fairseq, whose import does it for the others.
-_OWN_LOGGING = {"fairseq-train", "fairseq_cli.train"}
+_OWN_LOGGING = {"fairseq-train", "fairseq_cli.train", "scripts.gpu.one_rank"}
 
 #: Handlers and level of the root logger after fairseq was imported.
 _set_up: tuple[list[logging.Handler], int] = ([], logging.WARNING)

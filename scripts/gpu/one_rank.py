@@ -8,12 +8,13 @@ since there is nobody to agree with. Here it is wrapped; which way is logged.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import socket
 import sys
 from typing import Any
 
+# Before fairseq, whose import would set up logging in another form than fairseq-train does.
+import fairseq_cli.train
 import torch
 from fairseq import models
 from fairseq.trainer import Trainer
@@ -45,4 +46,4 @@ if __name__ == "__main__":
     sys.argv += ["--distributed-world-size", "1", "--distributed-rank", "0", "--distributed-no-spawn"]
     sys.argv += ["--distributed-init-method", f"tcp://127.0.0.1:{_free_port()}"]
     sys.argv += ["--distributed-backend", "gloo" if "--cpu" in sys.argv else "nccl"]
-    importlib.import_module("fairseq_cli.train").cli_main()
+    fairseq_cli.train.cli_main()
