@@ -26,14 +26,16 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Bars:
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        # Where there was no stage, not even an empty line is drawn.
+        if self._tasks:
+            self._progress.stop()
 
     def update(self, stage: str, done: int, total: int) -> None:
         """``done`` of ``total``, whatever the stage counts."""
         if stage not in self._tasks:
+            self._progress.start()
             self._tasks[stage] = self._progress.add_task(stage)
         self._progress.update(self._tasks[stage], completed=done, total=total, refresh=not self._refresh)

@@ -38,6 +38,8 @@ PLACEHOLDERS = {
     ' awk \'{print "kind" NR % 10 "\\t" $0}\' CORPUS/$split.de > LABELLED/$split.tsv; done',
     "DATA-BIN": "fairseq-preprocess -s en -t de --joined-dictionary --destdir DATA-BIN --workers 1"
     " --trainpref CORPUS/train --validpref CORPUS/valid --testpref CORPUS/test",
+    "NEW-BIN": "fairseq-preprocess -s en -t de --joined-dictionary --destdir NEW-BIN --workers 1"
+    " --nwordssrc 60 --trainpref CORPUS/train --validpref CORPUS/valid --testpref CORPUS/test",
     "LM-DATA-BIN": "fairseq-preprocess --only-source --destdir LM-DATA-BIN --workers 1"
     " --trainpref CORPUS/train.de --validpref CORPUS/valid.de --testpref CORPUS/test.de",
     "DICT": "cp DATA-BIN/dict.de.txt DICT",

@@ -250,7 +250,7 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     work = tmp_path / "work"
     (work / "data-bin").mkdir(parents=True)
     (work / "data-bin" / "mine").write_text("precious")
-    refused(quickstart(work, check=False), "holds something else than a quickstart")
+    refused(quickstart(work, check=False), "holds something other than a quickstart")
     assert [p.name for p in work.rglob("*")] == ["data-bin", "mine"]
 
 
