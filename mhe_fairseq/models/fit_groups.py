@@ -234,10 +234,11 @@ def _clusters(members: Tensor, weights: Tensor, exists: Tensor, count: int) -> T
     # A group of fewer tokens than prototypes has holes among its best: nothing is nearest to them.
     usable = exists.gather(1, top)
     nearest = weights.new_zeros(weights.shape, dtype=torch.long)
+    numbers = torch.arange(centres.size(1), device=centres.device)
     for _ in range(_MEANS):
         distance = torch.cdist(members, centres).masked_fill(~usable.unsqueeze(1), torch.inf)
         nearest = distance.argmin(dim=-1)
-        share = F.one_hot(nearest, centres.size(1)).to(weights) * weights.unsqueeze(-1)
+        share = nearest.unsqueeze(-1).eq(numbers).to(weights) * weights.unsqueeze(-1)
         total = share.sum(dim=1)
         moved = (share.transpose(1, 2) @ members) / total.clamp(min=1e-30).unsqueeze(-1)
         centres = torch.where(total.unsqueeze(-1) > 0, moved, centres)

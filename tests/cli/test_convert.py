@@ -19,7 +19,6 @@ from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from tests.commands import ALL_SENTENCES, PLUGIN, generate
 from tests.helpers import REPO, run_command
 from tests.language_model import LM
-from tests.pretend_cuda import pretend_cuda
 
 TOKENS = ["--tokens", "1000"]
 CASCADE = ["--head", "cascade"]
@@ -266,22 +265,6 @@ def test_prototypes_and_the_seed(
     assert len(rows["four"]) == 4 * len(rows["one"])
     assert torch.equal(rows["four"], rows["again"]) and not torch.equal(rows["four"], rows["other"])
     assert sorted(path.name for path in tmp_path.glob("*.codes")) == ["one.codes"]
-
-
-def test_on_a_pretended_gpu(
-    stock_models: dict[str, Path], data_of: dict[str, Path], cascades: dict[str, Converted], tmp_path: Path
-) -> None:
-    """Nothing is left on the CPU, and the same head comes out."""
-    done = cascades["transformer"]
-    flags = [*CASCADE, "--codebook", str(done.path.with_suffix(".codes")), "--device", "cuda"]
-    with pretend_cuda():
-        convert(stock_models["transformer"], data_of["transformer"], tmp_path / "gpu.pt", *flags)
-    there, here = (
-        torch.load(path, weights_only=True)["model"] for path in (tmp_path / "gpu.pt", done.output)
-    )
-    assert there.keys() == here.keys()
-    for key, value in here.items():
-        torch.testing.assert_close(there[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
 def test_from_one_of_ours_to_another(
