@@ -14,8 +14,8 @@ from mhe_fairseq.cli.main import main, make_parser
 from tests.helpers import run_command
 from tests.pretend_cuda import OnGpu, pretend_cuda
 
-#: Every command with the flag. Those that measure have a test on a pretended GPU: tests/cli/test_analyze.py and
-#: test_bench_*.py, "nothing ... is left on the cpu".
+#: Every command with the flag. Those that measure have a test on a pretended GPU: tests/cli/test_analyze.py
+#: and test_bench_*.py, "nothing ... is left on the cpu".
 COMMANDS = {
     "analyze": ["x.pt", "data"],
     "bench decode": [],
