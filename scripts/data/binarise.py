@@ -119,7 +119,7 @@ def _preprocess(arguments: list[str]) -> None:
     logging.disable(logging.INFO)
     try:
         from fairseq import options
-        from fairseq_cli import preprocess  # type: ignore[import-untyped]
+        from fairseq_cli import preprocess
 
         preprocess.main(options.get_preprocessing_parser().parse_args(arguments))
     except Exception as error:  # whatever it is, the folder it wrote to must not become data-bin
