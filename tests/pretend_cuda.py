@@ -17,8 +17,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
 
 CUDA = torch.device("cuda", 0)
+
+#: Parameters that were moved, and what became of them.
+_moved = WeakTensorKeyDictionary()
 
 #: What takes tensors of both sides: the first two move numbers; an index may be on the CPU.
 _MOVES = {"_to_copy", "copy_"}
@@ -64,6 +68,9 @@ class OnGpu(Tensor):
 
     def tolist(self) -> Any:
         return self.held.tolist()
+
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
 
     def type_as(self, other: Tensor) -> Any:
         return self.to(other)
@@ -114,6 +121,11 @@ def _up(func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
     device, dtype = (CUDA, None) if func is Tensor.cuda else _where_to(args, kwargs)
     if not _is_cuda(device):
         return func(tensor, *args, **kwargs)
+    if isinstance(tensor, torch.nn.Parameter) and not torch.is_grad_enabled() and dtype is None:
+        # A module on its way. One that two modules share has one memory there, too.
+        if tensor not in _moved:
+            _moved[tensor] = _Up.apply(tensor)
+        return _moved[tensor]
     return _Up.apply(tensor if dtype is None else tensor.to(dtype))
 
 
@@ -192,5 +204,6 @@ def pretend_cuda() -> Iterator[None]:
         with _Calls(), _Operators():
             yield
     finally:
+        _moved.clear()
         torch.__future__.set_overwrite_module_params_on_conversion(before)
         patch.undo()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,14 @@ from mhe_fairseq.cli.main import main, make_parser
 from tests.helpers import run_command
 from tests.pretend_cuda import OnGpu, pretend_cuda
 
-#: Every command with the flag. Each has a test on a pretended GPU: tests/cli/test_analyze.py and
-#: test_bench_*.py, "nothing ... is left on the cpu".
-COMMANDS = {"analyze": ["x.pt", "data"], "bench decode": [], "bench train": []}
+#: Every command with the flag. Those that measure have a test on a pretended GPU: tests/cli/test_analyze.py
+#: and test_bench_*.py, "nothing ... is left on the cpu".
+COMMANDS = {
+    "analyze": ["x.pt", "data"],
+    "bench decode": [],
+    "bench train": [],
+    "convert": ["{checkpoint}", "--data", "data", "--head", "cascade", "-o", "{output}"],
+}
 
 
 def parsers(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -46,9 +52,13 @@ def test_a_device_that_there_is_not(
     said: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main([*name.split(), *COMMANDS[name], "--device", device]) == 1
+    checkpoint = tmp_path / "x.pt"
+    checkpoint.write_text("is not read")
+    words = [word.format(checkpoint=checkpoint, output=tmp_path / "o.pt") for word in COMMANDS[name]]
+    assert main([*name.split(), *words, "--device", device]) == 1
     error = capsys.readouterr().err
     assert said in error and error.startswith("mhe: ") and error.count("\n") == 1
 

@@ -65,10 +65,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "(d + L1) bytes of memory",
     )
     parser.add_argument("--seed", type=int, default=1, help="of the codebook and the fit (default 1)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default cpu)")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="checkpoint to write")
     parser.add_argument("--force", action="store_true", help="replace the output if it is there")
-    # Not an option yet: a conversion on a pretended GPU wrote other layer norms than one on the CPU.
-    parser.set_defaults(run=run, device="cpu")
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -146,15 +146,15 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 def as_saved(layer: OutputLayer, saved: Mapping[str, Any]) -> OutputLayer:
     """A layer of a model that was built, on the CPU and in the precision of its checkpoint's state dict."""
     usual = next(each.dtype for each in saved.values() if each.is_floating_point())
-    made: dict[int, Tensor] = {}
+    made: dict[tuple[Any, ...], Tensor] = {}
 
     def as_it_was(name: str | None, tensor: Tensor) -> Tensor:
         dtype = tensor.dtype
         if tensor.is_floating_point():
             dtype = saved[name].dtype if name is not None and name in saved else usual
         # Shared tables stay shared, and are saved once.
-        key = tensor.data_ptr()
-        if key not in made or made[key].shape != tensor.shape:
+        key = (tensor.data_ptr(), tensor.shape, dtype)
+        if key not in made:
             made[key] = tensor.detach().to("cpu", dtype)
         return made[key]
 

@@ -19,6 +19,7 @@ from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from tests.commands import ALL_SENTENCES, PLUGIN, generate
 from tests.helpers import REPO, run_command
 from tests.language_model import LM
+from tests.pretend_cuda import pretend_cuda
 
 TOKENS = ["--tokens", "1000"]
 CASCADE = ["--head", "cascade"]
@@ -82,13 +83,14 @@ class Converted:
     """What `mhe convert` to a cascade wrote and said, and the models before and after.
 
     Attributes:
+        source, data: what was converted.
+        path: of the checkpoint.
         said: on stdout.
         before, after: the models.
-        path: of the checkpoint.
     """
 
     def __init__(self, source: Path, data: Path, path: Path, said: str) -> None:
-        self.path, self.said = path, said
+        self.source, self.data, self.path, self.said = source, data, path, said
         self.before = LoadedModel(source, str(data), CPU)
         self.after = LoadedModel(path, str(data), CPU)
         self.valid = Subset(self.after.task, str(data), "valid")
@@ -133,6 +135,20 @@ def cascades(
         done = run_command(["mhe", *line])
         made[name] = Converted(source, data_of[name], path, done.stdout)
     return made
+
+
+def test_on_a_pretended_gpu(cascades: dict[str, Converted], tmp_path: Path) -> None:
+    """The same checkpoint as on the CPU."""
+    done, output = cascades["transformer"], tmp_path / "o.pt"
+    line = ["convert", str(done.source), "--data", str(done.data), "-o", str(output), *TOKENS, *CASCADE]
+    with pretend_cuda():
+        assert main([*line, "--device", "cuda"]) == 0
+    here, there = (torch.load(path, weights_only=False)["model"] for path in (done.path, output))
+    assert here.keys() == there.keys()
+    for name in here:
+        torch.testing.assert_close(there[name], here[name], msg=name)
+    books = [Codebook.load(path.with_suffix(".codes")) for path in (done.path, output)]
+    assert books[0].fingerprint == books[1].fingerprint
 
 
 @pytest.mark.parametrize("name", ["transformer", "transformer_lm", "roberta"])
