@@ -14,8 +14,6 @@ and translated alike, each by the search of its task: a cascade by the compact o
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,22 +22,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mhe_fairseq.bench.machine import cpu_model  # noqa: E402
-from scripts.common.checkpoints import mend_last_checkpoint  # noqa: E402
-from scripts.common.commands import CommandError, Commands, Step, from_root  # noqa: E402
-from scripts.common.curves import LogError  # noqa: E402
-from scripts.common.files import write_whole  # noqa: E402
+from scripts.common.commands import Step, from_root  # noqa: E402
+from scripts.study.comparison import COLUMNS, Comparison, make_parser, run_study  # noqa: E402
 from scripts.study.study import (  # noqa: E402
     Folders,
     generate_step,
     prepare_steps,
     reference_lines,
     train_step,
-    versions,
 )
-from scripts.study.study_config import Study, StudyError, read_study  # noqa: E402
 from scripts.study.trained_on import (  # noqa: E402
-    COLUMNS,
     Trained,
     printed_line,
     row,
@@ -48,7 +40,7 @@ from scripts.study.trained_on import (  # noqa: E402
     validation_step,
     value_of,
 )
-from scripts.study.translations import TranslationError, bootstrap, read_translations  # noqa: E402
+from scripts.study.translations import bootstrap, read_translations  # noqa: E402
 
 HEADS = ("softmax", "cascade", "sampling")
 
@@ -61,20 +53,14 @@ def convert_step(head: str, before: Step, data: Path, folder: Path) -> Step:
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Train, convert, train on, score; the record."""
-    study = read_study(args.study)
-    study = replace(study, updates=args.updates or study.updates, every=args.updates or study.updates)
+    comparison = Comparison(args, "converted")
+    study = comparison.study()
+    study = replace(study, every=study.updates)
     (variant,) = study.chosen(study.baseline)
-    where, said = Folders(args.out), []
+    where = Folders(args.out)
 
     def run(folder: Path, steps: list[Step]) -> None:
-        commands = Commands(
-            folder,
-            {"seed": args.seed, "source": str(args.source)},
-            lambda line: print(line.strip(), flush=True),
-        )
-        for each in steps:
-            commands.run(each, lambda: mend_last_checkpoint(folder / "checkpoints", print))
-            said.append(str(each))
+        comparison.run(folder, steps, seed=args.seed)
 
     run(where.out, prepare_steps(study, args.source, where, [variant]))
     stock = Trained("stock", train_step(study, where, variant, args.seed, study.updates), study, where)
@@ -101,35 +87,20 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         updates = int(value_of(line, "--max-update"))
         rows.append(row(f"converted to {head}, trained on", updates, on.bits(), after, references))
         rows[-1]["p"] = _chance(after, before, references)
-    return record(args, study, rows, list(dict.fromkeys(said)))
+    return comparison.record(
+        about="A trained softmax model given other heads by mhe convert, and trained on",
+        data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
+        setup=f"variant {study.baseline} of {from_root(args.study)}; p: that chance makes so large a "
+        "difference in BLEU to fairseq's softmax (paired bootstrap), none if all translations are the same",
+        seeds=str(args.seed),
+        columns=[{"key": "model", "title": "model"}, *COLUMNS],
+        rows=rows,
+    )
 
 
 def _chance(lines: list[str], before: list[str], references: list[str]) -> float | None:
     """None where the translations are the same."""
     return None if lines == before else bootstrap(before, lines, references)["BLEU"]
-
-
-def record(
-    args: argparse.Namespace, study: Study, rows: list[dict[str, Any]], commands: list[str]
-) -> dict[str, Any]:
-    """As scripts/study/report_records.py reads it."""
-
-    def shown(text: str) -> str:
-        """With names in place of this machine's folders."""
-        return text.replace(str(args.source), "CORPUS").replace(str(args.out), "converted")
-
-    return {
-        "about": "A trained softmax model given other heads by mhe convert, and trained on",
-        "data": f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
-        "setup": f"variant {study.baseline} of {from_root(args.study)}; p: that chance makes so large a "
-        "difference in BLEU to fairseq's softmax (paired bootstrap), none if all translations are the same",
-        "commands": [shown(command) for command in commands],
-        "seeds": str(args.seed),
-        "machine": f"{cpu_model()}, {os.environ['OMP_NUM_THREADS']} of {os.cpu_count()} cores",
-        "versions": versions(),
-        "columns": [{"key": "model", "title": "model"}, *COLUMNS],
-        "rows": rows,
-    }
 
 
 def heads(text: str) -> list[str]:
@@ -140,29 +111,11 @@ def heads(text: str) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "converted")
     add = parser.add_argument
-    add("--study", type=Path, default=ROOT / "examples/translation/study.toml", help="default: %(default)s")
-    add("--source", type=Path, required=True, help="folder of {train,valid,test}.{src,tgt}[.xz]")
-    add("--out", type=Path, default=Path("converted"), help="default: %(default)s")
     add("--heads", type=heads, default=list(HEADS), help=f"separated by commas (default: {','.join(HEADS)})")
-    add("--updates", type=int, help="of the softmax's training (default: the study's)")
     add("--seed", type=int, default=1, help="default: %(default)s")
-    args = parser.parse_args(argv)
-    args.study, args.source = Path(os.path.abspath(args.study)), from_root(args.source)
-    args.out = from_root(args.out)
-    os.chdir(ROOT)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    try:
-        made = compare(args)
-        write_whole(args.out / "record.json", [json.dumps(made, indent=2).encode() + b"\n"])
-    except (CommandError, LogError, StudyError, TranslationError, OSError) as error:
-        print(f"convert_softmax.py: error: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.out / 'record.json'}")
-    return 0
+    return run_study("convert_softmax.py", parser.parse_args(argv), compare)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ that of the printed command at the study's learning rate. All are validated and 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shlex
 import sys
 from dataclasses import replace
@@ -26,22 +24,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mhe_fairseq.bench.machine import cpu_model  # noqa: E402
-from scripts.common.checkpoints import mend_last_checkpoint  # noqa: E402
-from scripts.common.commands import CommandError, Commands, Step, from_root  # noqa: E402
-from scripts.common.curves import LogError  # noqa: E402
-from scripts.common.files import write_whole  # noqa: E402
+from scripts.common.commands import Step, from_root  # noqa: E402
+from scripts.study.comparison import COLUMNS, Comparison, make_parser, run_study  # noqa: E402
 from scripts.study.study import (  # noqa: E402
     Folders,
     generate_step,
     prepare_steps,
     reference_lines,
     train_step,
-    versions,
 )
-from scripts.study.study_config import Study, StudyError, Variant, read_study  # noqa: E402
+from scripts.study.study_config import Study, StudyError, Variant  # noqa: E402
 from scripts.study.trained_on import (  # noqa: E402
-    COLUMNS,
     Trained,
     printed_line,
     row,
@@ -51,7 +44,7 @@ from scripts.study.trained_on import (  # noqa: E402
     value_of,
     with_flags,
 )
-from scripts.study.translations import TranslationError, bootstrap, read_translations  # noqa: E402
+from scripts.study.translations import bootstrap, read_translations  # noqa: E402
 
 
 def convert_step(small: Step, data: Path, folder: Path) -> Step:
@@ -78,24 +71,16 @@ def trainings(
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Train, convert, train on, score; the record."""
-    study = read_study(args.study)
-    study = replace(study, updates=args.updates or study.updates)
+    comparison = Comparison(args, "larger-dictionary")
+    study = comparison.study()
     (variant,) = study.chosen(args.variant)
     if not variant.assign:
         raise StudyError(f"--variant {args.variant} has no learned codebook; take one such as cascade")
     sizes = [replace(study, vocab_size=size) for size in (args.small, args.large)]
     places = [Folders(args.out / str(size)) for size in (args.small, args.large)]
-    said: list[str] = []
 
     def run(folder: Path, steps: list[Step]) -> None:
-        commands = Commands(
-            folder,
-            {"seed": args.seed, "source": str(args.source)},
-            lambda line: print(line.strip(), flush=True),
-        )
-        for each in steps:
-            commands.run(each, lambda: mend_last_checkpoint(folder / "checkpoints", print))
-            said.append(str(each))
+        comparison.run(folder, steps, seed=args.seed)
 
     for size, where in zip(sizes, places, strict=True):
         run(where.out, prepare_steps(size, args.source, where, [variant]))
@@ -124,65 +109,32 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             rows[-1]["p"] = bootstrap(lines[ours], lines[each.name], references)["BLEU"]
     for number, each_row in enumerate(rows):
         each_row["vocab"] = args.large if number else args.small
-    return record(args, study, rows, said, folder / "convert.log")
-
-
-def record(
-    args: argparse.Namespace, study: Study, rows: list[dict[str, Any]], commands: list[str], log: Path
-) -> dict[str, Any]:
-    """As scripts/study/report_records.py reads it."""
-
-    def shown(text: str) -> str:
-        """With names in place of this machine's folders."""
-        return text.replace(str(args.source), "CORPUS").replace(str(args.out), "larger-dictionary")
-
-    said = log.read_text(encoding="utf-8").splitlines()
-    counts = [shown(line.strip()) for line in said if "symbols, now" in line]
-    return {
-        "about": f"A {args.variant} with a dictionary of {args.small:,} pieces given one of {args.large:,}",
-        "data": f"{' to '.join(study.languages)}; pieces of sentencepiece, joined; {' '.join(counts)}",
-        "setup": f"variant {args.variant} of {from_root(args.study)}; bits are of a piece, so those "
+    said = (folder / "convert.log").read_text(encoding="utf-8").splitlines()
+    counts = [comparison.shown(line.strip()) for line in said if "symbols, now" in line]
+    return comparison.record(
+        about=f"A {args.variant} with a dictionary of {args.small:,} pieces given one of {args.large:,}",
+        data=f"{' to '.join(study.languages)}; pieces of sentencepiece, joined; {' '.join(counts)}",
+        setup=f"variant {args.variant} of {from_root(args.study)}; bits are of a piece, so those "
         "of the two dictionaries do not compare; p: that chance makes so large a difference in BLEU to the "
         "grown model (paired bootstrap)",
-        "commands": [shown(command) for command in commands],
-        "seeds": str(args.seed),
-        "machine": f"{cpu_model()}, {os.environ['OMP_NUM_THREADS']} of {os.cpu_count()} cores",
-        "versions": versions(),
-        "columns": [
+        seeds=str(args.seed),
+        columns=[
             {"key": "model", "title": "model"},
             {"key": "vocab", "title": "pieces", "format": "{:,}"},
             *COLUMNS,
         ],
-        "rows": rows,
-    }
+        rows=rows,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "larger-dictionary")
     add = parser.add_argument
-    add("--study", type=Path, default=ROOT / "examples/translation/study.toml", help="default: %(default)s")
-    add("--source", type=Path, required=True, help="folder of {train,valid,test}.{src,tgt}[.xz]")
-    add("--out", type=Path, default=Path("larger-dictionary"), help="default: %(default)s")
     add("--variant", default="cascade", help="of the study, with a learned codebook (default: %(default)s)")
     add("--small", type=int, default=8000, help="pieces of the first dictionary (default: %(default)s)")
     add("--large", type=int, default=12000, help="pieces of the second one (default: %(default)s)")
-    add("--updates", type=int, help="of the first training (default: the study's)")
     add("--seed", type=int, default=1, help="default: %(default)s")
-    args = parser.parse_args(argv)
-    args.study, args.source = Path(os.path.abspath(args.study)), from_root(args.source)
-    args.out = from_root(args.out)
-    os.chdir(ROOT)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    try:
-        made = compare(args)
-        write_whole(args.out / "record.json", [json.dumps(made, indent=2).encode() + b"\n"])
-    except (CommandError, LogError, StudyError, TranslationError, OSError) as error:
-        print(f"grow_dictionary.py: error: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.out / 'record.json'}")
-    return 0
+    return run_study("grow_dictionary.py", parser.parse_args(argv), compare)
 
 
 if __name__ == "__main__":

@@ -14,15 +14,6 @@ from scripts.study.study import Folders, generate_step
 from scripts.study.study_config import Study, StudyError
 from scripts.study.translations import read_translations, score
 
-#: Columns of a record, beside those of what the models differ in.
-COLUMNS = [
-    {"key": "updates", "title": "updates", "format": "{:,}"},
-    {"key": "bits", "title": "bits a piece, validation", "format": "{:.3f}"},
-    {"key": "bleu", "title": "BLEU", "format": "{:.2f}"},
-    {"key": "chrf", "title": "chrF2", "format": "{:.2f}"},
-    {"key": "p", "title": "p", "format": "{:.3f}"},
-]
-
 
 class Trained:
     """A training of a comparison.
