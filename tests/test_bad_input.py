@@ -104,6 +104,19 @@ def test_checkpoints_truncated_hostile_or_of_another_dictionary(toy_data: Path, 
     assert f"checkpoint {cut} is damaged or cut short" in done.stderr.splitlines()[-1]
     assert cut.read_bytes() == content[: len(content) // 2] and good.read_bytes() == content
 
+    # Of another model: another head over the same codebook, and fairseq's model.
+    flags = ["--finetune-from-model", str(good)]
+    lengths = ",".join(map(str, torch.load(good)["model"]["decoder.head.codebook_lengths"].tolist()))
+    product = ["--mhe-head", "product", "--mhe-lengths", lengths]
+    said = refused(toy_data, tmp_path / "product", *CRITERION, *product, *flags)
+    assert f"checkpoint {good} is of another model than --arch mhe_transformer_tiny: " in said
+    assert said.endswith("give the --arch and the flags it was trained with")
+    stock = ["--criterion", "cross_entropy", "--max-update", "1", *flags]
+    done = train(toy_data, tmp_path / "stock", *stock, arch="transformer_tiny", check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "it has decoder.head." in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].endswith("make fairseq's own of it first with `mhe export`")
+
     marker = tmp_path / "was_run"
     state = torch.load(good, weights_only=True)
     for name, hostile in (("extra", {**state, "x": Exploit(marker)}), ("bare", Exploit(marker))):

@@ -16,6 +16,7 @@ FIXES = (
     "fp16_on_cpu",
     "host_reads",
     "loading",
+    "misfit",
     "numpy_names",
     "precision",
     "saving",

@@ -26,11 +26,6 @@ from mhe_fairseq.errors import MHEError
 #: What a numpy array is unpickled by; of its kinds of numbers only the whole ones that fairseq counts in.
 _NUMPY_ARRAY = (np.zeros(0).__reduce__()[0], np.ndarray, np.dtype, type(np.dtype(np.int64)))
 
-#: What torch says where weights are of another dictionary.
-_MISFIT = re.compile(
-    r"size mismatch for \S*embed_tokens\.weight: .*?\[(\d+), \d+\]\) from checkpoint, .*?\[(\d+), \d+\]\)"
-)
-
 #: Exactly what fairseq puts into a checkpoint beside tensors, numbers, strings and containers.
 ALLOWED_CLASSES: tuple[Any, ...] = (argparse.Namespace, *_NUMPY_ARRAY)
 
@@ -41,9 +36,6 @@ def install() -> None:
     load = checkpoint_utils.load_checkpoint_to_cpu
     if not hasattr(load, "mhe_wrapped"):
         checkpoint_utils.load_checkpoint_to_cpu = explained(load)
-    load_all = checkpoint_utils.load_model_ensemble_and_task
-    if not hasattr(load_all, "mhe_wrapped"):
-        checkpoint_utils.load_model_ensemble_and_task = _fitting(load_all)
 
 
 def explained(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,24 +62,6 @@ def explained(load: Callable[..., Any]) -> Callable[..., Any]:
 
     load_checkpoint_to_cpu.mhe_wrapped = True  # type: ignore[attr-defined]
     return load_checkpoint_to_cpu
-
-
-def _fitting(load_all: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(load_all)
-    def load_model_ensemble_and_task(filenames: list[str], *args: Any, **kwargs: Any) -> Any:
-        try:
-            return load_all(filenames, *args, **kwargs)
-        except RuntimeError as error:
-            found = None if isinstance(error, MHEError) else _MISFIT.search(str(error))
-            if found is None or found[1] == found[2]:
-                raise
-            raise MHEError(
-                f"the dictionary has {found[2]} tokens, and a model of {', '.join(map(str, filenames))} is "
-                f"for {found[1]}; use the dictionary it was trained with"
-            ) from error
-
-    load_model_ensemble_and_task.mhe_wrapped = True  # type: ignore[attr-defined]
-    return load_model_ensemble_and_task
 
 
 def _is_damaged(path: str) -> bool:

@@ -1,0 +1,133 @@
+"""A checkpoint that does not fit the model is told in one sentence, and why it does not.
+
+fairseq's trainer says "Cannot load model parameters from checkpoint ...; please ensure that the architectures
+match", under three tracebacks; what does not match is in the middle one, a line for every weight. Where it
+loads models to translate with, it says that alone.
+
+Seen with ve-fairseq 0.12.3 (asked about in fairseq issues 2167, 4469, 4533, 5017). Can go when fairseq names
+what differs.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+from fairseq import checkpoint_utils
+from fairseq.trainer import Trainer
+
+from mhe_fairseq.errors import MHEError
+
+#: What torch says, in three kinds: names in quotes after the first two.
+_MISSING = re.compile(r"Missing key\(s\) in state_dict: ([^\n]*)\. *(?:\n|$)")
+_UNEXPECTED = re.compile(r"Unexpected key\(s\) in state_dict: ([^\n]*)\. *(?:\n|$)")
+_SHAPE = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[([\d, ]*)\]\) from checkpoint, "
+    r"the shape in current model is torch\.Size\(\[([\d, ]*)\]\)"
+)
+
+#: The weights that a dictionary gives its length.
+_EMBEDDING = "embed_tokens.weight"
+
+#: Ours only.
+_HEAD = "head.codebook_slots"
+
+
+def install() -> None:
+    """Take the place of fairseq's functions that load weights into a model."""
+    load_all = checkpoint_utils.load_model_ensemble_and_task
+    if not hasattr(load_all, "mhe_wrapped"):
+        checkpoint_utils.load_model_ensemble_and_task = _fitting(load_all)
+    if not hasattr(Trainer.load_checkpoint, "mhe_names_misfits"):
+        Trainer.load_checkpoint = _named(Trainer.load_checkpoint)
+
+
+def _fitting(load_all: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(load_all)
+    def load_model_ensemble_and_task(filenames: list[str], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load_all(filenames, *args, **kwargs)
+        except RuntimeError as error:
+            sizes = None if isinstance(error, MHEError) else _dictionaries(str(error))
+            if sizes is None:
+                raise
+            raise MHEError(
+                f"the dictionary has {sizes[1]} tokens, and a model of {', '.join(map(str, filenames))} is "
+                f"for {sizes[0]}; use the dictionary it was trained with"
+            ) from error
+
+    load_model_ensemble_and_task.mhe_wrapped = True  # type: ignore[attr-defined]
+    return load_model_ensemble_and_task
+
+
+def _named(load: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(load)
+    def load_checkpoint(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(self, filename, *args, **kwargs)
+        except Exception as error:
+            # fairseq raises its own over the one that says what is wrong.
+            told = None if isinstance(error, MHEError) else differences(str(error.__context__))
+            if told is None:
+                raise
+            arch = getattr(self.cfg.model, "arch", None) or getattr(self.cfg.model, "_name", None)
+            raise MHEError(f"checkpoint {filename} is of another model than --arch {arch}: {told}") from error
+
+    load_checkpoint.mhe_names_misfits = True  # type: ignore[attr-defined]
+    return load_checkpoint
+
+
+def differences(said: str) -> str | None:
+    """What torch said of a state dict that does not fit, as the end of a sentence that says what to do.
+
+    Returns:
+        None: it is about something else.
+    """
+    missing, unexpected = (
+        re.findall(r'"([^"]+)"', found[1]) if (found := pattern.search(said)) else []
+        for pattern in (_MISSING, _UNEXPECTED)
+    )
+    shapes = [found.groups() for found in _SHAPE.finditer(said)]
+    sizes = _dictionaries(said)
+    parts = [
+        f"{name} is {_shape(theirs)} there and {_shape(ours)} here{_more(len(shapes))}"
+        for name, theirs, ours in shapes[:1]
+    ]
+    parts += [f"it lacks {name}{_more(len(missing))}" for name in missing[:1]]
+    parts += [f"it has {name}{_more(len(unexpected))}" for name in unexpected[:1]]
+    if not parts:
+        return None
+    if any(name.endswith(_HEAD) for name in unexpected):
+        end = (
+            "it has an mhe head, so give --arch mhe_..., or make fairseq's own of it first with `mhe export`"
+        )
+    elif any(name.endswith(_HEAD) for name in missing):
+        end = "it has no mhe head; `mhe convert` gives it one"
+    elif sizes is not None:
+        end = (
+            f"its dictionary has {sizes[0]} tokens and this one {sizes[1]}; `mhe convert` gives a model "
+            "another dictionary"
+        )
+    else:
+        end = "give the --arch and the flags it was trained with"
+    return f"{', '.join(parts)}; {end}"
+
+
+def _dictionaries(said: str) -> tuple[str, str] | None:
+    """Tokens of an embedding in a checkpoint and in a model, where they differ."""
+    for name, theirs, ours in (found.groups() for found in _SHAPE.finditer(said)):
+        rows = theirs.split(",")[0], ours.split(",")[0]
+        if name.endswith(_EMBEDDING) and rows[0] != rows[1]:
+            return rows
+    return None
+
+
+def _shape(text: str) -> str:
+    return text.replace(", ", "x") or "one number"
+
+
+def _more(count: int) -> str:
+    """Of the weights after the first."""
+    return f" (and {count - 1} more)" if count > 1 else ""
