@@ -38,6 +38,7 @@ def _register() -> None:
     importlib.import_module("mhe_fairseq.fairseq_fixes").install()
     importlib.import_module("mhe_fairseq.models")
     importlib.import_module("mhe_fairseq.models.sharding").install()
+    importlib.import_module("mhe_fairseq.models.exact_end").install()
     importlib.import_module("mhe_fairseq.models.quantization").install()
     importlib.import_module("mhe_fairseq.criterions")
     importlib.import_module("mhe_fairseq.tasks")

@@ -27,8 +27,11 @@ HEADS = {
     "cascade of three digits": ["--mhe-head", "cascade", "--mhe-lengths", "4,4,8"],
     "bottleneck": ["--mhe-head", "cascade", "--mhe-bottleneck", "8", "--mhe-smoothing", "per-level"],
     "sampling": ["--mhe-head", "sampling", "--mhe-groups", "3", "--share-all-embeddings"],
+    "sampling, exact in the end": [
+        "--mhe-head", "sampling", "--mhe-groups", "3", "--mhe-exact-after", "3", "--mhe-chunk", "32",
+    ],
     "sampling own": ["--mhe-head", "sampling", "--mhe-sampling", "own"],
-}
+}  # fmt: skip
 
 
 def updates(count: int) -> list[str]:

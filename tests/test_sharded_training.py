@@ -26,6 +26,9 @@ HEADS = {
         "--mhe-head", "cascade", "--mhe-lengths", "5,5,4", "--mhe-bottleneck", "8", "--share-all-embeddings",
     ],
     "sampling": ["--mhe-head", "sampling", "--mhe-groups", "3"],
+    "sampling, exact in the end": [
+        "--mhe-head", "sampling", "--mhe-groups", "3", "--mhe-exact-last", "0.5", "--mhe-chunk", "32",
+    ],
 }  # fmt: skip
 
 

@@ -31,8 +31,8 @@ _OWN = {
 }  # fmt: skip
 
 
-#: What the codebook's file says.
-_IN_CODEBOOK = ("mhe_lengths", "mhe_codebook")
+#: What the codebook's file says, and what counts updates of the training before.
+_LEFT_OUT = ("mhe_lengths", "mhe_codebook", "mhe_exact_after")
 
 
 def finetune_line(
@@ -68,7 +68,7 @@ def finetune_line(
     ]  # fmt: skip
     head = ["--mhe-codebook", str(codebook)] if codebook is not None else []
     if arch.startswith(PREFIX):
-        given = {name: settings.get(name) for name in FLAGS if name not in _IN_CODEBOOK}
+        given = {name: settings.get(name) for name in FLAGS if name not in _LEFT_OUT}
         head += [
             word for name, value in given.items() if value is not None for word in (flag(name), str(value))
         ]

@@ -12,6 +12,9 @@ HEADS = ("product", "cascade", "sampling", "softmax")
 #: Its BLEU was not below a softmax's with any seed, in less time (docs/results.md).
 DEFAULT_HEAD = "cascade"
 
+#: Share of a training's updates that a sampling head has the exact loss in, where none is given.
+DEFAULT_EXACT_LAST = 0.0
+
 #: name -> metavar, help.
 FLAGS = {
     "mhe_head": ("HEAD", f"output layer: {', '.join(HEADS)} (default: {DEFAULT_HEAD})"),
@@ -50,7 +53,17 @@ FLAGS = {
         "sampling head: train on the gold group and random groups that the batch shares (shared, default), "
         "on the gold group alone (own), or on all gold groups of the batch (batch)",
     ),
-    "mhe_chunk": ("N", "softmax head: rows of logits held at once, 0 for all (default: 0)"),
+    "mhe_exact_last": (
+        "SHARE",
+        "sampling head: the last updates of the training, as a share of --max-update or --max-epoch, have "
+        f"the exact loss of a softmax (default: {DEFAULT_EXACT_LAST:g})",
+    ),
+    "mhe_exact_after": ("N", "sampling head: all updates after the first N have the exact loss"),
+    "mhe_chunk": (
+        "N",
+        "softmax head, and sampling head where its loss is exact: rows of logits held at once, 0 for all "
+        "(default: 0; sampling: 512)",
+    ),
 }
 
 #: name -> help, of flags without a value.
@@ -98,6 +111,8 @@ class HeadConfig(FairseqDataclass):
     mhe_dropout: Any = _option("mhe_dropout")
     mhe_groups: Any = _option("mhe_groups")
     mhe_sampling: Any = _option("mhe_sampling")
+    mhe_exact_last: Any = _option("mhe_exact_last")
+    mhe_exact_after: Any = _option("mhe_exact_after")
     mhe_chunk: Any = _option("mhe_chunk")
     mhe_bias: bool = field(default=False, metadata={"help": SWITCHES["mhe_bias"]})
     mhe_shard: bool = field(default=False, metadata={"help": SWITCHES["mhe_shard"]})

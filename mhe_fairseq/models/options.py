@@ -24,11 +24,12 @@ from mhe_fairseq.heads import (
     SoftmaxHead,
 )
 from mhe_fairseq.heads.cascade.head import SMOOTHING_FORMS
-from mhe_fairseq.heads.sampling.head import VARIANTS, default_groups
+from mhe_fairseq.heads.sampling.exact_end import ExactEnd
+from mhe_fairseq.heads.sampling.head import EXACT_ROWS, VARIANTS, default_groups
 from mhe_fairseq.heads.sharded.state import ShardedHead
 from mhe_fairseq.models import sharding
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
-from mhe_fairseq.models.flags import DEFAULT_HEAD, HEADS, flag
+from mhe_fairseq.models.flags import DEFAULT_EXACT_LAST, DEFAULT_HEAD, HEADS, flag
 
 #: What the rows of the first digit are, where the embeddings are shared.
 GROUP_ROWS = ("input", "tied", "own")
@@ -37,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 #: What ``HeadOptions.resolve`` writes into ``args``, so that a checkpoint holds what was planned.
 PLANNED = (
-    "mhe_head", "mhe_lengths", "mhe_groups", "mhe_group_rows", "mhe_fingerprint", "mhe_dictionary",
+    "mhe_head", "mhe_lengths", "mhe_groups", "mhe_group_rows", "mhe_exact_last", "mhe_fingerprint",
+    "mhe_dictionary",
 )  # fmt: skip
 
 #: Which flags only some heads read, with the heads that read them.
@@ -50,7 +52,9 @@ _ONLY_FOR = {
     "mhe_dropout": ("cascade",),
     "mhe_sampling": ("sampling",),
     "mhe_groups": ("cascade", "sampling"),
-    "mhe_chunk": ("softmax",),
+    "mhe_exact_last": ("sampling",),
+    "mhe_exact_after": ("sampling",),
+    "mhe_chunk": ("softmax", "sampling"),
     "mhe_bias": HEADS,
     "mhe_shard": ("cascade", "sampling"),
 }
@@ -64,9 +68,9 @@ class HeadOptions:
         head: one of ``HEADS``.
         codebook: tokens <-> slots.
         restored: the options come from a checkpoint, whose state dict brings the codebook's slots.
-        mixtures, group_rows, bottleneck, group_prototypes, smoothing, dropout, groups, sampling, chunk: as
-            the flags; None where not given (what was planned, for ``groups`` of the sampling head and
-            ``group_rows``).
+        mixtures, group_rows, bottleneck, group_prototypes, smoothing, dropout, groups, sampling, exact_last,
+            exact_after, chunk: as the flags; None where not given (what was planned, for ``groups`` of the
+            sampling head and ``group_rows``).
         bias: rows have a bias, for ``mhe_roberta``.
         shard: split the table over ranks, where there are several.
     """
@@ -82,6 +86,8 @@ class HeadOptions:
     dropout: float | None
     groups: int | None
     sampling: str | None
+    exact_last: float | None
+    exact_after: int | None
     chunk: int | None
     bias: bool
     shard: bool
@@ -109,10 +115,17 @@ class HeadOptions:
         dropout = _share(args, "mhe_dropout")
         groups = _whole(args, "mhe_groups", 1)
         sampling = _word(args, "mhe_sampling", VARIANTS)
+        exact_last = _share(args, "mhe_exact_last", whole=True)
+        exact_after = _whole(args, "mhe_exact_after", 0)
         chunk = _whole(args, "mhe_chunk", 0)
         shard = _switch(args, "mhe_shard")
         _check_groups_are_drawn(groups, "--mhe-sampling", sampling, "shared")
         _check_groups_are_drawn(groups, "--mhe-smoothing", smoothing, "sampled")
+        if exact_last is not None and exact_after is not None:
+            raise MHEError(
+                f"--mhe-exact-last {exact_last:g} and --mhe-exact-after {exact_after} both say when the "
+                "exact loss begins; give one of them"
+            )
         restored = getattr(args, "mhe_fingerprint", None) is not None
         if restored:
             _check_symbols(getattr(args, "mhe_dictionary", None), symbols)
@@ -122,6 +135,10 @@ class HeadOptions:
         if head in _ONLY_FOR["mhe_group_rows"] and group_rows is None:
             # Checkpoints from before there was a choice have rows of their own.
             group_rows = "own" if restored else "tied" if (mixtures or 1) > 1 else "input"
+        args.mhe_exact_last = exact_last
+        if head == "sampling" and not restored and exact_last is None and exact_after is None:
+            # Nothing is written for nothing: that is how older checkpoints have it.
+            args.mhe_exact_last = _usual_exact_last(sampling) or None
         args.mhe_head = head
         args.mhe_lengths = ",".join(map(str, codebook.lengths))
         args.mhe_groups = groups
@@ -141,6 +158,8 @@ class HeadOptions:
             dropout=dropout,
             groups=groups,
             sampling=sampling,
+            exact_last=exact_last,
+            exact_after=exact_after,
             chunk=chunk,
             bias=_switch(args, "mhe_bias"),
             shard=shard,
@@ -200,14 +219,24 @@ class HeadOptions:
             )
         if self.head == "sampling":
             sampling = SamplingHead if shard is None else partial(ShardedSamplingHead, shard=shard)
-            return sampling(
+            built = sampling(
                 dim,
                 book,
                 groups=self.groups,
                 tied=embedding,
                 variant=self.sampling or "shared",
+                chunk=EXACT_ROWS if self.chunk is None else self.chunk,
             )
+            built.exact_end = self._exact_end()
+            return built
         return SoftmaxHead(dim, book, tied=embedding, chunk=self.chunk or 0)
+
+    def _exact_end(self) -> ExactEnd:
+        if self.exact_after is not None:
+            return ExactEnd(after=self.exact_after)
+        if self.exact_last is not None:
+            return ExactEnd(self.exact_last)
+        return ExactEnd(_usual_exact_last(self.sampling), is_asked=False)
 
     def flags(self) -> str:
         """The head and what was given for it, as on the command line; not group_rows, which is planned where
@@ -279,6 +308,11 @@ def _lengths(args: Any) -> str | Sequence[int]:
     return str(value) if isinstance(value, int | float) else value or ""
 
 
+def _usual_exact_last(sampling: str | None) -> float:
+    """Where none is given. The paper's variants are as in the paper."""
+    return DEFAULT_EXACT_LAST if sampling in (None, "shared") else 0.0
+
+
 def _check_groups_are_drawn(groups: int | None, other: str, word: str | None, drawing: str) -> None:
     if groups is not None and word not in (None, drawing):
         raise MHEError(
@@ -333,7 +367,7 @@ def _switch(args: Any, name: str) -> bool:
     raise MHEError(f"{flag(name)} is true or false, got {value!r}")
 
 
-def _share(args: Any, name: str) -> float | None:
+def _share(args: Any, name: str, whole: bool = False) -> float | None:
     value = getattr(args, name, None)
     if value is None:
         return None
@@ -341,8 +375,9 @@ def _share(args: Any, name: str) -> float | None:
         number = float(str(value))
     except ValueError:
         number = math.nan
-    if not 0.0 <= number < 1.0:
-        raise MHEError(f"{flag(name)} must be a number of at least 0 and below 1, got {value!r}")
+    if not (0.0 <= number < 1.0 or (whole and number == 1.0)):
+        least_and_most = "from 0 to 1" if whole else "of at least 0 and below 1"
+        raise MHEError(f"{flag(name)} must be a number {least_and_most}, got {value!r}")
     return number
 
 

@@ -9,7 +9,6 @@ takes its part.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.sharded.shards import Shard
 from mhe_fairseq.heads.sharded.state import ShardedHead, names_of_parts
+from mhe_fairseq.models.wrapped import wrap
 
 
 def shard() -> Shard | None:
@@ -44,20 +44,12 @@ def _several_ranks() -> bool:
 
 def install() -> None:
     """Have fairseq's trainer know of heads that are split. A model without one is trained as ever."""
-    _wrap(Trainer, "__init__", _checked)
-    _wrap(Trainer, "clip_grad_norm", _clipped)
-    _wrap(Trainer, "consolidate_optimizer", _gathered)
-    _wrap(Trainer, "state_dict", _joined)
-    _wrap(Trainer, "load_checkpoint", _loaded)
-    _wrap(LegacyDistributedDataParallel, "__init__", _evened)
-
-
-def _wrap(kind: type, name: str, wrapper: Callable[..., Callable[..., Any]]) -> None:
-    method = getattr(kind, name)
-    if not hasattr(method, "mhe_wrapped"):
-        wrapped = functools.wraps(method)(wrapper(method))
-        wrapped.mhe_wrapped = True  # type: ignore[attr-defined]
-        setattr(kind, name, wrapped)
+    wrap(Trainer, "__init__", _checked)
+    wrap(Trainer, "clip_grad_norm", _clipped)
+    wrap(Trainer, "consolidate_optimizer", _gathered)
+    wrap(Trainer, "state_dict", _joined)
+    wrap(Trainer, "load_checkpoint", _loaded)
+    wrap(LegacyDistributedDataParallel, "__init__", _evened)
 
 
 def split_heads(model: nn.Module) -> dict[str, ShardedHead]:

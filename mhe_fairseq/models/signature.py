@@ -58,7 +58,7 @@ _ASIDE_SETTINGS = {
 }
 
 #: Flags that came later: where they are not given, the fingerprint is the one from before them.
-_LATER = {"mhe_group_prototypes", "mhe_bias"}
+_LATER = {"mhe_group_prototypes", "mhe_bias", "mhe_exact_last", "mhe_exact_after"}
 
 SETTINGS_OF_ASIDE = {
     field.name for section in _ASIDE.values() for field in dataclasses.fields(section)

@@ -77,7 +77,7 @@ def resolve(**flags: object) -> HeadOptions:
         ),
         (
             {"mhe_head": "cascade", "mhe_chunk": 2},
-            "--mhe-chunk is for --mhe-head softmax; the head is cascade",
+            "--mhe-chunk is for --mhe-head softmax or sampling; the head is cascade",
         ),
         (
             {"mhe_head": "cascade", "mhe_sampling": "own"},
@@ -117,6 +117,32 @@ def resolve(**flags: object) -> HeadOptions:
         ({"mhe_head": "tree"}, "must be one of product, cascade, sampling, softmax; got 'tree'"),
         # Lengths.
         ({"mhe_lengths": "3,3"}, "lengths 3,3 give 9 slots for 100 tokens; their product must be at least"),
+        *(
+            (
+                {"mhe_head": "sampling", "mhe_exact_last": value},
+                f"--mhe-exact-last must be a number from 0 to 1, got {value!r}",
+            )
+            for value in ("1.1", "-0.1", "nan", "all", 2, True, "")
+        ),
+        *(
+            (
+                {"mhe_head": "sampling", "mhe_exact_after": value},
+                f"--mhe-exact-after must be a whole number of at least 0, got {value!r}",
+            )
+            for value in ("-1", "0.1", "late", True)
+        ),
+        *(
+            (
+                {"mhe_head": head, "mhe_exact_last": "0.1"},
+                f"--mhe-exact-last is for --mhe-head sampling; the head is {head}",
+            )
+            for head in ("product", "cascade", "softmax")
+        ),
+        ({"mhe_exact_after": 10}, "--mhe-exact-after is for --mhe-head sampling; the head is cascade"),
+        (
+            {"mhe_head": "sampling", "mhe_exact_last": "0.1", "mhe_exact_after": "90"},
+            "--mhe-exact-last 0.1 and --mhe-exact-after 90 both say when the exact loss begins; give one of",
+        ),
         ({"mhe_lengths": "8,4,2"}, "lengths 8,4,2 give 64 slots for 100 tokens"),
         ({"mhe_lengths": "0,128"}, "every length must be at least 1, got '0,128'"),
         ({"mhe_lengths": "-4,-128"}, "every length must be at least 1, got '-4,-128'"),

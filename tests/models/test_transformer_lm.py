@@ -204,7 +204,7 @@ def test_what_a_checkpoint_keeps_restores_it_without_the_codebook_file(arch: str
             "--share-decoder-input-output-embed shares a table of one row a token, and --adaptive-input has "
             "none; leave one of them out",
         ),
-        ({"mhe_chunk": 4}, "--mhe-chunk is for --mhe-head softmax; the head is cascade"),
+        ({"mhe_chunk": 4}, "--mhe-chunk is for --mhe-head softmax or sampling; the head is cascade"),
         (
             {"mhe_bias": True},
             "--mhe-bias is for --arch mhe_roberta; fairseq's decoders have no bias, leave it out",

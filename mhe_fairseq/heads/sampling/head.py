@@ -12,6 +12,7 @@ from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import HeadLoss, wide
 from mhe_fairseq.heads.sampling import kernels as sampling_kernels
+from mhe_fairseq.heads.sampling.exact_end import ExactEnd
 from mhe_fairseq.heads.sampling.group_sample import expected_share, inclusion_probabilities, sample_groups
 from mhe_fairseq.heads.sampling.plan import GroupRows, Plan, consecutive
 from mhe_fairseq.heads.sampling.scores import SampledScores
@@ -25,8 +26,8 @@ SAMPLED_TOKENS = (2048, 8192)
 #: Parts of a batch, each with a sample of its own.
 PARTS = 8
 
-#: Rows of the N x V logits held at a time when the exact soft-max is asked for.
-_EXACT_ROWS = 512
+#: Rows of the N x V logits held at a time when the exact soft-max is asked for, where not told.
+EXACT_ROWS = 512
 
 
 def default_groups(codebook: Codebook) -> int | None:
@@ -67,7 +68,10 @@ class SamplingHead(SoftmaxHead):
     the rows it is the gold group of at once; groups of consecutive tokens, as of a codebook in dictionary
     order, are read and written in place.
 
-    In eval mode, and in ``log_prob``, ``log_probs`` and ``topk`` always, the head is the plain soft-max.
+    In eval mode, and in ``log_prob``, ``log_probs`` and ``topk`` always, the head is the plain soft-max; in
+    training too while ``exact`` is set. Log Z_hat is biased where Z_hat is not, and a few updates with the
+    exact loss at the end of a training take most of that back.
+
     The smoothing term in training is log Z_hat minus the mean logit of all V tokens, which is exact: it
     is x . mean_v W_v.
 
@@ -83,11 +87,19 @@ class SamplingHead(SoftmaxHead):
         groups: G, groups drawn (variant "shared" only; default: ``default_groups``).
         tied: an ``nn.Embedding`` with a (V, d) weight to use as W.
         variant: "shared", "own" or "batch".
+        chunk: as in ``SoftmaxHead``, for the exact loss.
+
+    Attributes:
+        exact: train on the exact loss. Set by who trains, before an update.
+        exact_end: when that is to be, for who trains; None: not said.
 
     Raises:
-        MHEError: one digit, ``groups`` not in 1 .. number of groups - 1, an unknown variant, ``tied`` of
-            another shape.
+        MHEError: one digit, ``groups`` not in 1 .. number of groups - 1, an unknown variant, a negative
+            ``chunk``, ``tied`` of another shape.
     """
+
+    exact: bool = False
+    exact_end: ExactEnd | None = None
 
     group_of_token: Tensor
     place_in_group: Tensor
@@ -101,6 +113,7 @@ class SamplingHead(SoftmaxHead):
         groups: int | None = None,
         tied: nn.Embedding | None = None,
         variant: str = "shared",
+        chunk: int = EXACT_ROWS,
     ) -> None:
         if codebook.heads < 2:
             raise MHEError(
@@ -109,7 +122,7 @@ class SamplingHead(SoftmaxHead):
             )
         if variant not in VARIANTS:
             raise MHEError(f"a sampling head's variant is one of {', '.join(VARIANTS)}; got {variant!r}")
-        super().__init__(dim, codebook, tied=tied, chunk=_EXACT_ROWS)
+        super().__init__(dim, codebook, tied=tied, chunk=chunk)
         self.groups = (default_groups(codebook) or 1) if groups is None else groups
         self.variant = variant
         for name in ("group_of_token", "place_in_group", "tokens_by_group"):
@@ -120,13 +133,13 @@ class SamplingHead(SoftmaxHead):
         self, features: Tensor, target: Tensor, smoothing: bool = True, accuracy: bool = False
     ) -> HeadLoss:
         """Loss of a batch: the estimate in training mode (stats ``sampled_nll`` and, with ``accuracy``,
-        ``sampled_accuracy``: the target beats the tokens sampled), exact in eval mode."""
+        ``sampled_accuracy``: the target beats the tokens sampled), exact in eval mode or with ``exact``."""
         if sampling_kernels.serves(self, features):
             whole = sampling_kernels.loss(self, features, target, smoothing, accuracy)
             if whole is not None:
                 return whole
-        if not self.training:
-            return super().forward(features, target, smoothing, accuracy)
+        if not self.samples:
+            return self._as_sampled(super().forward(features, target, smoothing, accuracy))
         device = features.device.type
         if torch.is_autocast_enabled(device):
             features = features.to(torch.get_autocast_dtype(device))
@@ -148,6 +161,21 @@ class SamplingHead(SoftmaxHead):
         if accuracy:
             stats["sampled_accuracy"] = gold.detach().ge(best).to(nll.dtype)
         return HeadLoss(nll, log_z - mean if smoothing else None, stats)
+
+    @property
+    def samples(self) -> bool:
+        """Whether the loss is the estimate."""
+        return self.training and not self.exact
+
+    def _as_sampled(self, loss: HeadLoss) -> HeadLoss:
+        """The exact loss, its stats in training those of a sample of all groups: fairseq goes on logging what
+        a training has logged once, and has no value for what is left out."""
+        if not self.training:
+            return loss
+        stats = {"sampled_nll": loss.nll.detach()}
+        if "accuracy" in loss.stats:
+            stats["sampled_accuracy"] = loss.stats["accuracy"]
+        return loss._replace(stats=stats)
 
     def _plan(self, target: Tensor) -> Plan:
         """Which groups are scored for which rows of the batch."""

@@ -58,13 +58,13 @@ class SamplingTables:
 
 
 def serves(head: SamplingHead, features: Tensor) -> bool:
-    """Whether kernels have the loss of these features: in training of the variant that draws groups; in eval
-    mode without gradients, as the whole table's logits would have to be kept for them.
+    """Whether kernels have the loss of these features: the estimate of the variant that draws groups; in eval
+    mode the exact loss without gradients, as the whole table's logits would have to be kept for them.
 
     Raises:
         MHEError: ``MHE_KERNELS`` asks for what is not there.
     """
-    if not len(features) or head.variant != "shared":
+    if not len(features) or head.variant != "shared" or (head.training and head.exact):
         return False
     if not head.training and torch.is_grad_enabled():
         return False

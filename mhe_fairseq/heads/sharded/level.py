@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mhe_fairseq.heads.base import wide
 from mhe_fairseq.heads.cascade.level import Level, PairScores
+from mhe_fairseq.heads.pieces import loss_in_pieces
 from mhe_fairseq.heads.sharded.exchange import Exchange, exchanges, total_over_ranks
 from mhe_fairseq.heads.sharded.shards import Shard, fingerprint_number, normal_blocks
 
@@ -120,11 +121,19 @@ class ShardedLevel(Level):
         """Raw logits, -inf at holes. Shape: (N, dim) -> (N, P, L)."""
         return self._joined(self._everywhere(x, lambda x, _: self._padded(self._own_logits(x))))
 
-    def log_sums(self, x: Tensor) -> Tensor:
-        """Log-sum-exp over all tokens. Shape: (N, dim) -> (N,)."""
+    def log_sums(self, x: Tensor, chunk: int = 0) -> Tensor:
+        """Log-sum-exp over all tokens. Shape: (N, dim) -> (N,).
+
+        Args:
+            chunk: where a gradient is wanted, at most so many rows of logits are held at once, and made again
+                in the backward pass (0: all).
+        """
 
         def score(x: Tensor, _: Tensor) -> Tensor:
-            return self._own_logits(x).flatten(1).logsumexp(dim=-1, keepdim=True)
+            if 0 < chunk < len(x) and torch.is_grad_enabled():
+                target = torch.empty(len(x), dtype=torch.long, device=x.device)  # not read
+                return loss_in_pieces(self._log_sum, chunk, x, self.weight, target).unsqueeze(-1)
+            return self._log_sum(x, self.weight).unsqueeze(-1)
 
         return self._everywhere(x, score).squeeze(-1).logsumexp(dim=0)
 
@@ -221,10 +230,15 @@ class ShardedLevel(Level):
     def _says(self, x: Tensor) -> Tensor:
         return torch.tensor([self.book, x.size(-1)], device=x.device)
 
-    def _own_logits(self, x: Tensor) -> Tensor:
+    def _own_logits(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Of this rank's prefixes, -inf at holes. Shape: (N, dim) -> (N, own, L)."""
-        logits = wide(F.linear(x, self.weight.flatten(0, 1))).unflatten(-1, (self.own, self.length))
+        weight = self.weight if weight is None else weight
+        logits = wide(F.linear(x, weight.flatten(0, 1))).unflatten(-1, (self.own, self.length))
         return logits.masked_fill(self.counts == 0, -torch.inf)
+
+    def _log_sum(self, x: Tensor, weight: Tensor, _: Tensor | None = None) -> Tensor:
+        """Over this rank's tokens. Shape: (N, dim) -> (N,)."""
+        return self._own_logits(x, weight).flatten(1).logsumexp(dim=-1)
 
     def _padded(self, scores: Tensor) -> Tensor:
         """As many prefixes on every rank. Shape: (N, own, L) -> (N, most, L)."""

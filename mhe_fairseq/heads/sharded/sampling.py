@@ -17,7 +17,7 @@ class ShardedSamplingHead(ShardedHead, SamplingHead):
 
     As ``ShardedCascadeHead``: batches of any size, values and gradients of ``SamplingHead``, everything that
     reads the table is collective. The groups of a batch are drawn by its rank; what is drawn hangs on the
-    update alone, so all ranks draw the same. Eval mode has every rank score every row on its own tokens.
+    update alone, so all ranks draw the same. The exact loss has every rank score every row on its own tokens.
 
     A rank's rows are a table (groups, tokens a group, d) with rows of zeros at holes.
 
@@ -45,15 +45,15 @@ class ShardedSamplingHead(ShardedHead, SamplingHead):
         if torch.is_autocast_enabled(device):
             features = features.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
-            if self.training:
+            if self.samples:
                 return self._sampled_loss(features, target, smoothing, accuracy)
             gold = self.table.pair_scores(features, *self._place(target)).picked
-            log_z = self.table.log_sums(features)
+            log_z = self.table.log_sums(features, self.chunk)
             smooth = log_z - self._mean(features) if smoothing else None
             stats = {}
             if accuracy:
                 stats["accuracy"] = self.topk(features, 1)[1].squeeze(-1).eq(target).to(log_z.dtype)
-            return HeadLoss(log_z - gold, smooth, stats)
+            return self._as_sampled(HeadLoss(log_z - gold, smooth, stats))
 
     def log_probs(self, features: Tensor) -> Tensor:
         logits = self.table.all_logits(features).flatten(1)

@@ -12,6 +12,7 @@ from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import SamplingHead
 from mhe_fairseq.heads.kernels import launch
 from mhe_fairseq.heads.kernels.step_counts import training_launches
+from mhe_fairseq.heads.sampling import kernels as sampling_kernels
 from tests.heads.kernels.both import (
     PHASES,
     TOLERANCE,
@@ -198,3 +199,17 @@ def test_other_variants_are_plain_torchs() -> None:
             head = SamplingHead(16, SHUFFLED, variant=variant).train()
             head(features_for(5, 16, FLOAT, 1), targets_for(SHUFFLED, 5, 1))
     assert not launches
+
+
+def test_the_exact_loss_in_training_is_torchs() -> None:
+    """It is the softmax head's, which is one product."""
+    head = build(SHUFFLED).head
+    x, target = features_for(9, 16, FLOAT, 1).requires_grad_(), targets_for(SHUFFLED, 9, 1)
+    assert sampling_kernels.serves(head, x)
+    head.exact = True
+    assert not sampling_kernels.serves(head, x)
+    expected = softmax_oracle(head, x).gather(1, target.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(head(x, target).nll, -expected.to(FLOAT), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert not sampling_kernels.serves(head, x)
+        assert sampling_kernels.serves(head.eval(), x)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from tests.heads.sharded.messages import a_part_of_the_ranks, counted, message_by_message, under_torchs_ddp
-from tests.heads.sharded.pairs import HEADS
+from tests.heads.sharded.pairs import HEADS, SAMPLINGS
 from tests.heads.sharded.refusals import different_codebooks, different_widths, not_split, too_many_ranks
 from tests.heads.sharded.values import (
     adopt,
@@ -41,6 +41,11 @@ def all_cases() -> dict[str, Callable[[], None]]:
         cases[f"{name}: evaluation in float32"] = functools.partial(
             evaluate, name, "some", torch.float32, number
         )
+        if name in SAMPLINGS:
+            for at, kind in enumerate(kinds):
+                cases[f"{name}: exact loss in training, {kind}"] = functools.partial(
+                    compare, name, kind, torch.float64, True, 10 * number + at, exact=True
+                )
         for more in range(4):
             cases[f"{name}: loss, another codebook, {more}"] = functools.partial(
                 compare, name, "some", torch.float64, True, 100 + 10 * number + more
