@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""What a sampling head gains when the end of its training is done with the exact softmax.
+
+    python scripts/study/exact_end.py --source CORPUS --out exact-end --seeds 1,2,3
+
+Trains a study's softmax and its sampling head (``examples/translation/study.toml``), then the last updates of
+the sampling head once more for each of ``--shares``, with `--mhe-exact-last`. These trainings share their
+beginning: each starts from a checkpoint of the first, as a training that was interrupted there. Of each the
+last checkpoints are averaged, validated and translated with.
+
+``--out``/record.json has what is shown on the page of results. What is done is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from scripts.common.commands import Step, from_root  # noqa: E402
+from scripts.study.comparison import Comparison, make_parser, run_study  # noqa: E402
+from scripts.study.study import (  # noqa: E402
+    Folders,
+    generate_step,
+    parse_seeds,
+    prepare_steps,
+    reference_lines,
+    train_step,
+)
+from scripts.study.study_config import Study, StudyError, Variant  # noqa: E402
+from scripts.study.trained_on import validated_bits, validation_step, with_flags  # noqa: E402
+from scripts.study.translations import bootstrap, read_translations, score  # noqa: E402
+
+#: Checkpoints that are averaged, and how many a training saves.
+AVERAGED, SAVED = 4, 40
+
+COLUMNS = [
+    {"key": "model", "title": "model"},
+    {"key": "share", "title": "exact updates", "format": "{:.0%}"},
+    {"key": "bits", "title": "bits a piece, validation", "format": "{:.3f}"},
+    {"key": "bleu", "title": "BLEU", "format": "{:.2f}"},
+    {"key": "behind", "title": "to the softmax", "format": "{:+.2f}"},
+    {"key": "p", "title": "p of each seed"},
+    {"key": "chrf", "title": "chrF2", "format": "{:.2f}"},
+    {"key": "length", "title": "length, of the softmax's", "format": "{:.3f}"},
+]
+
+
+def training(study: Study, where: Folders, variant: Variant, seed: int) -> Step:
+    """A training that is saved ``SAVED`` times, and not validated."""
+    step = train_step(study, where, variant, seed, study.updates)
+    words = with_flags(step.words, keep_interval_updates="-1", validate_interval=None)
+    words = with_flags(words, validate_interval_updates=None)
+    return replace(step, words=[*words, "--disable-validation"])
+
+
+def begun(step: Step, earlier: Path, update: int) -> Step:
+    """A training that begins with the checkpoint after an update of another one, in ``earlier``."""
+    found = sorted(_saved(earlier).items())
+    path = max((each for each in found if each[0] <= update), default=(0, None))[1]
+    return step if path is None else replace(step, words=[*step.words, "--restore-file", str(path)])
+
+
+def link_last(step: Step, earlier: Path, first: int, last: int) -> None:
+    """Give a training the checkpoints of another one that are averaged with its own: after ``first`` to
+    ``last`` updates."""
+    step.makes.parent.mkdir(parents=True, exist_ok=True)
+    for update, path in _saved(earlier).items():
+        there = step.makes.parent / path.name
+        if first <= update <= last and not there.exists():
+            os.link(path, there)
+
+
+def _saved(folder: Path) -> dict[int, Path]:
+    """Checkpoints by update."""
+    return {int(path.stem.rsplit("_", 1)[1]): path for path in folder.glob("checkpoint_*_*.pt")}
+
+
+def scored_steps(study: Study, where: Folders, step: Step) -> list[Step]:
+    """Average, validate, translate."""
+    folder, averaged = step.makes.parent.parent, step.makes.parent.parent / "averaged.pt"
+    words = ["python", "scripts/recipes/average_checkpoints.py", str(step.makes.parent)]
+    words += ["--last", str(AVERAGED), "-o", str(averaged)]
+    return [
+        Step("average", words, averaged, folder / "average.log"),
+        validation_step("valid", where.data, averaged, folder),
+        generate_step(study, where, folder, averaged, "test", step),
+    ]
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Train, average, score; the record."""
+    comparison = Comparison(args, "exact-end")
+    study = comparison.study()
+    if study.updates % SAVED:
+        raise StudyError(f"--updates must be a multiple of {SAVED}, got {study.updates}")
+    study = replace(study, every=study.updates // SAVED)
+    softmax, sampling = study.chosen(f"{study.baseline},{args.variant}")
+    where, seeds = Folders(args.out), parse_seeds(args.seeds)
+    comparison.run(where.out, prepare_steps(study, args.source, where, [softmax, sampling]))
+    folders: dict[float | None, list[Path]] = {share: [] for share in (None, *sorted({0.0, *args.shares}))}
+    first = study.updates - (AVERAGED - 1) * study.every
+    for seed in seeds:
+        whole = training(study, where, replace(sampling, train=f"{sampling.train} --mhe-exact-last 0"), seed)
+        earlier = whole.makes.parent
+        for share in folders:
+            before, step = None, whole
+            if share is None:
+                step = training(study, where, softmax, seed)
+            elif share:
+                flags = f"{sampling.train} --mhe-exact-last {share}"
+                variant = replace(sampling, name=f"{sampling.name}-{share}", train=flags)
+                end = study.updates - math.ceil(share * study.updates)
+                step = begun(training(study, where, variant, seed), earlier, end)
+                before = partial(link_last, step, earlier, first, end)
+            folder = step.makes.parent.parent
+            comparison.run(folder, [step, *scored_steps(study, where, step)], before, seed=seed)
+            folders[share].append(folder)
+    references = reference_lines(study, where)
+    lines = {
+        share: [read_translations(folder / "test.txt", len(references)) for folder in of]
+        for share, of in folders.items()
+    }
+    scores = {share: [score(each, references) for each in of] for share, of in lines.items()}
+    rows = []
+    for share, own in scores.items():
+        pairs = list(zip(own, scores[None], strict=True))
+        chances = [
+            bootstrap(*pair, references)["BLEU"] for pair in zip(lines[None], lines[share], strict=True)
+        ]
+        rows.append(
+            {
+                "model": softmax.name if share is None else sampling.name,
+                "share": share,
+                "bits": _spread([validated_bits(folder / "valid.log") for folder in folders[share]]),
+                "bleu": _spread([each.bleu for each in own]),
+                "behind": None if share is None else fmean(each.bleu - base.bleu for each, base in pairs),
+                "p": None if share is None else ", ".join(f"{chance:.3f}" for chance in chances),
+                "chrf": _spread([each.chrf for each in own]),
+                "length": fmean(each.length / base.length for each, base in pairs),
+            }
+        )
+    return comparison.record(
+        about="A sampling head whose last updates are those of the exact softmax",
+        data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
+        setup=f"variants {softmax.name} and {sampling.name} of {from_root(args.study)}, {study.updates:,} "
+        f"updates; mean of the last {AVERAGED} checkpoints, {study.every} updates apart; p: that chance "
+        "makes so large a difference in BLEU to the softmax of the seed (paired bootstrap)",
+        seeds=args.seeds,
+        columns=COLUMNS,
+        rows=rows,
+    )
+
+
+def _spread(values: list[float]) -> float | list[float]:
+    """Of several seeds, as a record has it."""
+    if len(values) == 1:
+        return values[0]
+    return [fmean(values), (max(values) - min(values)) / 2]
+
+
+def shares(text: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or len(set(found)) < len(found) or not all(0 <= share < 1 for share in found):
+        raise argparse.ArgumentTypeError(f"takes different numbers from 0 to 1; got {text}")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, "exact-end")
+    add = parser.add_argument
+    add("--variant", default="sampling", help="with a sampling head (default: %(default)s)")
+    add("--shares", type=shares, default=[0, 0.05, 0.1, 0.2], help="default: 0,0.05,0.1,0.2")
+    add("--seeds", default="1", help="default: %(default)s")
+    return run_study("exact_end.py", parser.parse_args(argv), compare)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
