@@ -1,7 +1,8 @@
 """Commands for tests, each in a process forked from one that has imported fairseq: seconds less each.
 
 A process of the tests starts one server, and puts clients of it first on the PATH of what it runs:
-``fairseq-train``, ``mhe`` and so on. So what recipes, studies and shell blocks start is forked, too. A client
+``fairseq-train``, ``mhe``, ``python`` and so on. So what recipes, studies and shell blocks start is forked,
+too; ``sys.executable`` is a Python that is not. A client
 sends its arguments, folder, environment and open files; it passes signals on, and when it is killed its
 command is. In an environment in which Python, torch or Triton would begin in another way, the client becomes
 the command itself.
@@ -41,6 +42,9 @@ COMMANDS = (
     "mhe",
 )
 
+#: ``python`` is forked with a script, a module or code; with other options it is itself.
+_CLIENTS = (*COMMANDS, "python")
+
 #: What commands import besides ``forked.MODULES``.
 MORE = ("fairseq.tasks", "sacrebleu")
 
@@ -52,7 +56,9 @@ import json, os, signal, socket, sys, time
 name = os.path.basename(sys.argv[0])
 early = {{key: value for key, value in os.environ.items() if key.startswith({early!r})}}
 line = [os.path.join({bin!r}, name), *sys.argv[1:]]
-if early != {given!r}:
+arguments = sys.argv[1:]
+forks = name != "python" or arguments and (arguments[0][0] != "-" or arguments[0] in ("-m", "-c"))
+if early != {given!r} or not forks:
     os.execv(line[0], line)
 server = socket.socket(socket.AF_UNIX)
 until = time.monotonic() + 120
@@ -112,7 +118,7 @@ def start(folder: Path, module: str, env: Mapping[str, str]) -> subprocess.Popen
         given={key: value for key, value in env.items() if key.startswith(_EARLY)},
         socket=str(path),
     )
-    for name in COMMANDS:
+    for name in _CLIENTS:
         client = folder / "bin" / name
         client.write_text(source)
         client.chmod(0o755)
@@ -156,7 +162,10 @@ def _keep(client: socket.socket, changed: Callable[[list[str]], list[str]]) -> N
     while len(data) < int.from_bytes(header, "big"):
         data += client.recv(1 << 20)
     line, folder, env = json.loads(data)
-    child = forked.start(changed(line), folder, env, files, own_session=True)
+    line = changed(line)
+    if Path(line[0]).name == "python":
+        del line[0]
+    child = forked.start(line, folder, env, files, own_session=True)
     ended = os.pidfd_open(child)
     said = client.fileno()
     while ended not in select.select([said, ended], [], [])[0]:

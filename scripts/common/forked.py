@@ -15,6 +15,7 @@ import random
 import runpy
 import sys
 import threading
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -62,7 +63,7 @@ def start(
     """Fork a process that becomes a command.
 
     Args:
-        line: a Python script, or ``-m`` and a module, and arguments.
+        line: a Python script, or ``-m`` and a module, or ``-c`` and code, and arguments.
         cwd: its folder.
         env: its environment, all of it.
         files: descriptors of its standard input, output and error; closed here.
@@ -97,13 +98,20 @@ def _become(line: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
     random.seed()
     is_module = line[0] == "-m"
     sys.argv = list(line[is_module:])
-    sys.path[0] = cwd if is_module else str(Path(line[0]).parent)
+    sys.path[0] = {"-m": cwd, "-c": ""}.get(line[0], str(Path(line[0]).resolve().parent))
+    # Those of the checkout that the command is of may be others.
+    for module in [name for name in sys.modules if name.split(".")[0] in ("scripts", "tests")]:
+        del sys.modules[module]
     if Path(sys.argv[0]).name not in _OWN_LOGGING:
         logging.root.handlers[:], logging.root.level = _set_up
     code = 0
     try:
         if is_module:
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        elif line[0] == "-c":
+            source = sys.argv.pop(1)
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(source, "<string>", "exec"), vars(sys.modules["__main__"]))
         else:
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:

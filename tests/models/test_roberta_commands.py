@@ -93,7 +93,7 @@ def models(lm_data: Path, folder: Path) -> Models:
             "validate", str(lm_data), *PLUGIN, *MASKED, "--mask-prob", "0.3", *VALIDATE, "--path",
             str(folder / name / "checkpoint_last.pt"),
         ]  # fmt: skip
-    return run_lines(folder / "logs", lines)
+    return run_lines(lines)
 
 
 @pytest.fixture(scope="module")
@@ -219,16 +219,19 @@ def tuned(models: Models, labelled: Path, lm_data: Path, folder: Path) -> Models
             "--finetune-from-model", str(folder / "sampling.pt"), "--untie-weights-roberta",
             "--save-dir", str(folder / "none"),
         ],
-        "fill": ["python", FILL.format(folder=str(folder / "mixture"), data=str(lm_data), plugin=PLUGIN[1])],
+        "fill": [
+            "python", "-c",
+            FILL.format(folder=str(folder / "mixture"), data=str(lm_data), plugin=PLUGIN[1]),
+        ],
         "predict": [
-            "python",
+            "python", "-c",
             PREDICT.format(
                 folder=str(folder / "tuned"), data=str(labelled), plugin=PLUGIN[1],
                 tsv=str(folder / "tsv" / "valid.tsv"),
             ),
         ],
     }  # fmt: skip
-    return run_lines(folder / "logs", lines)
+    return run_lines(lines)
 
 
 def test_fine_tuning_drops_the_head(tuned: Models, folder: Path) -> None:
@@ -353,7 +356,7 @@ def test_what_is_refused(models: Models, labelled: Path, lm_data: Path, folder: 
             "--mhe-mixtures is for --mhe-head product; the head is cascade",
         ),
     }  # fmt: skip
-    found = run_lines(tmp_path / "logs", {name: line for name, (line, _) in cases.items()})
+    found = run_lines({name: line for name, (line, _) in cases.items()})
     for name, (_, sentence) in cases.items():
         assert found[name].status == 1, name
         assert found[name].last.startswith("mhe_fairseq: error: "), (name, found[name].said[-3000:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,6 @@ from tests.helpers import TOY_SIZES, run_command
 
 SHORT = ["--max-update", "60", "--no-epoch-checkpoints"]
 BOTH = ("mhe_translation", "translation")
-
-#: Runs commands of fairseq one after the other in one process, as each takes seconds to start. Reads
-#: [[name, source, *arguments], ...], and marks where each one's output begins.
-RUNNER = """
-import importlib, io, json, sys
-for name, source, *arguments in json.load(open(sys.argv[1])):
-    print("=== output", flush=True)
-    sys.argv, sys.stdin = ["fairseq-" + name, *arguments], io.StringIO(source)
-    importlib.import_module("fairseq_cli." + name).cli_main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +27,15 @@ def models(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {name: folder / name / "checkpoint_best.pt" for name in ("product", "cascade")}
 
 
-def run_all(lines: list[list[str]], folder: Path) -> tuple[list[list[str]], str]:
-    """What each command printed of its results, and what all of them logged."""
-    (folder / "lines.json").write_text(json.dumps(lines))
-    done = run_command(["python", "-c", RUNNER, str(folder / "lines.json")])
-    outputs = done.stdout.split("=== output\n")[1:]
-    assert len(outputs) == len(lines)
+def run_all(lines: list[list[str]]) -> tuple[list[list[str]], str]:
+    """What each command, [name, what it reads, *arguments], printed of its results, and what all logged."""
     marks = ("S-", "T-", "H-", "D-", "P-", "A-", "Generate ")
-    kept = [[line for line in output.splitlines() if line.startswith(marks)] for output in outputs]
-    return kept, done.stdout + done.stderr
+    kept, said = [], ""
+    for name, source, *arguments in lines:
+        done = run_command([f"fairseq-{name}", *arguments], stdin=source)
+        kept.append([line for line in done.stdout.splitlines() if line.startswith(marks)])
+        said += done.stdout + done.stderr
+    return kept, said
 
 
 def _read(line: str) -> list[str | float]:
@@ -97,7 +86,7 @@ def test_the_same_lines_come_out(models: dict[str, Path], toy_data: Path, tmp_pa
         told = ALL_SENTENCES if task == "translation" else []
         lines += [["generate", "", *common, *told, "--task", task, *case] for case in cases]
         lines.append(["interactive", "\n".join(text) + "\n", *common, "--task", task, "--path", product])
-    outputs, said = run_all(lines, tmp_path)
+    outputs, said = run_all(lines)
     ours, stock = outputs[: len(cases) + 1], outputs[len(cases) + 1 :]
     for case, mine, theirs in zip([*cases, ["interactive"]], ours, stock, strict=True):
         check_same(mine, theirs, case)

@@ -39,17 +39,12 @@ def test_a_storage_that_is_gone_is_not_taken_for_another() -> None:
 
 def waits_of(folder: Path, lines: dict[str, list[str]]) -> dict[str, list[dict[str, Any]]]:
     """Name -> what the script finds of a training, of ["train", arguments]."""
-    code = "import runpy; runpy.run_path({!r}, run_name='__main__')"
+    folder.mkdir()
     again = {
-        name: ["python", code.format(str(SCRIPT)), "--json", str(folder / f"{name}.json"), "--", *line[1:]]
+        name: ["python", str(SCRIPT), "--json", str(folder / f"{name}.json"), "--", *line[1:]]
         for name, line in lines.items()
     }
-    folder.mkdir()
-    # The command "python" runs its first argument with all of them in sys.argv.
-    for name in again:
-        again[name][1] = "import sys; del sys.argv[1]\n" + again[name][1]
-    ended = run_lines(folder / "logs", again)
-    for each in ended.values():
+    for each in run_lines(again).values():
         assert each.status == 0, each.said[-3000:]
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in again}
 
