@@ -35,12 +35,15 @@ class Ended:
         return self.said.rstrip().splitlines()[-1]
 
 
-def run_lines(lines: Mapping[str, Sequence[str]]) -> dict[str, Ended]:
-    """Run commands one after the other: name -> [command, *arguments], of fairseq or ``python``."""
+def run_lines(folder: Path, lines: Mapping[str, Sequence[str]]) -> dict[str, Ended]:
+    """Run commands one after the other: name -> [command, *arguments], of fairseq or ``python``. What each
+    says is kept in ``folder``, too."""
+    folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for name, (command, *arguments) in lines.items():
         program = command if command == "python" else f"fairseq-{command.replace('_', '-')}"
         done = run_command([program, *arguments], check=False, merged=True)
+        (folder / f"{name.replace(' ', '-')}.log").write_text(done.stdout)
         found[name] = Ended(done.returncode, done.stdout)
     return found
 

@@ -38,6 +38,6 @@ def train_stock(toy_data: Path, lm_data: Path, folder: Path) -> dict[str, Path]:
         name: ["train", *line, *PLUGIN, *_COMMON, "--save-dir", str(saved[name])]
         for name, line in lines.items()
     }
-    for name, ended in run_lines(runs).items():
+    for name, ended in run_lines(folder, runs).items():
         assert ended.status == 0, f"{name}: {ended.said[-2000:]}"
     return {name: path / "checkpoint_last.pt" for name, path in saved.items()}

@@ -41,7 +41,7 @@ def trained(toy_data: Path, lm_data: Path, tmp_path_factory: pytest.TempPathFact
     }
     masked = [flag for flag in SAVING if flag != "--no-epoch-checkpoints"]
     lines["masked"] = pretrain(lm_data, folder / "masked", *masked)
-    for ended in run_lines(lines).values():
+    for ended in run_lines(folder / "logs", lines).values():
         assert ended.status == 0, ended.said[-3000:]
     (folder / "exported").mkdir()
     for path in saved(folder / "sampling"):
@@ -121,7 +121,7 @@ def test_they_translate(trained: Path, toy_data: Path, lm_data: Path, tmp_path: 
         lines[f"masked {way}"] = [
             *validate, "--path", str(tmp_path / f"masked {way}.pt"), *CPU, "--max-tokens", "500",
         ]  # fmt: skip
-    ended = run_lines(lines)
+    ended = run_lines(tmp_path / "logs", lines)
     found: dict[str, Any] = {name: translations(each) for name, each in ended.items() if "masked" not in name}
     for name in (*MODELS, "exported"):
         check_alike(found[f"{name} ours"], found[f"{name} fairseq's"])

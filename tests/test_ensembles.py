@@ -33,7 +33,7 @@ def models(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: ["train", *train_line(toy_data, folder / name, *flags, *short, arch=arch)[1:]]
         for name, (arch, flags) in MODELS.items()
     }
-    for ended in run_lines(lines).values():
+    for ended in run_lines(folder / "logs", lines).values():
         assert ended.status == 0, ended.said[-3000:]
     return folder
 
@@ -57,7 +57,7 @@ def test_they_score_by_their_mean_probability(models: Path, toy_data: Path, tmp_
     """Every token of the references, in both orders; from what each model says alone."""
     lines = {name: line(toy_data, models, (name,), "--score-reference") for name in MODELS}
     lines |= {" ".join(pair): line(toy_data, models, pair, "--score-reference") for pair in PAIRS}
-    found = {name: token_scores(ended) for name, ended in run_lines(lines).items()}
+    found = {name: token_scores(ended) for name, ended in run_lines(tmp_path, lines).items()}
     for one, other in PAIRS:
         for sentence, scores in found[f"{one} {other}"].items():
             alone = zip(found[one][sentence], found[other][sentence], strict=True)
@@ -71,7 +71,7 @@ def test_they_find_what_the_wide_search_finds(models: Path, toy_data: Path, tmp_
     for pair in PAIRS:
         for task in ("translation", "mhe_translation"):
             lines[f"{' '.join(pair)} {task}"] = line(toy_data, models, pair, "--task", task)
-    ended = run_lines(lines)
+    ended = run_lines(tmp_path, lines)
     said = {name: each.said for name, each in ended.items()}
     assert not any(each.status for each in ended.values()), said
     for pair in PAIRS:
@@ -103,7 +103,7 @@ def test_models_of_other_dictionaries(kind: str, models: Path, toy_data: Path, t
     lines = {
         " ".join(pair): line(data, models, pair) for pair in (("cascade", "stock"), ("stock", "cascade"))
     }
-    for name, ended in run_lines(lines).items():
+    for name, ended in run_lines(tmp_path / "logs", lines).items():
         assert ended.status == 1 and "Traceback" not in ended.said, ended.said[-3000:]
         expected = "tokens" if kind == "larger" else "the checkpoint is for another dictionary (fingerprint "
         assert ended.last.startswith("mhe_fairseq: error: ") and expected in ended.last, name

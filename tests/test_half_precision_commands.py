@@ -57,7 +57,7 @@ def trained(
         flags = ["--bf16"] if kind == "bf16" else []
         lines[f"lm {kind}"] = language_model(lm_data, folder / f"lm {kind}", *flags)
         lines[f"masked {kind}"] = pretrain(lm_data, folder / f"masked {kind}", *flags, *SHORT[1:], "20")
-    return folder, run_lines(lines)
+    return folder, run_lines(folder / "logs", lines)
 
 
 def checkpoint(trained: tuple[Path, dict[str, Ended]], name: str) -> Path:
@@ -111,7 +111,7 @@ def test_training_goes_on(trained: tuple[Path, dict[str, Ended]], toy_data: Path
         )
         for name in names
     }  # fmt: skip
-    for name, ended in run_lines(lines).items():
+    for name, ended in run_lines(tmp_path / "logs", lines).items():
         found = losses(ended)
         assert len(found) == 4 and "Loaded checkpoint" in ended.said
         assert max(found) < losses(trained[1][name])[0] - 1
@@ -131,7 +131,7 @@ def test_search_and_scoring(trained: tuple[Path, dict[str, Ended]], toy_data: Pa
     lines |= {f"validate {name}": [*validate, *each] for name, each in flags.items()}
     # One that was trained in half precision is searched in what the command says.
     lines["half"] = search_lines(toy_data, checkpoint(trained, "bf16"))
-    ended = run_lines(lines)
+    ended = run_lines(tmp_path, lines)
     assert [each.status for each in ended.values()] == [0] * len(lines)
     exact = hypotheses(ended["generate fp32"].said)
     (loss,) = losses(ended["validate fp32"], "valid_nll_loss", "valid")
@@ -191,7 +191,7 @@ def test_every_command_takes_the_flags(
         for command, line in commands.items()
         for flag in (types if "validate" in command else ["--bf16"])
     }
-    for name, ended in run_lines(lines).items():
+    for name, ended in run_lines(tmp_path / "logs", lines).items():
         assert ended.status == 0, ended.said[-3000:]
         seen = {line for line in ended.said.splitlines() if line.startswith("SEEN")}
         assert seen == {f"SEEN torch.{types[name.split()[-1]]}"}, name
@@ -214,7 +214,7 @@ def test_two_precisions_are_one_sentence(toy_data: Path, tmp_path: Path) -> None
         "two": "mhe_fairseq: error: --fp16 and --bf16 are two precisions; give one of them",
         "tpu": "mhe_fairseq: error: --tpu needs torch_xla, which is not installed; without --tpu, ",
     }
-    for name, ended in run_lines(lines).items():
+    for name, ended in run_lines(tmp_path / "logs", lines).items():
         assert ended.status == 1 and "Traceback" not in ended.said
         assert ended.last.startswith(said[name])
         assert ended.said.count("mhe_fairseq: error: ") == 1

@@ -223,7 +223,7 @@ def test_masked_language_models(lm_data: Path, tmp_path: Path) -> None:
         "cascade": pretrain(lm_data, tmp_path / "cascade", "--mhe-head", "cascade", *SHORT),
         "stock": stock,
     }
-    done = run_lines(lines)
+    done = run_lines(tmp_path, lines)
     assert [each.status for each in done.values()] == [0, 0], [each.last for each in done.values()]
     paths = {name: tmp_path / name / "checkpoint_last.pt" for name in lines}
     found = analyze(paths["cascade"], lm_data, "--against", paths["stock"], folder=tmp_path)

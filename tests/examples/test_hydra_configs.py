@@ -29,7 +29,7 @@ def test_hydra_configs_train(toy_data: Path, tmp_path: Path) -> None:
         + [f"checkpoint.save_dir={tmp_path / recipe}", f"hydra.run.dir={tmp_path / 'hydra' / recipe}"]
         for recipe in ("wmt14_en_de", "wmt16_en_ro", "iwslt14_de_en", "opus100")
     }
-    for recipe, ended in run_lines(lines).items():
+    for recipe, ended in run_lines(tmp_path / "logs", lines).items():
         assert ended.status == 0, ended.said[-3000:]
         assert (tmp_path / recipe / "checkpoint_last.pt").is_file()
 

@@ -64,7 +64,7 @@ def test_noise_on_the_layers(toy_data: Path, lm_data: Path, tmp_path: Path) -> N
     lines["none"] = translation(toy_data, tmp_path / "none", *HEADS["cascade"])
     lines["lm"] = language_model(lm_data, tmp_path / "lm", *NOISE, "8")
     lines["masked"] = pretrain(lm_data, tmp_path / "masked", *SHORT[:2], *NOISE, "8")
-    ended = run_lines(lines)
+    ended = run_lines(tmp_path / "logs", lines)
     found = {name: losses(each) for name, each in ended.items()}
     assert found["cascade"] != found["none"]
     long = ["--max-len-a", "1.5", "--max-len-b", "5", "--beam", "2", "--required-batch-size-multiple", "1"]
@@ -75,13 +75,14 @@ def test_noise_on_the_layers(toy_data: Path, lm_data: Path, tmp_path: Path) -> N
         ]
         for name in HEADS
     }  # fmt: skip
-    for each in run_lines(lines).values():
+    for each in run_lines(tmp_path / "logs", lines).values():
         assert len(hypotheses(each.said)) == 30, each.said[-3000:]
 
 
 def test_centroids_for_the_layers(toy_data: Path, tmp_path: Path) -> None:
     """The head stays as it is."""
     ended = run_lines(
+        tmp_path / "logs",
         {"a": translation(toy_data, tmp_path / "a", *HEADS["cascade"], *config(tmp_path, BODY))},
     )["a"]
     losses(ended)
@@ -115,7 +116,7 @@ def test_refused(toy_data: Path, lm_data: Path, tmp_path: Path) -> None:
         "head": translation(toy_data, tmp_path / "out", *config(tmp_path / "head", r"decoder\\.head")),
         "block": translation(toy_data, tmp_path / "out", *NOISE, "7"),
     }
-    for name, ended in run_lines(lines).items():
+    for name, ended in run_lines(tmp_path / "logs", lines).items():
         assert ended.status == 1 and "Traceback" not in ended.said, ended.said[-3000:]
         assert ended.last.startswith("mhe_fairseq: error: ") and said[name] in ended.last, ended.last
     assert not list(tmp_path.glob("out/*.pt"))

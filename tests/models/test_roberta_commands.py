@@ -93,7 +93,7 @@ def models(lm_data: Path, folder: Path) -> Models:
             "validate", str(lm_data), *PLUGIN, *MASKED, "--mask-prob", "0.3", *VALIDATE, "--path",
             str(folder / name / "checkpoint_last.pt"),
         ]  # fmt: skip
-    return run_lines(lines)
+    return run_lines(folder / "logs", lines)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def tuned(models: Models, labelled: Path, lm_data: Path, folder: Path) -> Models
             ),
         ],
     }  # fmt: skip
-    return run_lines(lines)
+    return run_lines(folder / "logs", lines)
 
 
 def test_fine_tuning_drops_the_head(tuned: Models, folder: Path) -> None:
@@ -356,7 +356,7 @@ def test_what_is_refused(models: Models, labelled: Path, lm_data: Path, folder: 
             "--mhe-mixtures is for --mhe-head product; the head is cascade",
         ),
     }  # fmt: skip
-    found = run_lines({name: line for name, (line, _) in cases.items()})
+    found = run_lines(tmp_path / "logs", {name: line for name, (line, _) in cases.items()})
     for name, (_, sentence) in cases.items():
         assert found[name].status == 1, name
         assert found[name].last.startswith("mhe_fairseq: error: "), (name, found[name].said[-3000:])

@@ -41,7 +41,7 @@ def test_perplexity_is_the_validations(
             + ["--log-format", "json"]
         )
         lines.append(["eval_lm", "", *common, *path, "--gen-subset", "valid", "--softmax-batch", "64"])
-    _, said = run_all(lines)
+    _, said = run_all(lines, tmp_path)
     losses = [float(loss) for loss in re.findall(r"Loss \(base 2\): ([\d.]+), Perplexity", said)]
     validated = logged(said, "valid_nll_loss", kind="valid")
     assert len(losses) == len(validated) == len(HEADS)

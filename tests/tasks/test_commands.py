@@ -27,14 +27,16 @@ def models(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {name: folder / name / "checkpoint_best.pt" for name in ("product", "cascade")}
 
 
-def run_all(lines: list[list[str]]) -> tuple[list[list[str]], str]:
-    """What each command, [name, what it reads, *arguments], printed of its results, and what all logged."""
+def run_all(lines: list[list[str]], folder: Path) -> tuple[list[list[str]], str]:
+    """What each command, [name, what it reads, *arguments], printed of its results, and what all logged. All of it
+    is kept in ``folder``, too."""
     marks = ("S-", "T-", "H-", "D-", "P-", "A-", "Generate ")
     kept, said = [], ""
     for name, source, *arguments in lines:
         done = run_command([f"fairseq-{name}", *arguments], stdin=source)
         kept.append([line for line in done.stdout.splitlines() if line.startswith(marks)])
         said += done.stdout + done.stderr
+    (folder / "said").write_text(said)
     return kept, said
 
 
@@ -86,7 +88,7 @@ def test_the_same_lines_come_out(models: dict[str, Path], toy_data: Path, tmp_pa
         told = ALL_SENTENCES if task == "translation" else []
         lines += [["generate", "", *common, *told, "--task", task, *case] for case in cases]
         lines.append(["interactive", "\n".join(text) + "\n", *common, "--task", task, "--path", product])
-    outputs, said = run_all(lines)
+    outputs, said = run_all(lines, tmp_path)
     ours, stock = outputs[: len(cases) + 1], outputs[len(cases) + 1 :]
     for case, mine, theirs in zip([*cases, ["interactive"]], ours, stock, strict=True):
         check_same(mine, theirs, case)

@@ -80,7 +80,7 @@ def test_the_same_lines_come_out(language_models: dict[str, Path], lm_data: Path
         told = ALL_SENTENCES if task == "language_modeling" else []
         lines += [["generate", "", *common, *told, *case] for case in cases]
         lines.append(["interactive", text, *common, "--path", cascade, "--beam", "3"])
-    outputs, said = run_all(lines)
+    outputs, said = run_all(lines, tmp_path)
     ours, stock = outputs[: len(cases) + 1], outputs[len(cases) + 1 :]
     for case, mine, theirs in zip([*cases, ["interactive"]], ours, stock, strict=True):
         check_same(mine, theirs, case)

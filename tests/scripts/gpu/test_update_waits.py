@@ -44,7 +44,7 @@ def waits_of(folder: Path, lines: dict[str, list[str]]) -> dict[str, list[dict[s
         name: ["python", str(SCRIPT), "--json", str(folder / f"{name}.json"), "--", *line[1:]]
         for name, line in lines.items()
     }
-    for each in run_lines(again).values():
+    for each in run_lines(folder / "logs", again).values():
         assert each.status == 0, each.said[-3000:]
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in again}
 
