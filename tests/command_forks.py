@@ -43,18 +43,24 @@ COMMANDS = (
 )
 
 #: ``python`` is forked with a script, a module or code; with other options it is itself.
-_CLIENTS = (*COMMANDS, "python")
+_CLIENTS = (*COMMANDS, "python", "torchrun")
 
 #: What commands import besides ``forked.MODULES``.
 MORE = ("fairseq.tasks", "sacrebleu")
 
 #: Variables that are read when Python, torch or Triton begin. How threads wait is nothing to one thread.
 _EARLY = ("PYTHON", "OMP_NUM", "MKL_", "TRITON", "CUDA", "TORCH", "LD_")
+#: Of these, what forked commands obey all the same, and what torchrun tells its ranks.
+_LATE = ("PYTHONWARNINGS", "TORCHELASTIC", "TORCH_NCCL")
 
 _CLIENT = """#!{python} -SI
 import json, os, signal, socket, sys, time
 name = os.path.basename(sys.argv[0])
-early = {{key: value for key, value in os.environ.items() if key.startswith({early!r})}}
+early = {{
+    key: value
+    for key, value in os.environ.items()
+    if key.startswith({early!r}) and not key.startswith({late!r})
+}}
 line = [os.path.join({bin!r}, name), *sys.argv[1:]]
 arguments = sys.argv[1:]
 forks = name != "python" or arguments and (arguments[0][0] != "-" or arguments[0] in ("-m", "-c"))
@@ -114,8 +120,11 @@ def start(folder: Path, module: str, env: Mapping[str, str]) -> subprocess.Popen
     source = _CLIENT.format(
         python=sys.executable,
         early=_EARLY,
+        late=_LATE,
         bin=str(BIN),
-        given={key: value for key, value in env.items() if key.startswith(_EARLY)},
+        given={
+            key: value for key, value in env.items() if key.startswith(_EARLY) and not key.startswith(_LATE)
+        },
         socket=str(path),
     )
     for name in _CLIENTS:

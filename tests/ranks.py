@@ -25,6 +25,9 @@ import json, os, sys
 import fairseq_cli.train
 import torch._dynamo
 import mhe_fairseq
+from scripts.common import faster_interpreter
+if os.environ.get("TRITON_INTERPRET"):
+    faster_interpreter.install()
 for training in json.load(open(sys.argv[1])):
     ranks = []
     for log, *arguments in training:

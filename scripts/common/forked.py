@@ -16,6 +16,7 @@ import runpy
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -93,6 +94,7 @@ def _become(line: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
     sys.stdin = open(0, encoding="utf-8", closefd=False)
     os.environ.clear()
     os.environ.update(env)
+    _set_warnings(env.get("PYTHONWARNINGS", ""))
     os.chdir(cwd)
     # A fresh process draws other numbers, too.
     random.seed()
@@ -122,6 +124,18 @@ def _become(line: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
         sys.excepthook(*sys.exc_info())
         code = 1
     _end(code)
+
+
+def _set_warnings(options: str) -> None:
+    """Filters of warnings as Python makes them when it begins, not those of the process forked from."""
+    before = list(warnings.filters)
+    warnings.filters[:] = []  # type: ignore[index]
+    warnings._processoptions(sys.warnoptions)  # type: ignore[attr-defined]
+    own = list(warnings.filters)
+    warnings.filters[:] = [each for each in before if each not in own]  # type: ignore[index]
+    sys.warnoptions[:] = filter(None, options.split(","))
+    warnings._processoptions(sys.warnoptions)  # type: ignore[attr-defined]
+    warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
 def _end(code: int) -> NoReturn:

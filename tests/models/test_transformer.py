@@ -12,10 +12,11 @@ import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
 from tests.commands import CRITERION, generate, hypotheses, logged, train
 from tests.helpers import REPO, run_command
 
+TWO_LAYERS = ["--encoder-layers", "2", "--decoder-layers", "2"]
 HEADS: dict[str, list[str]] = {
     "product": ["--mhe-head", "product"],
     "mixture": ["--mhe-head", "product", "--mhe-mixtures", "3", "--share-all-embeddings"],
-    "three digits": ["--mhe-lengths", "4,4,8", "--share-decoder-input-output-embed"],
+    "three digits": ["--mhe-lengths", "4,4,8", "--share-decoder-input-output-embed"] + TWO_LAYERS,
     "softmax": ["--mhe-head", "softmax", "--mhe-chunk", "64"],
     "cascade": ["--mhe-head", "cascade", "--share-all-embeddings"],
     "cascade bottleneck": ["--mhe-head", "cascade", "--mhe-bottleneck", "8", "--mhe-dropout", "0.1"],

@@ -28,8 +28,8 @@ def models(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def run_all(lines: list[list[str]], folder: Path) -> tuple[list[list[str]], str]:
-    """What each command, [name, what it reads, *arguments], printed of its results, and what all logged. All of it
-    is kept in ``folder``, too."""
+    """What each command, [name, what it reads, *arguments], printed of its results, and what all logged.
+    All of it is kept in ``folder``, too."""
     marks = ("S-", "T-", "H-", "D-", "P-", "A-", "Generate ")
     kept, said = [], ""
     for name, source, *arguments in lines:

@@ -8,7 +8,6 @@ import re
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from scripts.recipes.watch import Watch
 from scripts.study.report_pretrain import title, warning
 from tests.helpers import REPO, TOY_SIZES, command_env, run_command, write_toy_corpus
 
-SCRIPT = [sys.executable, str(REPO / "scripts" / "recipes" / "pretrain_demo.py")]
+SCRIPT = ["python", str(REPO / "scripts" / "recipes" / "pretrain_demo.py")]
 UPDATES = 60
 STEPS = [
     *("text-train", "text-valid", "text-test", "prepare", "assign"),
@@ -226,7 +225,7 @@ class TestCommands:
     def test_failed_command_is_told(self, tmp_path: Path) -> None:
         commands, _ = self.commands(tmp_path / "work")
         out = tmp_path / "work" / "log"
-        words = [sys.executable, "-c", "import sys; print('first', flush=True); sys.exit('the reason')"]
+        words = ["python", "-c", "import sys; print('first', flush=True); sys.exit('the reason')"]
         for append, written in ((True, out), (False, out.with_name("log.tmp"))):
             with pytest.raises(CommandError, match=rf"^bad: .* status 1; see {written}: the reason$"):
                 commands.run(Step("bad", words, out, out, append))

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ TINY = (
 
 
 def script(data: Path, out: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPO / "scripts" / "study" / "compare_language_models.py")]
+    command = ["python", str(REPO / "scripts" / "study" / "compare_language_models.py")]
     flags = ["--data", str(data), "--out", str(out), "--user-dir", str(REPO / "mhe_fairseq"), *words]
     return run_command([*command, *flags], check=check)
 

@@ -6,7 +6,6 @@ import json
 import lzma
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ train = "--task translation --arch transformer --criterion label_smoothed_cross_
 
 
 def script(name: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return run_command([sys.executable, str(REPO / "scripts" / "study" / name), *words], check=check)
+    return run_command(["python", str(REPO / "scripts" / "study" / name), *words], check=check)
 
 
 @pytest.fixture(scope="module")
