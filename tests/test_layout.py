@@ -55,6 +55,12 @@ def imported(path: Path, known: set[str], anywhere: bool) -> set[str]:
     return names & known
 
 
+def test_the_longest_tests_have_these_names() -> None:
+    from tests.conftest import LONGEST
+
+    assert [name for name in LONGEST if not (REPO / "tests" / name).is_file()] == []
+
+
 def test_imports_go_one_way() -> None:
     known = modules()
     for name, path in known.items():

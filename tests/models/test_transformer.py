@@ -30,7 +30,7 @@ HEADS: dict[str, list[str]] = {
 def mixture(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mixture trained until it translates some of the toy language."""
     folder = tmp_path_factory.mktemp("mixture")
-    train(toy_data, folder, *CRITERION, *HEADS["mixture"], "--max-update", "60", "--no-epoch-checkpoints")
+    train(toy_data, folder, *CRITERION, *HEADS["mixture"], "--max-update", "32", "--no-epoch-checkpoints")
     return folder / "checkpoint_best.pt"
 
 

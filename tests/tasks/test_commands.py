@@ -9,7 +9,7 @@ import pytest
 from tests.commands import ALL_SENTENCES, CRITERION, PAIR, PLUGIN, generate, hypotheses, logged, train
 from tests.helpers import TOY_SIZES, run_command
 
-SHORT = ["--max-update", "60", "--no-epoch-checkpoints"]
+SHORT = ["--max-update", "24", "--no-epoch-checkpoints"]
 BOTH = ("mhe_translation", "translation")
 
 
