@@ -19,6 +19,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.helpers import make_toy_data
+from tests.order import longest_first
 
 # Tests run in several processes on few cores; more threads in each only get in each other's way.
 torch.set_num_threads(1)
@@ -35,36 +36,8 @@ settings.register_profile(
 settings.load_profile("mhe")
 
 
-#: Files of which each takes half a minute and more, the longest first.
-LONGEST = (
-    "scripts/gpu/test_check_commands.py",
-    "heads/kernels/test_search.py",
-    "heads/kernels/test_cascade.py",
-    "models/test_roberta_commands.py",
-    "models/test_transformer.py",
-    "test_half_precision_commands.py",
-    "test_ranks.py",
-    "test_faults.py",
-    "scripts/recipes/test_quickstart.py",
-    "scripts/study/test_study.py",
-    "heads/kernels/test_commands.py",
-    "examples/test_pretraining.py",
-    "test_ema_commands.py",
-    "docs/test_blocks_run.py",
-    "scripts/recipes/test_pretrain_demo.py",
-    "scripts/gpu/test_check.py",
-    "scripts/gpu/test_kernels_report.py",
-    "scripts/study/test_compare_language_models.py",
-    "test_ensembles.py",
-    "cli/test_analyze.py",
-    "cli/test_export.py",
-)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With the long files first no process works alone on one at the end; others stay in their order."""
-    order = {f"tests/{name}": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.location[0], len(order)))
+    longest_first(items)
 
 
 @pytest.fixture(scope="session")

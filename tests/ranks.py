@@ -85,7 +85,8 @@ def start_ranks(line: Sequence[str], logs: Path, ranks: int = 2) -> list[subproc
 def run_trainings(
     trainings: Sequence[Sequence[Sequence[str]]], logs: Path, env: Mapping[str, str] | None = None
 ) -> list[list[Ended]]:
-    """Run trainings, a command for each of their ranks, to their ends. A single rank is told of no other."""
+    """Run trainings, a command for each of their ranks, to their ends. A single rank is told of no other.
+    Whatever the first word of a command is, fairseq-train is run."""
     logs.mkdir(parents=True, exist_ok=True)
     files = [
         [logs / f"training{number}rank{rank}.log" for rank in range(len(lines))]
@@ -95,7 +96,8 @@ def run_trainings(
     statuses = []
     if env is None:
         for lines, said in zip(placed, files, strict=True):
-            statuses.append([rank.wait(timeout=600) for rank in _started(lines, said)])
+            ranks = _started([["fairseq-train", *line[1:]] for line in lines], said)
+            statuses.append([rank.wait(timeout=600) for rank in ranks])
     else:
         arguments = [
             [[str(log), *line[1:]] for line, log in zip(lines, said, strict=True)]

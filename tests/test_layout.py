@@ -7,6 +7,7 @@ import graphlib
 from pathlib import Path
 
 from tests.helpers import REPO
+from tests.order import LONGEST
 
 PACKAGE = REPO / "mhe_fairseq"
 
@@ -56,8 +57,6 @@ def imported(path: Path, known: set[str], anywhere: bool) -> set[str]:
 
 
 def test_the_longest_tests_have_these_names() -> None:
-    from tests.conftest import LONGEST
-
     assert [name for name in LONGEST if not (REPO / "tests" / name).is_file()] == []
 
 
