@@ -88,20 +88,31 @@ if status < 0:
 sys.exit(status)
 """
 
-#: Of each process of the tests: the folder of its server's socket and clients.
+#: Of each process of the tests: the folder of its server's socket and clients, and the server.
 _folder: Path | None = None
+_server: subprocess.Popen[bytes] | None = None
 
 
 def clients(env: Mapping[str, str]) -> Path:
     """The folder of the clients; the first call starts their server, in the environment ``env``."""
-    global _folder
+    global _folder, _server
     if _folder is None:
         _folder = Path(tempfile.mkdtemp(prefix="commands-"))
         # Tests of kernels set it for themselves.
         env = {key: value for key, value in env.items() if key != "TRITON_INTERPRET"}
-        server = start(_folder, "tests.command_forks", env)
-        atexit.register(_end, server, _folder, os.getpid())
+        _server = start(_folder, "tests.command_forks", env)
+        atexit.register(_end, _server, _folder, os.getpid())
     return _folder / "bin"
+
+
+def settle(seconds: float = 60) -> None:
+    """Wait until every command has ended: when its client is killed, a command is a moment later."""
+    assert _server is not None
+    children = Path(f"/proc/{_server.pid}/task/{_server.pid}/children")
+    until = time.monotonic() + seconds
+    while children.read_text().split():
+        assert time.monotonic() < until, "commands outlive their killed clients"
+        time.sleep(0.01)
 
 
 def _end(server: subprocess.Popen[bytes], folder: Path, owner: int) -> None:
@@ -182,6 +193,7 @@ def _keep(client: socket.socket, changed: Callable[[list[str]], list[str]]) -> N
         if not numbers:
             # The client was killed, and so is what it stands for.
             os.killpg(child, signal.SIGKILL)
+            forked.status(child)
             os._exit(0)
         for number in numbers:
             os.kill(child, number)

@@ -18,8 +18,8 @@ TOY_SIZES = {"train": 200, "valid": 30, "test": 30}
 def command_env(extra: Mapping[str, str] | None = None, forked: bool = True) -> dict[str, str]:
     """The environment commands run in: this interpreter's scripts, this checkout's package, one thread.
 
-    With ``forked`` fairseq's commands and ``mhe`` are found as clients of a process that forks them
-    (``command_forks``): not for commands that are killed, since a client is dead a moment before its command.
+    With ``forked`` fairseq's commands, ``mhe`` and ``python`` are clients of a process that forks them
+    (``command_forks``). A test that kills one calls ``command_forks.settle`` before it looks at what is left.
 
     One thread because several tests run at once on few cores, and because sums of floats then always
     come out the same.

@@ -261,6 +261,7 @@ def test_resume_after_kill_is_the_uninterrupted_run(head: str, toy_data: Path, t
     import signal
     import subprocess
 
+    from tests import command_forks
     from tests.commands import train_line
     from tests.helpers import command_env, resolve_command
 
@@ -269,7 +270,9 @@ def test_resume_after_kill_is_the_uninterrupted_run(head: str, toy_data: Path, t
     flags += ["--save-interval-updates", "5", "--keep-last-epochs", "1"]
     whole = train(toy_data, tmp_path / "whole", *flags, "--max-update", "24")
     expected = dict(enumerate(logged(whole.stdout + whole.stderr, "loss"), start=1))
-    line = resolve_command(train_line(toy_data, tmp_path / "cut", *flags, "--max-update", "10000"))
+    line = resolve_command(
+        train_line(toy_data, tmp_path / "cut", *flags, "--max-update", "10000"), forked=True
+    )
     log = tmp_path / "cut.log"
     with log.open("w") as out:
         running = subprocess.Popen(line, stdout=out, stderr=out, env=command_env(), cwd=REPO)
@@ -277,6 +280,7 @@ def test_resume_after_kill_is_the_uninterrupted_run(head: str, toy_data: Path, t
             pass
         running.send_signal(signal.SIGKILL)
         running.wait()
+        command_forks.settle()
     resumed = train(toy_data, tmp_path / "cut", *flags, "--max-update", "24")
     said = resumed.stdout + resumed.stderr
     updates, losses = logged(said, "num_updates"), logged(said, "loss")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mhe_fairseq.coding import Codebook, plan_lengths
+from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead
 from mhe_fairseq.heads.kernels import dispatch, launch
 from mhe_fairseq.heads.kernels.step_counts import search_launches
@@ -207,9 +207,13 @@ def test_codebooks_with_too_many_patterns_are_left_to_plain_torch(monkeypatch: p
     assert not launched
 
 
+#: Lengths of two and of three digits by a number of tokens, which leaves some slots free.
+LENGTHS = {1000: ((25, 41), (10, 10, 11)), 300: ((15, 21), (6, 7, 8))}
+
+
 def heads_to_count(vocab: int = 1000) -> dict[str, OutputHead]:
     torch.manual_seed(1)
-    book, deep = (Codebook(plan_lengths(vocab, digits), vocab_size=vocab) for digits in (2, 3))
+    book, deep = (Codebook(lengths, vocab_size=vocab) for lengths in LENGTHS[vocab])
     embed = torch.nn.Embedding(vocab, 16)
     return {
         "product": ProductHead(16, book),

@@ -20,7 +20,8 @@ from scripts.common.commands import CommandError, Commands, Step
 from scripts.common.curves import read_log
 from scripts.recipes.watch import Watch
 from scripts.study.report_pretrain import title, warning
-from tests.helpers import REPO, TOY_SIZES, command_env, run_command, write_toy_corpus
+from tests import command_forks
+from tests.helpers import REPO, TOY_SIZES, command_env, resolve_command, run_command, write_toy_corpus
 
 SCRIPT = ["python", str(REPO / "scripts" / "recipes" / "pretrain_demo.py")]
 UPDATES = 60
@@ -64,9 +65,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a demo that was killed while the softmax was trained, and what the second run printed."""
     folder = tmp_path_factory.mktemp("demo")
     process = subprocess.Popen(
-        [*SCRIPT, *flags(folder)],
+        resolve_command([*SCRIPT, *flags(folder)], forked=True),
         cwd=REPO,
-        env=command_env(forked=False),
+        env=command_env(),
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -80,6 +81,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         # The script and the command it runs, at once.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        command_forks.settle()
     done = demo(folder)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return folder, done.stdout

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests import command_forks
 from tests.helpers import REPO, TOY_SIZES, command_env, run_command, write_toy_corpus
 
 SCRIPT = REPO / "scripts" / "recipes" / "quickstart.sh"
@@ -177,7 +178,7 @@ def running(copied: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
         process = subprocess.Popen(
             [str(SCRIPT)],
             cwd=REPO,
-            env=command_env(settings(copied, UPDATES="100000"), forked=False),
+            env=command_env(settings(copied, UPDATES="100000")),
             stdout=printed,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -195,6 +196,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     except ProcessLookupError:
         pass
     process.wait()
+    command_forks.settle()
 
 
 @pytest.mark.slow
