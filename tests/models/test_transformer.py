@@ -260,6 +260,7 @@ def test_a_moved_codebook_file_does_not_matter_to_its_checkpoint(toy_data: Path,
 def test_resume_after_kill_is_the_uninterrupted_run(head: str, toy_data: Path, tmp_path: Path) -> None:
     import signal
     import subprocess
+    import time
 
     from tests import command_forks
     from tests.commands import train_line
@@ -277,7 +278,7 @@ def test_resume_after_kill_is_the_uninterrupted_run(head: str, toy_data: Path, t
     with log.open("w") as out:
         running = subprocess.Popen(line, stdout=out, stderr=out, env=command_env(), cwd=REPO)
         while running.poll() is None and '"num_updates": "13"' not in log.read_text():
-            pass
+            time.sleep(0.02)
         running.send_signal(signal.SIGKILL)
         running.wait()
         command_forks.settle()
