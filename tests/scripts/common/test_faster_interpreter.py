@@ -14,7 +14,7 @@ from mhe_fairseq.heads.kernels import launch
 from tests.heads.kernels.conftest import interpreter  # noqa: F401
 
 
-def test_once_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_often_for_many_blocks_as_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime import interpreter as tritons
 
     replaced: list[object] = []
@@ -25,14 +25,18 @@ def test_once_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         original(*arguments)
 
     monkeypatch.setattr(tritons, "_patch_lang_tensor", count)
-    launches: list[str] = []
+    blocks: list[int] = []
 
     def saw(seen: launch.Launch) -> bool:
-        launches.append(seen.kernel.__name__)
+        blocks.append(sum(seen.grid))
         return True
 
-    head = ProductHead(4, Codebook((3, 5)))
-    with launch.watched(saw), torch.no_grad():
-        head(torch.randn(3, 4), torch.tensor([0, 7, 14]))
-    # triton.language and triton.language.core.
-    assert launches and len(launches) <= len(replaced) <= 2 * len(launches)
+    head, found = ProductHead(4, Codebook((3, 5))), []
+    for rows in (3, 300):
+        replaced.clear()
+        with launch.watched(saw), torch.no_grad():
+            head(torch.randn(rows, 4), torch.zeros(rows, dtype=torch.long))
+        found.append(len(replaced))
+    half = len(blocks) // 2
+    assert sum(blocks[half:]) > sum(blocks[:half])
+    assert found[0] == found[1] > 0
