@@ -7,6 +7,7 @@ folder, arguments and open files. The plugin is not imported before, nor are the
 from __future__ import annotations
 
 import atexit
+import builtins
 import gc
 import importlib
 import logging
@@ -19,7 +20,7 @@ import types
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 #: Most of what fairseq's commands import. torch's optimisers import its compiler.
 MODULES = (
@@ -30,10 +31,7 @@ MODULES = (
     "torch._dynamo",
 )
 
-#: These set up logging before they import fairseq, whose import does it for the others.
-_OWN_LOGGING = {"fairseq-train", "fairseq_cli.train", "scripts.gpu.one_rank"}
-
-#: Handlers and level of the root logger after fairseq was imported.
+#: Handlers and level of the root logger after fairseq was imported, which sets it up where nobody has.
 _set_up: tuple[list[logging.Handler], int] = ([], logging.WARNING)
 
 
@@ -104,8 +102,7 @@ def _become(line: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
     # Those of the checkout that the command is of may be others.
     for module in [name for name in sys.modules if name.split(".")[0] in ("scripts", "tests")]:
         del sys.modules[module]
-    if Path(sys.argv[0]).name not in _OWN_LOGGING:
-        logging.root.handlers[:], logging.root.level = _set_up
+    _set_logging_up_with_fairseq()
     code = 0
     try:
         if is_module:
@@ -124,6 +121,21 @@ def _become(line: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
         sys.excepthook(*sys.exc_info())
         code = 1
     _end(code)
+
+
+def _set_logging_up_with_fairseq() -> None:
+    """When the command imports it: it is imported already, and sets nothing up."""
+    original = builtins.__import__
+
+    def watched(name: str, *arguments: Any, **named: Any) -> Any:
+        if name.partition(".")[0] == "fairseq":
+            builtins.__import__ = original
+            if not logging.root.handlers:
+                logging.root.handlers[:] = _set_up[0]
+                logging.root.setLevel(_set_up[1])
+        return original(name, *arguments, **named)
+
+    builtins.__import__ = watched
 
 
 def _set_warnings(options: str) -> None:
