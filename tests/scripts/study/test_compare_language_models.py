@@ -34,7 +34,7 @@ def run(valid: list[float], test: float = 5.0, seed: int = 1) -> Run:
 def test_compare_prints_one_table_and_records_every_run(lm_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["--heads", "softmax,cascade", "--seeds", "1,2", "--updates", "4", "--validate-every", "2"]
-    words += ["--rounds", "1", f"--train-flags={TINY}"]
+    words += ["--rounds", "1", "--threads", "1", f"--train-flags={TINY}"]
     printed = script(lm_data, out, *words).stdout
     rows = {match[1]: match[0] for match in re.finditer(r"^│ (softmax|cascade) .*$", printed, re.MULTILINE)}
     assert list(rows) == ["softmax", "cascade"]

@@ -61,6 +61,8 @@ def test_a_study_from_text_to_times(source: Path, tmp_path: Path) -> None:
         str(source),
         "--out",
         str(out),
+        "--threads",
+        "1",
         "--seeds",
         "1,2",
     ]
@@ -107,6 +109,8 @@ def test_a_study_from_text_to_times(source: Path, tmp_path: Path) -> None:
         "--rounds",
         "1",
         "--search-rounds",
+        "1",
+        "--threads",
         "1",
     ]
     printed = script("study_times.py", *words).stdout
