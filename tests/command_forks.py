@@ -50,8 +50,9 @@ MORE = ("fairseq.tasks", "sacrebleu")
 
 #: Variables that are read when Python, torch or Triton begin. How threads wait is nothing to one thread.
 _EARLY = ("PYTHON", "OMP_NUM", "MKL_", "TRITON", "CUDA", "TORCH", "LD_")
-#: Of these, what forked commands obey all the same, and what torchrun tells its ranks.
-_LATE = ("PYTHONWARNINGS", "TORCHELASTIC", "TORCH_NCCL")
+#: Of these, what forked commands obey all the same, what torchrun tells its ranks, and what torch's compiler
+#: puts into the environment of the tests when it is first used.
+_LATE = ("PYTHONWARNINGS", "TORCHELASTIC", "TORCH_NCCL", "TORCHINDUCTOR")
 
 _CLIENT = """#!{python} -SI
 import json, os, signal, socket, sys, time
