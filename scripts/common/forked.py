@@ -107,12 +107,17 @@ def _become(line: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
     try:
         if is_module:
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-        elif line[0] == "-c":
-            source = sys.argv.pop(1)
-            sys.modules["__main__"] = types.ModuleType("__main__")
-            exec(compile(source, "<string>", "exec"), vars(sys.modules["__main__"]))
         else:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            main = types.ModuleType("__main__")
+            # What processes that the command spawns send back is of a module of the second name.
+            sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+            if line[0] == "-c":
+                source: str | bytes = sys.argv.pop(1)
+                name = "<string>"
+            else:
+                main.__file__ = name = os.path.abspath(line[0])
+                source = Path(name).read_bytes()
+            exec(compile(source, name, "exec"), vars(main))
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):

@@ -79,6 +79,29 @@ def test_logging_warnings_and_code(tmp_path: Path) -> None:
         request = json.dumps([["-c", LOGS, *own], str(tmp_path)])
         done = run_command([sys.executable, "-c", FORK, request, "imports"], cwd=REPO)
         assert done.stdout.splitlines() == [f"__main__ {['-c', *own]}", "status 0"]
-        assert "before" not in done.stderr and ("INFO:x:after" in done.stderr) == (not own)
+        assert "x:before" not in done.stderr and ("INFO:x:after" in done.stderr) == (not own)
         # FORK's environment has no PYTHONWARNINGS; this process's has.
         assert "UserWarning: watch out" in done.stderr
+
+
+#: A process that is spawned sends back an object of a class of the script.
+SPAWNS = """
+import multiprocessing
+class Answer:
+    pass
+def answer(line):
+    line.send(Answer())
+if __name__ == "__main__":
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=answer, args=(theirs,))
+    process.start()
+    print(type(ours.recv()) is Answer)
+    process.join()
+"""
+
+
+def test_spawned_processes(tmp_path: Path) -> None:
+    (tmp_path / "spawns.py").write_text(SPAWNS)
+    request = json.dumps([[str(tmp_path / "spawns.py")], str(tmp_path)])
+    done = run_command([sys.executable, "-c", "import multiprocessing\n" + FORK, request], cwd=REPO)
+    assert done.stdout.splitlines() == ["True", "status 0"], done.stderr
