@@ -15,8 +15,9 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 RUN := PATH="$(BIN):$$PATH"
 # Tests run in two processes of one thread each: more threads than cores only wait for each other. A file's
-# tests stay in one process, so that a model trained for all of them is trained once.
-PYTEST := $(RUN) OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile
+# tests stay in one process, so that a model trained for all of them is trained once. The order of files is that of
+# tests/order.py.
+PYTEST := $(RUN) OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST_FLAGS :=
 
 export PYTHON PIP_FLAGS VENV

@@ -1,7 +1,8 @@
 """Commands for tests, each in a process forked from one that has imported fairseq: seconds less each.
 
 A process of the tests starts one server, and puts clients of it first on the PATH of what it runs:
-``fairseq-train``, ``mhe`` and so on. So what recipes, studies and shell blocks start is forked, too. A client
+``fairseq-train``, ``mhe``, ``python`` and so on. So what recipes, studies and shell blocks start is forked,
+too; ``sys.executable`` is a Python that is not. A client
 sends its arguments, folder, environment and open files; it passes signals on, and when it is killed its
 command is. In an environment in which Python, torch or Triton would begin in another way, the client becomes
 the command itself.
@@ -41,18 +42,30 @@ COMMANDS = (
     "mhe",
 )
 
+#: ``python`` is forked with a script, a module or code; with other options it is itself.
+_CLIENTS = (*COMMANDS, "python", "torchrun")
+
 #: What commands import besides ``forked.MODULES``.
 MORE = ("fairseq.tasks", "sacrebleu")
 
 #: Variables that are read when Python, torch or Triton begin. How threads wait is nothing to one thread.
 _EARLY = ("PYTHON", "OMP_NUM", "MKL_", "TRITON", "CUDA", "TORCH", "LD_")
+#: Of these, what forked commands obey all the same, what torchrun tells its ranks, and what torch's compiler
+#: puts into the environment of the tests when it is first used.
+_LATE = ("PYTHONWARNINGS", "TORCHELASTIC", "TORCH_NCCL", "TORCHINDUCTOR")
 
 _CLIENT = """#!{python} -SI
 import json, os, signal, socket, sys, time
 name = os.path.basename(sys.argv[0])
-early = {{key: value for key, value in os.environ.items() if key.startswith({early!r})}}
+early = {{
+    key: value
+    for key, value in os.environ.items()
+    if key.startswith({early!r}) and not key.startswith({late!r})
+}}
 line = [os.path.join({bin!r}, name), *sys.argv[1:]]
-if early != {given!r}:
+arguments = sys.argv[1:]
+forks = name != "python" or arguments and (arguments[0][0] != "-" or arguments[0] in ("-m", "-c"))
+if early != {given!r} or not forks:
     os.execv(line[0], line)
 server = socket.socket(socket.AF_UNIX)
 until = time.monotonic() + 120
@@ -76,20 +89,31 @@ if status < 0:
 sys.exit(status)
 """
 
-#: Of each process of the tests: the folder of its server's socket and clients.
+#: Of each process of the tests: the folder of its server's socket and clients, and the server.
 _folder: Path | None = None
+_server: subprocess.Popen[bytes] | None = None
 
 
 def clients(env: Mapping[str, str]) -> Path:
     """The folder of the clients; the first call starts their server, in the environment ``env``."""
-    global _folder
+    global _folder, _server
     if _folder is None:
         _folder = Path(tempfile.mkdtemp(prefix="commands-"))
         # Tests of kernels set it for themselves.
         env = {key: value for key, value in env.items() if key != "TRITON_INTERPRET"}
-        server = start(_folder, "tests.command_forks", env)
-        atexit.register(_end, server, _folder, os.getpid())
+        _server = start(_folder, "tests.command_forks", env)
+        atexit.register(_end, _server, _folder, os.getpid())
     return _folder / "bin"
+
+
+def settle(seconds: float = 60) -> None:
+    """Wait until every command has ended: when its client is killed, a command is a moment later."""
+    assert _server is not None
+    children = Path(f"/proc/{_server.pid}/task/{_server.pid}/children")
+    until = time.monotonic() + seconds
+    while children.read_text().split():
+        assert time.monotonic() < until, "commands outlive their killed clients"
+        time.sleep(0.01)
 
 
 def _end(server: subprocess.Popen[bytes], folder: Path, owner: int) -> None:
@@ -108,11 +132,14 @@ def start(folder: Path, module: str, env: Mapping[str, str]) -> subprocess.Popen
     source = _CLIENT.format(
         python=sys.executable,
         early=_EARLY,
+        late=_LATE,
         bin=str(BIN),
-        given={key: value for key, value in env.items() if key.startswith(_EARLY)},
+        given={
+            key: value for key, value in env.items() if key.startswith(_EARLY) and not key.startswith(_LATE)
+        },
         socket=str(path),
     )
-    for name in COMMANDS:
+    for name in _CLIENTS:
         client = folder / "bin" / name
         client.write_text(source)
         client.chmod(0o755)
@@ -156,7 +183,10 @@ def _keep(client: socket.socket, changed: Callable[[list[str]], list[str]]) -> N
     while len(data) < int.from_bytes(header, "big"):
         data += client.recv(1 << 20)
     line, folder, env = json.loads(data)
-    child = forked.start(changed(line), folder, env, files, own_session=True)
+    line = changed(line)
+    if Path(line[0]).name == "python":
+        del line[0]
+    child = forked.start(line, folder, env, files, own_session=True)
     ended = os.pidfd_open(child)
     said = client.fileno()
     while ended not in select.select([said, ended], [], [])[0]:
@@ -164,6 +194,7 @@ def _keep(client: socket.socket, changed: Callable[[list[str]], list[str]]) -> N
         if not numbers:
             # The client was killed, and so is what it stands for.
             os.killpg(child, signal.SIGKILL)
+            forked.status(child)
             os._exit(0)
         for number in numbers:
             os.kill(child, number)

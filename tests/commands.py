@@ -12,13 +12,15 @@ from tests.helpers import REPO, TOY_SOURCE, TOY_TARGET, run_command
 PLUGIN = ["--user-dir", str(REPO / "mhe_fairseq")]
 PAIR = ["-s", TOY_SOURCE, "-t", TOY_TARGET]
 ALL_SENTENCES = ["--required-batch-size-multiple", "1"]
+#: Updates take half of the time that two layers a side would take.
+LAYERS = ["--encoder-layers", "1", "--decoder-layers", "1"]
 CRITERION = ["--criterion", "mhe_cross_entropy", "--label-smoothing", "0.1"]
 
 
 def train_line(data: Path, save_dir: Path, *flags: str, arch: str = "mhe_transformer_tiny") -> list[str]:
     """A fairseq-train command over the toy corpus: tiny model, every line of its log is JSON."""
     return [
-        "fairseq-train", str(data), *PLUGIN, *PAIR, "--arch", arch,
+        "fairseq-train", str(data), *PLUGIN, *PAIR, "--arch", arch, *LAYERS,
         "--optimizer", "adam", "--lr", "0.005", "--clip-norm", "1.0", "--max-tokens", "500", *ALL_SENTENCES,
         "--cpu", "--num-workers", "0", "--seed", "1", "--log-format", "json", "--log-interval", "1",
         "--save-dir", str(save_dir), *flags,

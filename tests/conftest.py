@@ -19,6 +19,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.helpers import make_toy_data
+from tests.order import longest_first
 
 # Tests run in several processes on few cores; more threads in each only get in each other's way.
 torch.set_num_threads(1)
@@ -33,6 +34,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("mhe")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    longest_first(items)
 
 
 @pytest.fixture(scope="session")

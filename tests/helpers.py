@@ -18,8 +18,8 @@ TOY_SIZES = {"train": 200, "valid": 30, "test": 30}
 def command_env(extra: Mapping[str, str] | None = None, forked: bool = True) -> dict[str, str]:
     """The environment commands run in: this interpreter's scripts, this checkout's package, one thread.
 
-    With ``forked`` fairseq's commands and ``mhe`` are found as clients of a process that forks them
-    (``command_forks``): not for commands that are killed, since a client is dead a moment before its command.
+    With ``forked`` fairseq's commands, ``mhe`` and ``python`` are clients of a process that forks them
+    (``command_forks``). A test that kills one calls ``command_forks.settle`` before it looks at what is left.
 
     One thread because several tests run at once on few cores, and because sums of floats then always
     come out the same.
@@ -29,6 +29,8 @@ def command_env(extra: Mapping[str, str] | None = None, forked: bool = True) -> 
     env["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     env["OMP_NUM_THREADS"] = "1"
     env["PYTHONWARNINGS"] = "ignore"
+    # Commands would compile the package each for itself.
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     # A user's workaround must not hide a checkpoint that does not load by itself.
     env.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     folders = [command_forks.clients(env)] if forked else []
@@ -55,6 +57,7 @@ def run_command(
     env: Mapping[str, str] | None = None,
     timeout: float = 600,
     stdin: str | None = None,
+    merged: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and return what it said (``stdout``, ``stderr``, ``returncode``).
 
@@ -66,6 +69,7 @@ def run_command(
         env: variables to add.
         timeout: seconds.
         stdin: text to feed it.
+        merged: all it says is in ``stdout``, in its order.
     """
     done = subprocess.run(
         resolve_command(args, forked=True),
@@ -73,7 +77,8 @@ def run_command(
         env=command_env(env),
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if merged else subprocess.PIPE,
         text=True,
         errors="replace",
         timeout=timeout,
@@ -81,7 +86,7 @@ def run_command(
     if check and done.returncode != 0:
         raise AssertionError(
             f"exit {done.returncode}: {' '.join(done.args)}\n"
-            f"stdout: {done.stdout[-4000:]}\nstderr: {done.stderr[-8000:]}"
+            f"stdout: {done.stdout[-8000 if merged else -4000 :]}\nstderr: {(done.stderr or '')[-8000:]}"
         )
     return done
 

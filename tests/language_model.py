@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from fairseq.data import Dictionary
 
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
-from tests.commands import ALL_SENTENCES, PLUGIN
+from tests.commands import ALL_SENTENCES, CRITERION, PLUGIN
 from tests.helpers import TOY_SIZES, TOY_TARGET, run_command, write_toy_corpus
 
 LM = ["--task", "language_modeling", "--tokens-per-sample", "40", "--sample-break-mode", "eos"]
@@ -35,24 +34,6 @@ def make_lm_data(folder: Path) -> Path:
     return data
 
 
-#: Trains one model after the other, each in a process of its own that has fairseq imported already, which
-#: takes seconds. Reads [[log, *arguments], ...].
-RUNNER = """
-import json, os, sys
-import fairseq_cli.train
-for log, *arguments in json.load(open(sys.argv[1])):
-    child = os.fork()
-    if not child:
-        for stream in (1, 2):
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-        sys.argv = ["fairseq-train", *arguments]
-        fairseq_cli.train.cli_main()
-        sys.exit()
-    if os.waitpid(child, 0)[1]:
-        sys.exit(open(log).read())
-"""
-
-
 def lm_train(data: Path, *runs: tuple[Path, str, list[str]]) -> list[str]:
     """fairseq-train of tiny language models, and what each run logged; every line of it is JSON.
 
@@ -60,20 +41,16 @@ def lm_train(data: Path, *runs: tuple[Path, str, list[str]]) -> list[str]:
         data: from ``make_lm_data``.
         runs: where to save, what follows ``mhe_transformer_lm`` in --arch, more flags.
     """
-    logs, lines = [], []
-    for number, (save_dir, arch, flags) in enumerate(runs):
-        save_dir.mkdir(parents=True, exist_ok=True)
-        logs.append(save_dir / f"log{number}")
-        lines.append(
-            [str(logs[-1]), str(data), *PLUGIN, *LM, "--arch", f"mhe_transformer_lm{arch}"]
-            + ["--criterion", "mhe_cross_entropy", "--label-smoothing", "0.1"]
-            + ["--optimizer", "adam", "--lr", "0.005", "--clip-norm", "1.0", "--max-tokens", "500", *CPU]
-            + ["--seed", "1", "--log-format", "json", "--log-interval", "1", "--no-epoch-checkpoints"]
-            + [*ALL_SENTENCES, "--save-dir", str(save_dir), *flags]
-        )
-    (data / "runs.json").write_text(json.dumps(lines))
-    run_command(["python", "-c", RUNNER, str(data / "runs.json")])
-    return [log.read_text() for log in logs]
+    logs = []
+    for save_dir, arch, flags in runs:
+        line = [
+            "fairseq-train", str(data), *PLUGIN, *LM, "--arch", f"mhe_transformer_lm{arch}", *CRITERION,
+            "--optimizer", "adam", "--lr", "0.005", "--clip-norm", "1.0", "--max-tokens", "500", *CPU,
+            "--seed", "1", "--log-format", "json", "--log-interval", "1", "--no-epoch-checkpoints",
+            *ALL_SENTENCES, "--save-dir", str(save_dir), *flags,
+        ]  # fmt: skip
+        logs.append(run_command(line, merged=True).stdout)
+    return logs
 
 
 def train_three(data: Path, folder: Path) -> dict[str, Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,28 +21,6 @@ COMMON = [
     "--seed", "1", "--log-format", "json", "--log-interval", "1", "--no-epoch-checkpoints", *ALL_SENTENCES,
 ]  # fmt: skip
 
-#: Runs one command after the other, each in a process of its own that has fairseq imported already, which
-#: takes seconds. Reads [[log, command, *arguments], ...]; the command "python" takes code. Prints how each
-#: one ended.
-RUNNER = """
-import importlib, json, os, sys
-import fairseq_cli.train, fairseq_cli.validate
-ended = []
-for log, command, *arguments in json.load(open(sys.argv[1])):
-    child = os.fork()
-    if not child:
-        for stream in (1, 2):
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-        sys.argv = [command, *arguments]
-        if command == "python":
-            exec(arguments[0])
-        else:
-            importlib.import_module("fairseq_cli." + command).cli_main()
-        sys.exit()
-    ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-print(json.dumps(ended))
-"""
-
 
 @dataclass
 class Ended:
@@ -57,14 +35,17 @@ class Ended:
         return self.said.rstrip().splitlines()[-1]
 
 
-def run_lines(folder: Path, lines: dict[str, list[str]]) -> dict[str, Ended]:
-    """Run commands of fairseq: name -> [command, *arguments]. Logs are kept in ``folder``."""
+def run_lines(folder: Path, lines: Mapping[str, Sequence[str]]) -> dict[str, Ended]:
+    """Run commands one after the other: name -> [command, *arguments], of fairseq or ``python``. What each
+    says is kept in ``folder``, too."""
     folder.mkdir(parents=True, exist_ok=True)
-    logs = {name: folder / f"{name.replace(' ', '-')}.log" for name in lines}
-    (folder / "lines.json").write_text(json.dumps([[str(logs[name]), *lines[name]] for name in lines]))
-    done = run_command(["python", "-c", RUNNER, str(folder / "lines.json")])
-    ended = json.loads(done.stdout.splitlines()[-1])
-    return {name: Ended(status, logs[name].read_text()) for name, status in zip(lines, ended, strict=True)}
+    found = {}
+    for name, (command, *arguments) in lines.items():
+        program = command if command == "python" else f"fairseq-{command.replace('_', '-')}"
+        done = run_command([program, *arguments], check=False, merged=True)
+        (folder / f"{name.replace(' ', '-')}.log").write_text(done.stdout)
+        found[name] = Ended(done.returncode, done.stdout)
+    return found
 
 
 def pretrain(data: Path, save_dir: Path, *flags: str, arch: str = "mhe_roberta_base") -> list[str]:

@@ -16,13 +16,18 @@ from tests.helpers import REPO, command_env, resolve_command, run_command
 
 BACKEND = ["--distributed-backend", "gloo", "--distributed-no-spawn"]
 
-#: Runs one training after the other, each rank in a process that has fairseq imported already, which takes
-#: seconds. Reads [[[log, *arguments of fairseq-train] of each rank] of each training]; prints the exit
-#: statuses, a line a training.
+#: For an environment in which Python or Triton begin in another way than in the server of commands. Runs one
+#: training after the other, each rank in a process that has fairseq imported already, which takes seconds.
+#: Reads [[[log, *arguments of fairseq-train] of each rank] of each training]; prints the exit statuses, a
+#: line a training.
 RUNNER = """
 import json, os, sys
 import fairseq_cli.train
+import torch._dynamo
 import mhe_fairseq
+from scripts.common import faster_interpreter
+if os.environ.get("TRITON_INTERPRET"):
+    faster_interpreter.install()
 for training in json.load(open(sys.argv[1])):
     ranks = []
     for log, *arguments in training:
@@ -48,46 +53,63 @@ def free_port() -> int:
         return port
 
 
-def _placed(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+def _placed(lines: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     """The commands of ranks, each told which it is and where they meet."""
     place = ["--distributed-init-method", f"tcp://127.0.0.1:{free_port()}", *BACKEND]
     size = ["--distributed-world-size", str(len(lines))]
     return [[*line, *place, *size, "--distributed-rank", str(rank)] for rank, line in enumerate(lines)]
 
 
-def start_ranks(line: Sequence[str], logs: Path, ranks: int = 2) -> list[subprocess.Popen[str]]:
-    """Start a command once a rank, as processes of their own; what rank R says goes to ``logs``/rankR.log."""
-    logs.mkdir(parents=True, exist_ok=True)
+def _started(lines: Sequence[Sequence[str]], logs: Sequence[Path]) -> list[subprocess.Popen[str]]:
+    """A process for each rank of a training, which writes what it says to a log."""
     return [
         subprocess.Popen(
-            resolve_command(ranked),
+            resolve_command(line, forked=True),
             cwd=REPO,
             env=command_env(),
             stdin=subprocess.DEVNULL,
-            stdout=(logs / f"rank{rank}.log").open("w"),
+            stdout=log.open("w"),
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank, ranked in enumerate(_placed([line] * ranks))
+        for line, log in zip(lines, logs, strict=True)
     ]
+
+
+def start_ranks(line: Sequence[str], logs: Path, ranks: int = 2) -> list[subprocess.Popen[str]]:
+    """Start a command once a rank; what rank R says goes to ``logs``/rankR.log."""
+    logs.mkdir(parents=True, exist_ok=True)
+    return _started(_placed([line] * ranks), [logs / f"rank{rank}.log" for rank in range(ranks)])
 
 
 def run_trainings(
     trainings: Sequence[Sequence[Sequence[str]]], logs: Path, env: Mapping[str, str] | None = None
 ) -> list[list[Ended]]:
-    """Run trainings, a command for each of their ranks, to their ends. A single rank is told of no other."""
+    """Run trainings, a command for each of their ranks, to their ends. A single rank is told of no other.
+    Whatever the first word of a command is, fairseq-train is run."""
     logs.mkdir(parents=True, exist_ok=True)
-    files: list[list[Path]] = []
-    arguments = []
-    for number, lines in enumerate(trainings):
-        files.append([logs / f"training{number}rank{rank}.log" for rank in range(len(lines))])
-        ranked = _placed(lines) if len(lines) > 1 else lines
-        arguments.append([[str(log), *line[1:]] for log, line in zip(files[-1], ranked, strict=True)])
-    (logs / "trainings.json").write_text(json.dumps(arguments))
-    done = run_command(["python", "-c", RUNNER, str(logs / "trainings.json")], env=env)
-    statuses = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ended:")]
+    files = [
+        [logs / f"training{number}rank{rank}.log" for rank in range(len(lines))]
+        for number, lines in enumerate(trainings)
+    ]
+    placed = [_placed(lines) if len(lines) > 1 else list(lines) for lines in trainings]
+    statuses = []
+    if env is None:
+        for lines, said in zip(placed, files, strict=True):
+            ranks = _started([["fairseq-train", *line[1:]] for line in lines], said)
+            statuses.append([rank.wait(timeout=600) for rank in ranks])
+    else:
+        arguments = [
+            [[str(log), *line[1:]] for line, log in zip(lines, said, strict=True)]
+            for lines, said in zip(placed, files, strict=True)
+        ]
+        (logs / "trainings.json").write_text(json.dumps(arguments))
+        done = run_command(["python", "-c", RUNNER, str(logs / "trainings.json")], env=env)
+        for line in done.stdout.splitlines():
+            if line.startswith("ended:"):
+                statuses.append(list(map(int, line.split()[1:])))
     return [
-        [(int(code), log.read_text(errors="replace")) for code, log in zip(codes, said, strict=True)]
+        [(code, log.read_text(errors="replace")) for code, log in zip(codes, said, strict=True)]
         for codes, said in zip(statuses, files, strict=True)
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import re
 import shutil
+import sys
 import tarfile
 import zipfile
 from email.message import Message
@@ -29,7 +30,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in REPO.iterdir():
         if path.is_file() and not path.name.startswith("."):
             shutil.copy(path, copy)
-    run_command(["python", "-c", BUILD], cwd=copy)
+    run_command([sys.executable, "-c", BUILD], cwd=copy)
     return copy / "out"
 
 

@@ -28,7 +28,7 @@ PAIRS = [("stock", "cascade"), ("cascade", "stock"), ("product", "cascade"), ("t
 def models(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``NAME/checkpoint_last.pt`` of each model."""
     folder = tmp_path_factory.mktemp("ensembles")
-    short = ["--max-update", "40", "--no-epoch-checkpoints", "--disable-validation"]
+    short = ["--max-update", "16", "--no-epoch-checkpoints", "--disable-validation"]
     lines = {
         name: ["train", *train_line(toy_data, folder / name, *flags, *short, arch=arch)[1:]]
         for name, (arch, flags) in MODELS.items()

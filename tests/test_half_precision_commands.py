@@ -154,7 +154,7 @@ def watched(self, *args, **kwargs):
         print("SEEN", *{str(each.dtype) for each in self.parameters()})
     return call(self, *args, **kwargs)
 torch.nn.Module.__call__ = watched
-name, way, *sys.argv[1:] = sys.argv[2:]
+name, way, *sys.argv[1:] = sys.argv[1:]
 if way == "-m":
     sys.modules.pop(name)
     runpy.run_module(name, run_name="__main__", alter_sys=True)
@@ -180,6 +180,7 @@ def test_every_command_takes_the_flags(
     lines = {
         f"{command} {flag}": [
             "python",
+            "-c",
             WATCHED,
             *f"{command} script".split()[:2],
             *line,

@@ -7,6 +7,7 @@ import graphlib
 from pathlib import Path
 
 from tests.helpers import REPO
+from tests.order import LONGEST
 
 PACKAGE = REPO / "mhe_fairseq"
 
@@ -53,6 +54,10 @@ def imported(path: Path, known: set[str], anywhere: bool) -> set[str]:
             if not later and not typing:
                 todo.append(child)
     return names & known
+
+
+def test_the_longest_tests_have_these_names() -> None:
+    assert [name for name in LONGEST if not (REPO / "tests" / name).is_file()] == []
 
 
 def test_imports_go_one_way() -> None:

@@ -24,7 +24,7 @@ def test_without_fairseq_heads_still_work() -> None:
         "from mhe_fairseq.heads import ProductHead\n"
         "print(ProductHead(4, Codebook((2, 3))).log_probs(torch.zeros(1, 4)).shape)"
     )
-    assert "torch.Size([1, 6])" in run_command(["python", "-c", code]).stdout
+    assert "torch.Size([1, 6])" in run_command([sys.executable, "-c", code]).stdout
 
 
 def test_heads_and_coding_never_import_fairseq() -> None:
@@ -33,7 +33,7 @@ def test_heads_and_coding_never_import_fairseq() -> None:
         "import mhe_fairseq.heads, mhe_fairseq.coding.assign\n"
         "print([m for m in sys.modules if m.startswith('fairseq.')])"
     )
-    assert run_command(["python", "-c", code]).stdout.strip() == "[]"
+    assert run_command([sys.executable, "-c", code]).stdout.strip() == "[]"
 
 
 def test_a_broken_fairseq_is_named_with_what_to_install(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_an_error_of_a_spawned_rank_is_its_sentence(tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         "    torch.multiprocessing.spawn(rank, nprocs=1)\n"
     )
-    done = run_command(["python", str(tmp_path / "spawned.py")], check=False)
+    done = run_command([sys.executable, str(tmp_path / "spawned.py")], check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "mhe_fairseq: error: what was wrong"
     assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ folder, arguments and open files. The plugin is not imported before, nor are the
 from __future__ import annotations
 
 import atexit
+import builtins
 import gc
 import importlib
 import logging
@@ -15,9 +16,11 @@ import random
 import runpy
 import sys
 import threading
+import types
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 #: Most of what fairseq's commands import. torch's optimisers import its compiler.
 MODULES = (
@@ -28,10 +31,7 @@ MODULES = (
     "torch._dynamo",
 )
 
-#: These set up logging before they import fairseq, whose import does it for the others.
-_OWN_LOGGING = {"fairseq-train", "fairseq_cli.train", "scripts.gpu.one_rank"}
-
-#: Handlers and level of the root logger after fairseq was imported.
+#: Handlers and level of the root logger after fairseq was imported, which sets it up where nobody has.
 _set_up: tuple[list[logging.Handler], int] = ([], logging.WARNING)
 
 
@@ -62,7 +62,7 @@ def start(
     """Fork a process that becomes a command.
 
     Args:
-        line: a Python script, or ``-m`` and a module, and arguments.
+        line: a Python script, or ``-m`` and a module, or ``-c`` and code, and arguments.
         cwd: its folder.
         env: its environment, all of it.
         files: descriptors of its standard input, output and error; closed here.
@@ -92,20 +92,32 @@ def _become(line: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
     sys.stdin = open(0, encoding="utf-8", closefd=False)
     os.environ.clear()
     os.environ.update(env)
+    _set_warnings(env.get("PYTHONWARNINGS", ""))
     os.chdir(cwd)
     # A fresh process draws other numbers, too.
     random.seed()
     is_module = line[0] == "-m"
     sys.argv = list(line[is_module:])
-    sys.path[0] = cwd if is_module else str(Path(line[0]).parent)
-    if Path(sys.argv[0]).name not in _OWN_LOGGING:
-        logging.root.handlers[:], logging.root.level = _set_up
+    sys.path[0] = {"-m": cwd, "-c": ""}.get(line[0], str(Path(line[0]).resolve().parent))
+    # Those of the checkout that the command is of may be others.
+    for module in [name for name in sys.modules if name.split(".")[0] in ("scripts", "tests")]:
+        del sys.modules[module]
+    _set_logging_up_with_fairseq()
     code = 0
     try:
         if is_module:
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         else:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            main = types.ModuleType("__main__")
+            # What processes that the command spawns send back is of a module of the second name.
+            sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+            if line[0] == "-c":
+                source: str | bytes = sys.argv.pop(1)
+                name = "<string>"
+            else:
+                main.__file__ = name = os.path.abspath(line[0])
+                source = Path(name).read_bytes()
+            exec(compile(source, name, "exec"), vars(main))
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
@@ -114,6 +126,33 @@ def _become(line: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
         sys.excepthook(*sys.exc_info())
         code = 1
     _end(code)
+
+
+def _set_logging_up_with_fairseq() -> None:
+    """When the command imports it: it is imported already, and sets nothing up."""
+    original = builtins.__import__
+
+    def watched(name: str, *arguments: Any, **named: Any) -> Any:
+        if name.partition(".")[0] == "fairseq":
+            builtins.__import__ = original
+            if not logging.root.handlers:
+                logging.root.handlers[:] = _set_up[0]
+                logging.root.setLevel(_set_up[1])
+        return original(name, *arguments, **named)
+
+    builtins.__import__ = watched
+
+
+def _set_warnings(options: str) -> None:
+    """Filters of warnings as Python makes them when it begins, not those of the process forked from."""
+    before = list(warnings.filters)
+    warnings.filters[:] = []  # type: ignore[index]
+    warnings._processoptions(sys.warnoptions)  # type: ignore[attr-defined]
+    own = list(warnings.filters)
+    warnings.filters[:] = [each for each in before if each not in own]  # type: ignore[index]
+    sys.warnoptions[:] = filter(None, options.split(","))
+    warnings._processoptions(sys.warnoptions)  # type: ignore[attr-defined]
+    warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
 def _end(code: int) -> NoReturn:

@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import torch
 
+from scripts.common import faster_interpreter
 from scripts.gpu import decoding, launches, pretraining, ranks, results, times, training, values
 from scripts.gpu.forks import cores
 from scripts.gpu.parts import Outcome, Part, Settings, run_part
@@ -136,6 +137,8 @@ def main(argv: list[str] | None = None) -> int:
             raise CheckError(
                 f"torch {torch.__version__} finds no CUDA GPU here; --smoke tries the script on the CPU"
             )
+        if args.smoke:
+            faster_interpreter.install()
         settings = Settings(torch.device("cpu" if args.smoke else "cuda"), args.smoke, args.jobs)
         with settings.workshop:
             return 0 if check(parts, limits_given, settings, args.json) else 1

@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from scripts.common import forked
+from scripts.common import faster_interpreter, forked
 
 
 def main(device: str) -> None:
@@ -40,6 +40,8 @@ def main(device: str) -> None:
 def _missing() -> str:
     try:
         forked.import_most()
+        if os.environ.get("TRITON_INTERPRET"):
+            faster_interpreter.install()
     except Exception as error:  # an old fairseq on a new Python fails in many ways
         if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "fairseq":
             return "fairseq is not installed"

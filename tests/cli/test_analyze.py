@@ -13,9 +13,9 @@ from fairseq.data import Dictionary
 
 from mhe_fairseq.cli.main import main
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
-from tests.commands import CRITERION, PLUGIN, logged, train_line
+from tests.commands import CRITERION, PLUGIN, logged, train
 from tests.helpers import run_command
-from tests.language_model import CPU, LM, RUNNER, SMALL
+from tests.language_model import CPU, LM, SMALL
 from tests.masked_lm import COMMON, MASKED, pretrain, run_lines
 from tests.pretend_cuda import pretend_cuda
 
@@ -40,13 +40,9 @@ MODELS: dict[str, tuple[str, list[str]]] = {
 def models(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A checkpoint of each, the log of its training in ``log`` beside it."""
     folder = tmp_path_factory.mktemp("models")
-    lines = []
     for name, (arch, flags) in MODELS.items():
-        (folder / name).mkdir()
-        line = train_line(toy_data, folder / name, *flags, *SHORT, arch=arch)
-        lines.append([str(folder / name / "log"), *line[1:]])
-    (folder / "lines.json").write_text(json.dumps(lines))
-    run_command(["python", "-c", RUNNER, str(folder / "lines.json")])
+        done = train(toy_data, folder / name, *flags, *SHORT, arch=arch, merged=True)
+        (folder / name / "log").write_text(done.stdout)
     return {name: folder / name / "checkpoint_last.pt" for name in MODELS}
 
 
@@ -201,22 +197,11 @@ def test_sentences_that_are_too_long(models: dict[str, Path], toy_data: Path, tm
 def test_language_models(language_models: dict[str, Path], lm_data: Path, tmp_path: Path) -> None:
     stock = tmp_path / "stock"
     line = [
-        str(lm_data),
-        *PLUGIN,
-        *LM,
-        "--arch",
-        "transformer_lm",
-        *SMALL,
-        "--optimizer",
-        "adam",
-        "--lr",
-        "0.005",
-    ]
-    line += ["--max-tokens", "500", "--required-batch-size-multiple", "1", "--log-format", "json", *CPU]
-    line += [*SHORT, "--save-dir", str(stock)]
-    stock.mkdir()
-    (tmp_path / "lines.json").write_text(json.dumps([[str(stock / "log"), *line]]))
-    run_command(["python", "-c", RUNNER, str(tmp_path / "lines.json")])
+        "fairseq-train", str(lm_data), *PLUGIN, *LM, "--arch", "transformer_lm", *SMALL, "--optimizer",
+        "adam", "--lr", "0.005", "--max-tokens", "500", "--required-batch-size-multiple", "1",
+        "--log-format", "json", *CPU, *SHORT, "--save-dir", str(stock),
+    ]  # fmt: skip
+    said = run_command(line, merged=True).stdout
     last = stock / "checkpoint_last.pt"
     for name, path in language_models.items():
         found = analyze(path, lm_data, "--against", last, folder=tmp_path)
@@ -227,7 +212,7 @@ def test_language_models(language_models: dict[str, Path], lm_data: Path, tmp_pa
         best = min(logged(log, "valid_nll_loss", kind="valid"))
         assert found["models"][0]["total"]["bits"] == pytest.approx(best, abs=6e-4)
         # cross_entropy logs as its loss what others log as their nll.
-        losses = logged((stock / "log").read_text(), "valid_loss", kind="valid")
+        losses = logged(said, "valid_loss", kind="valid")
         assert found["models"][1]["total"]["bits"] == pytest.approx(losses[-1], abs=6e-4)
 
 

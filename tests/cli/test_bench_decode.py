@@ -13,6 +13,7 @@ from tests.helpers import run_command
 from tests.pretend_cuda import pretend_cuda
 
 
+@pytest.mark.slow
 def test_the_whole_run(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     command = ["python", "-m", "mhe_fairseq.cli.main", "bench", "decode", "--quick", "--seed", "5"]
@@ -49,6 +50,7 @@ def test_prototypes_of_groups(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["group_prototypes"] == 3 and answer["heads"][0]["tokens"] == 30
 
 
+@pytest.mark.slow
 def test_nothing_of_a_search_is_left_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--vocab", "64", "--sentences", "2", "--length", "2", "--repeats", "1"]
     with pretend_cuda():

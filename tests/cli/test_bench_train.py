@@ -26,6 +26,7 @@ def bench(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[st
     return answer
 
 
+@pytest.mark.slow
 def test_the_whole_run(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     done = run_command([*MHE, "bench", "train", "--quick", "--seed", "5", "--json", path])
@@ -177,6 +178,7 @@ def test_a_benchmark_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "arguments are required: BENCHMARK (`mhe bench --help`" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_nothing_of_a_step_is_left_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--vocab", "64", "--large-vocab", "0", "--growth", "64,128", "--device", "cuda"]
     with pretend_cuda():

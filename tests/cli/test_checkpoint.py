@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -77,7 +76,7 @@ def test_updates_are_timed_on_another_machine(
     state["cfg"]["common"].update(user_dir="/nowhere/mhe_fairseq", tensorboard_logdir="/nowhere/logs")
     path = tmp_path / "of_eight.pt"
     torch.save(state, path)
-    script = [sys.executable, str(REPO / "scripts" / "study" / "time_updates.py"), str(path), "--rounds", "1"]
+    script = ["python", str(REPO / "scripts" / "study" / "time_updates.py"), str(path), "--rounds", "1"]
     done = run_command([*script, "--updates", "1"], cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert f"was trained on the data data-bin, which is not here, in {tmp_path}" in done.stderr

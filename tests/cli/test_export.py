@@ -12,7 +12,7 @@ import torch
 
 import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
 from mhe_fairseq.cli.main import main
-from tests.commands import ALL_SENTENCES, CRITERION, PAIR, PLUGIN, generate, logged, train
+from tests.commands import ALL_SENTENCES, CRITERION, LAYERS, PAIR, PLUGIN, generate, logged, train
 from tests.damaged import DAMAGED, write_damaged
 from tests.helpers import run_command
 from tests.models.test_export import checkpoint
@@ -89,7 +89,8 @@ def test_fairseq_translates_and_scores_as_before(
         said = stock_command("fairseq-validate", toy_data, tmp_path, *line)
     else:
         # Fine-tuned by nothing at all, it must still have it.
-        line = ["--finetune-from-model", str(stock), "--arch", "transformer_tiny", "--optimizer", "adam"]
+        line = ["--finetune-from-model", str(stock), "--arch", "transformer_tiny", *LAYERS]
+        line += ["--optimizer", "adam"]
         line += ["--lr", "1e-12", "--max-update", "1", "--no-save", "--num-workers", "0", *common]
         line += ["--save-dir", str(tmp_path / "tuned")]
         line += ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]

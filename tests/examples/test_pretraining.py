@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from tests import command_forks
 from tests.examples.recipes import refused
 from tests.helpers import REPO, command_env, run_command
 from tests.masked_lm import run_lines
@@ -109,6 +110,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     except ProcessLookupError:
         pass
     process.wait()
+    command_forks.settle()
 
 
 @pytest.mark.slow
@@ -121,7 +123,7 @@ def test_continues_after_kill(wikitext: tuple[Path, str, dict[str, str]], tmp_pa
     (out / "settings.txt").write_text(settings.replace(str(done), str(out)))
     line = [str(RECIPES / "wikitext103" / "run.sh"), "--out", str(out), "--scale", "tiny", "--cpu"]
     line += ["--offline", str(done.parent / "mirror"), "--vocab", "400", "--updates", "100000"]
-    variables = command_env({**QUICK, **env}, forked=False)
+    variables = command_env({**QUICK, **env})
     with open(tmp_path / "printed", "wb") as printed:
         process = subprocess.Popen(
             line, env=variables, stdout=printed, stderr=printed, start_new_session=True

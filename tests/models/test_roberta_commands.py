@@ -219,9 +219,12 @@ def tuned(models: Models, labelled: Path, lm_data: Path, folder: Path) -> Models
             "--finetune-from-model", str(folder / "sampling.pt"), "--untie-weights-roberta",
             "--save-dir", str(folder / "none"),
         ],
-        "fill": ["python", FILL.format(folder=str(folder / "mixture"), data=str(lm_data), plugin=PLUGIN[1])],
+        "fill": [
+            "python", "-c",
+            FILL.format(folder=str(folder / "mixture"), data=str(lm_data), plugin=PLUGIN[1]),
+        ],
         "predict": [
-            "python",
+            "python", "-c",
             PREDICT.format(
                 folder=str(folder / "tuned"), data=str(labelled), plugin=PLUGIN[1],
                 tsv=str(folder / "tsv" / "valid.tsv"),

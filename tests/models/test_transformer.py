@@ -12,10 +12,11 @@ import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
 from tests.commands import CRITERION, generate, hypotheses, logged, train
 from tests.helpers import REPO, run_command
 
+TWO_LAYERS = ["--encoder-layers", "2", "--decoder-layers", "2"]
 HEADS: dict[str, list[str]] = {
     "product": ["--mhe-head", "product"],
     "mixture": ["--mhe-head", "product", "--mhe-mixtures", "3", "--share-all-embeddings"],
-    "three digits": ["--mhe-lengths", "4,4,8", "--share-decoder-input-output-embed"],
+    "three digits": ["--mhe-lengths", "4,4,8", "--share-decoder-input-output-embed"] + TWO_LAYERS,
     "softmax": ["--mhe-head", "softmax", "--mhe-chunk", "64"],
     "cascade": ["--mhe-head", "cascade", "--share-all-embeddings"],
     "cascade bottleneck": ["--mhe-head", "cascade", "--mhe-bottleneck", "8", "--mhe-dropout", "0.1"],
@@ -29,7 +30,7 @@ HEADS: dict[str, list[str]] = {
 def mixture(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mixture trained until it translates some of the toy language."""
     folder = tmp_path_factory.mktemp("mixture")
-    train(toy_data, folder, *CRITERION, *HEADS["mixture"], "--max-update", "60", "--no-epoch-checkpoints")
+    train(toy_data, folder, *CRITERION, *HEADS["mixture"], "--max-update", "32", "--no-epoch-checkpoints")
     return folder / "checkpoint_best.pt"
 
 
@@ -259,7 +260,9 @@ def test_a_moved_codebook_file_does_not_matter_to_its_checkpoint(toy_data: Path,
 def test_resume_after_kill_is_the_uninterrupted_run(head: str, toy_data: Path, tmp_path: Path) -> None:
     import signal
     import subprocess
+    import time
 
+    from tests import command_forks
     from tests.commands import train_line
     from tests.helpers import command_env, resolve_command
 
@@ -268,14 +271,17 @@ def test_resume_after_kill_is_the_uninterrupted_run(head: str, toy_data: Path, t
     flags += ["--save-interval-updates", "5", "--keep-last-epochs", "1"]
     whole = train(toy_data, tmp_path / "whole", *flags, "--max-update", "24")
     expected = dict(enumerate(logged(whole.stdout + whole.stderr, "loss"), start=1))
-    line = resolve_command(train_line(toy_data, tmp_path / "cut", *flags, "--max-update", "10000"))
+    line = resolve_command(
+        train_line(toy_data, tmp_path / "cut", *flags, "--max-update", "10000"), forked=True
+    )
     log = tmp_path / "cut.log"
     with log.open("w") as out:
         running = subprocess.Popen(line, stdout=out, stderr=out, env=command_env(), cwd=REPO)
         while running.poll() is None and '"num_updates": "13"' not in log.read_text():
-            pass
+            time.sleep(0.02)
         running.send_signal(signal.SIGKILL)
         running.wait()
+        command_forks.settle()
     resumed = train(toy_data, tmp_path / "cut", *flags, "--max-update", "24")
     said = resumed.stdout + resumed.stderr
     updates, losses = logged(said, "num_updates"), logged(said, "loss")

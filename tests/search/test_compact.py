@@ -29,7 +29,7 @@ counts = st.integers(1, 4)
 
 
 @pytest.mark.slow
-@settings(max_examples=90)
+@settings(max_examples=60)
 @given(toy=toys, chosen=options, count=counts, seed=seeds)
 def test_one_model(toy: Toy, chosen: dict[str, Any], count: int, seed: int) -> None:
     check_equal(*both([toy.build()], sentences(toy.vocab, count, seed), **chosen))
@@ -43,7 +43,7 @@ def test_every_head(head: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(
     vocab=st.integers(40, 120), data=st.data(), size=st.integers(2, 3), chosen=options, count=counts,
     seed=seeds,
@@ -87,7 +87,7 @@ def prefixes(draw: st.DrawFn, count: int, vocab: int) -> Tensor:
 
 
 @pytest.mark.slow
-@settings(max_examples=90)
+@settings(max_examples=60)
 @given(
     data=st.data(), vocab=st.integers(40, 120), size=st.sampled_from([1, 1, 2]), chosen=options,
     count=st.integers(2, 5), seed=seeds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,18 +9,8 @@ import pytest
 from tests.commands import ALL_SENTENCES, CRITERION, PAIR, PLUGIN, generate, hypotheses, logged, train
 from tests.helpers import TOY_SIZES, run_command
 
-SHORT = ["--max-update", "60", "--no-epoch-checkpoints"]
+SHORT = ["--max-update", "24", "--no-epoch-checkpoints"]
 BOTH = ("mhe_translation", "translation")
-
-#: Runs commands of fairseq one after the other in one process, as each takes seconds to start. Reads
-#: [[name, source, *arguments], ...], and marks where each one's output begins.
-RUNNER = """
-import importlib, io, json, sys
-for name, source, *arguments in json.load(open(sys.argv[1])):
-    print("=== output", flush=True)
-    sys.argv, sys.stdin = ["fairseq-" + name, *arguments], io.StringIO(source)
-    importlib.import_module("fairseq_cli." + name).cli_main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +28,16 @@ def models(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def run_all(lines: list[list[str]], folder: Path) -> tuple[list[list[str]], str]:
-    """What each command printed of its results, and what all of them logged."""
-    (folder / "lines.json").write_text(json.dumps(lines))
-    done = run_command(["python", "-c", RUNNER, str(folder / "lines.json")])
-    outputs = done.stdout.split("=== output\n")[1:]
-    assert len(outputs) == len(lines)
+    """What each command, [name, what it reads, *arguments], printed of its results, and what all logged.
+    All of it is kept in ``folder``, too."""
     marks = ("S-", "T-", "H-", "D-", "P-", "A-", "Generate ")
-    kept = [[line for line in output.splitlines() if line.startswith(marks)] for output in outputs]
-    return kept, done.stdout + done.stderr
+    kept, said = [], ""
+    for name, source, *arguments in lines:
+        done = run_command([f"fairseq-{name}", *arguments], stdin=source)
+        kept.append([line for line in done.stdout.splitlines() if line.startswith(marks)])
+        said += done.stdout + done.stderr
+    (folder / "said").write_text(said)
+    return kept, said
 
 
 def _read(line: str) -> list[str | float]:

@@ -46,13 +46,15 @@ class Operators(Waits):
 def operators_of_a_step(head: OutputHead, features: Tensor, target: Tensor) -> Operators:
     """Of a training step as a criterion makes it."""
     head.train()
-    # What is made once for a codebook is not a step's.
-    step(head, features, target)
-    head.zero_grad()
-    features.grad = None
     operators = Operators()
-    with operators, launch.watched(operators.saw):
+    with launch.watched(operators.saw):
+        # What is made once for a codebook is not a step's.
         step(head, features, target)
+        head.zero_grad()
+        features.grad = None
+        operators.counts.clear()
+        with operators:
+            step(head, features, target)
     return operators
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from mhe_fairseq.heads.kernels import dispatch
+from scripts.common import faster_interpreter
 
 
 class _Everything(set[object]):
@@ -24,4 +25,5 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(dispatch.SWITCH, raising=False)
     monkeypatch.setattr(dispatch, "_ready", _Everything())
     monkeypatch.setattr(dispatch, "_broken", set())
+    faster_interpreter.install()
     yield

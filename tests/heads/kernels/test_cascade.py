@@ -33,6 +33,7 @@ HOLED = Codebook((5, 37), torch.randperm(185, generator=torch.Generator().manual
 DEEP = Codebook((3, 4, 18), torch.randperm(216, generator=torch.Generator().manual_seed(1))[:150])
 
 
+@pytest.mark.slow
 @given(
     book=codebooks(max_vocab=90, min_heads=2),
     kind=st.sampled_from(["plain", "bottleneck", "tied"]),
@@ -45,7 +46,7 @@ DEEP = Codebook((3, 4, 18), torch.randperm(216, generator=torch.Generator().manu
     prototypes=st.sampled_from([1, 1, 2, 3, 5]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=40, phases=PHASES)
+@settings(max_examples=30, phases=PHASES)
 def test_losses_and_gradients_are_those_of_plain_torch(
     book: Codebook, kind: str, form: str, count: int, dim: int, smoothing: bool, accuracy: bool,
     training: bool, prototypes: int, seed: int,

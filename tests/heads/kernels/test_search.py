@@ -59,8 +59,9 @@ def served(head: OutputHead, count: int) -> bool:
     return count > 0 and head.codebook.heads > 1 and len(head.codebook) > 0
 
 
+@pytest.mark.slow
 @every_searched
-@settings(max_examples=8, phases=PHASES)
+@settings(max_examples=6, phases=PHASES)
 @given(data=st.data(), count=counts, seed=seeds)
 def test_candidates(name: str, data: st.DataObject, count: int, seed: int) -> None:
     book = data.draw(CASES[name].codebooks(max_vocab=90))
@@ -79,6 +80,7 @@ def test_candidates(name: str, data: st.DataObject, count: int, seed: int) -> No
     torch.testing.assert_close(found.given, expected[:, asked], **close)
 
 
+@pytest.mark.slow
 @every_searched
 @settings(max_examples=5, phases=PHASES)
 @given(data=st.data(), count=counts, width=st.integers(1, 5), seed=seeds)
@@ -93,8 +95,9 @@ def test_log_prob_of_each_rows_own_tokens(
     torch.testing.assert_close(found, CASES[name].oracle(head, features).float().gather(1, tokens), **close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SEARCHED if name.startswith("cascade")])
-@settings(max_examples=8, phases=PHASES)
+@settings(max_examples=6, phases=PHASES)
 @given(data=st.data(), sentences=st.integers(0, 3), beam=st.integers(1, 4), seed=seeds)
 def test_beam_candidates(name: str, data: st.DataObject, sentences: int, beam: int, seed: int) -> None:
     """Some tokens are not looked for, some hypotheses are not to be continued."""
@@ -204,10 +207,14 @@ def test_codebooks_with_too_many_patterns_are_left_to_plain_torch(monkeypatch: p
     assert not launched
 
 
-def heads_to_count() -> dict[str, OutputHead]:
+#: Lengths of two and of three digits by a number of tokens, which leaves some slots free.
+LENGTHS = {1000: ((25, 41), (10, 10, 11)), 300: ((15, 21), (6, 7, 8))}
+
+
+def heads_to_count(vocab: int = 1000) -> dict[str, OutputHead]:
     torch.manual_seed(1)
-    book, deep = Codebook((25, 41), vocab_size=1000), Codebook((10, 10, 11), vocab_size=1000)
-    embed = torch.nn.Embedding(1000, 16)
+    book, deep = (Codebook(lengths, vocab_size=vocab) for lengths in LENGTHS[vocab])
+    embed = torch.nn.Embedding(vocab, 16)
     return {
         "product": ProductHead(16, book),
         "mixture": ProductHead(16, book, mixtures=8),
@@ -260,7 +267,7 @@ def test_a_step_has_few_operators_and_none_waits(name: str) -> None:
 
 @pytest.mark.parametrize("name", heads_to_count())
 def test_a_step_finds_what_the_wide_one_finds(name: str) -> None:
-    head = heads_to_count()[name].eval()
+    head = heads_to_count(300)[name].eval()
     features, scores = 3 * torch.randn(5, 16), -torch.rand(1, 5, 1)
     found = Step([head], [features], 5, compact=True).run(scores)
     expected = Step([head], [features], 5, compact=False).run(scores)
@@ -268,8 +275,9 @@ def test_a_step_finds_what_the_wide_one_finds(name: str) -> None:
     assert torch.equal(found[1], expected[1]) and torch.equal(found[2], expected[2])
 
 
+@pytest.mark.slow
 def test_an_ensemble_waits_once_a_round() -> None:
-    heads = [heads_to_count()[name].eval() for name in ("cascade", "mixture")]
+    heads = [heads_to_count(300)[name].eval() for name in ("cascade", "mixture")]
     features = [3 * torch.randn(5, 16) for _ in heads]
     scores = -torch.rand(1, 5, 1)
     found = Step(heads, features, 5, compact=True).run(scores)

@@ -15,14 +15,15 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from tests.helpers import REPO, command_env
+from tests.helpers import REPO, command_env, resolve_command
 
 
-def run_cases(module: str, size: int, folder: Path, timeout: float = 240) -> dict[str, list[str]]:
+def run_cases(module: str, size: int, folder: Path, timeout: float = 600) -> dict[str, list[str]]:
     """Run a module of cases on ``size`` ranks: name of a case -> what each rank says, "" if all is well."""
+    line = ["python", "-m", module]
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", module, str(rank), str(size), str(folder / "meeting"), str(folder)],
+            resolve_command([*line, str(rank), str(size), str(folder / "meeting"), str(folder)], forked=True),
             cwd=REPO,
             env=command_env(),
             stdin=subprocess.DEVNULL,

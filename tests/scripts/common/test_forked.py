@@ -15,6 +15,8 @@ FORK = """
 import json, os, sys
 from scripts.common import forked
 line, cwd = json.loads(sys.argv[1])
+if "imports" in sys.argv:
+    forked.import_most()
 files = [os.open(os.devnull, os.O_RDONLY), os.dup(1), os.dup(2)]
 print("status", forked.status(forked.start(line, cwd, {"ONE": "1"}, files)))
 """
@@ -56,3 +58,50 @@ def test_a_forked_command(how: str, status: int, said: str, as_module: bool, tmp
         script = str(tmp_path / "toy.py")
         assert printed[0] == f"__main__ {[script, how]} {tmp_path} {tmp_path} 1 False"
         assert printed[1:3] == ["read ''", "at the end"]
+
+
+#: Logs before and after fairseq is imported, which sets logging up; and warns.
+LOGS = """
+import logging, sys, warnings
+logging.getLogger("x").info("before")
+if "own" in sys.argv:
+    logging.basicConfig(level="WARNING")
+import fairseq.trainer
+logging.getLogger("x").info("after")
+warnings.warn("watch out", UserWarning)
+print(__name__, sys.argv)
+"""
+
+
+def test_logging_warnings_and_code(tmp_path: Path) -> None:
+    """As in a process that imports fairseq itself."""
+    for own in ([], ["own"]):
+        request = json.dumps([["-c", LOGS, *own], str(tmp_path)])
+        done = run_command([sys.executable, "-c", FORK, request, "imports"], cwd=REPO)
+        assert done.stdout.splitlines() == [f"__main__ {['-c', *own]}", "status 0"]
+        assert "x:before" not in done.stderr and ("INFO:x:after" in done.stderr) == (not own)
+        # FORK's environment has no PYTHONWARNINGS; this process's has.
+        assert "UserWarning: watch out" in done.stderr
+
+
+#: A process that is spawned sends back an object of a class of the script.
+SPAWNS = """
+import multiprocessing
+class Answer:
+    pass
+def answer(line):
+    line.send(Answer())
+if __name__ == "__main__":
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=answer, args=(theirs,))
+    process.start()
+    print(type(ours.recv()) is Answer)
+    process.join()
+"""
+
+
+def test_spawned_processes(tmp_path: Path) -> None:
+    (tmp_path / "spawns.py").write_text(SPAWNS)
+    request = json.dumps([[str(tmp_path / "spawns.py")], str(tmp_path)])
+    done = run_command([sys.executable, "-c", "import multiprocessing\n" + FORK, request], cwd=REPO)
+    assert done.stdout.splitlines() == ["True", "status 0"], done.stderr

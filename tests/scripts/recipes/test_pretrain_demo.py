@@ -8,7 +8,6 @@ import re
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from scripts.common.commands import CommandError, Commands, Step
 from scripts.common.curves import read_log
 from scripts.recipes.watch import Watch
 from scripts.study.report_pretrain import title, warning
-from tests.helpers import REPO, TOY_SIZES, command_env, run_command, write_toy_corpus
+from tests import command_forks
+from tests.helpers import REPO, TOY_SIZES, command_env, resolve_command, run_command, write_toy_corpus
 
-SCRIPT = [sys.executable, str(REPO / "scripts" / "recipes" / "pretrain_demo.py")]
+SCRIPT = ["python", str(REPO / "scripts" / "recipes" / "pretrain_demo.py")]
 UPDATES = 60
 STEPS = [
     *("text-train", "text-valid", "text-test", "prepare", "assign"),
@@ -65,9 +65,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a demo that was killed while the softmax was trained, and what the second run printed."""
     folder = tmp_path_factory.mktemp("demo")
     process = subprocess.Popen(
-        [*SCRIPT, *flags(folder)],
+        resolve_command([*SCRIPT, *flags(folder)], forked=True),
         cwd=REPO,
-        env=command_env(forked=False),
+        env=command_env(),
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -81,6 +81,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         # The script and the command it runs, at once.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        command_forks.settle()
     done = demo(folder)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return folder, done.stdout
@@ -226,7 +227,7 @@ class TestCommands:
     def test_failed_command_is_told(self, tmp_path: Path) -> None:
         commands, _ = self.commands(tmp_path / "work")
         out = tmp_path / "work" / "log"
-        words = [sys.executable, "-c", "import sys; print('first', flush=True); sys.exit('the reason')"]
+        words = ["python", "-c", "import sys; print('first', flush=True); sys.exit('the reason')"]
         for append, written in ((True, out), (False, out.with_name("log.tmp"))):
             with pytest.raises(CommandError, match=rf"^bad: .* status 1; see {written}: the reason$"):
                 commands.run(Step("bad", words, out, out, append))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests import command_forks
 from tests.helpers import REPO, TOY_SIZES, command_env, run_command, write_toy_corpus
 
 SCRIPT = REPO / "scripts" / "recipes" / "quickstart.sh"
@@ -162,29 +163,28 @@ def test_head_flags_of_ones_own(tmp_path: Path) -> None:
     assert f"--mhe-head product --criterion mhe_cross_entropy --mhe-codebook {tmp_path}/ours/codes" in printed
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not path.exists():
+def wait_for_another(path: Path, process: subprocess.Popen[bytes], seconds: float = 300) -> None:
+    until, seen = time.monotonic() + seconds, path.stat().st_mtime_ns
+    while not path.exists() or path.stat().st_mtime_ns == seen:
         assert process.poll() is None, f"ended before it wrote {path}"
         assert time.monotonic() < until, f"no {path} after {seconds} seconds"
         time.sleep(0.05)
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """A quickstart at work on more updates than it will be given time for."""
-    work = tmp_path / "work"
-    with open(tmp_path / "printed", "wb") as printed:
+def running(copied: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """A finished quickstart at work on more updates than it will be given time for."""
+    with open(copied.parent / "printed", "wb") as printed:
         process = subprocess.Popen(
             [str(SCRIPT)],
             cwd=REPO,
-            env=command_env(settings(work, UPDATES="100000"), forked=False),
+            env=command_env(settings(copied, UPDATES="100000")),
             stdout=printed,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
-        yield work, process
+        yield copied, process
     finally:
         kill(process)
 
@@ -196,18 +196,17 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     except ProcessLookupError:
         pass
     process.wait()
+    command_forks.settle()
 
 
 @pytest.mark.slow
 def test_continues_after_kill(running: tuple[Path, subprocess.Popen[bytes]]) -> None:
     work, process = running
     last = work / "checkpoints" / "checkpoint_last.pt"
-    wait_for(last, process)
+    wait_for_another(last, process)
     refused(quickstart(work, check=False), "another run is working in")
     # A save later than the first, so that there is a checkpoint to fall back on.
-    seen = last.stat().st_mtime_ns
-    while last.stat().st_mtime_ns == seen:
-        time.sleep(0.05)
+    wait_for_another(last, process)
     kill(process)
     printed = (work.parent / "printed").read_text()
     updates = max(map(int, re.findall(r"save checkpoint for epoch \d+ @ (\d+) updates", printed)))

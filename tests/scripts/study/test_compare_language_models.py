@@ -6,7 +6,6 @@ import json
 import math
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ TINY = (
 
 
 def script(data: Path, out: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPO / "scripts" / "study" / "compare_language_models.py")]
+    command = ["python", str(REPO / "scripts" / "study" / "compare_language_models.py")]
     flags = ["--data", str(data), "--out", str(out), "--user-dir", str(REPO / "mhe_fairseq"), *words]
     return run_command([*command, *flags], check=check)
 
@@ -35,7 +34,7 @@ def run(valid: list[float], test: float = 5.0, seed: int = 1) -> Run:
 def test_compare_prints_one_table_and_records_every_run(lm_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["--heads", "softmax,cascade", "--seeds", "1,2", "--updates", "4", "--validate-every", "2"]
-    words += ["--rounds", "1", f"--train-flags={TINY}"]
+    words += ["--rounds", "1", "--threads", "1", f"--train-flags={TINY}"]
     printed = script(lm_data, out, *words).stdout
     rows = {match[1]: match[0] for match in re.finditer(r"^│ (softmax|cascade) .*$", printed, re.MULTILINE)}
     assert list(rows) == ["softmax", "cascade"]

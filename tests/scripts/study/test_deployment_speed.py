@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ SCRIPT = REPO / "scripts" / "study" / "deployment_speed.py"
 def script(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     named = {"sampling": "sampling.pt", "cascade": "cascade.pt", "data": "data", "pieces": "test.src"}
     flags = [word for name, file in named.items() for word in (f"--{name}", str(folder / file))]
-    line = [sys.executable, str(SCRIPT), *flags, "--reference", str(folder / "test.tgt"), "-s", "src"]
+    line = ["python", str(SCRIPT), *flags, "--reference", str(folder / "test.tgt"), "-s", "src"]
     return run_command([*line, "-t", "tgt", "--threads", "1", *words], check=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tests.scripts.study.test_study import source as source  # the corpus and it
 @pytest.mark.slow
 def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    script = [sys.executable, str(REPO / "scripts" / "study" / "grow_dictionary.py")]
+    script = ["python", str(REPO / "scripts" / "study" / "grow_dictionary.py")]
     words = ["--study", str(source / "study.toml"), "--source", str(source), "--out", str(out)]
     sizes = ["--small", "200", "--large", "300", "--updates", "40"]
     run_command([*script, *words, *sizes])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -173,7 +172,7 @@ def test_tables_and_curves_that_do_not_fit() -> None:
 
 def command(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     script = str(REPO / "scripts" / "study" / "plot_curves.py")
-    return run_command([sys.executable, script, *words], env=env, check=False)
+    return run_command(["python", script, *words], env=env, check=False)
 
 
 def test_command_writes_a_png(tmp_path: Path) -> None:

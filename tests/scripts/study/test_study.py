@@ -6,7 +6,6 @@ import json
 import lzma
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ train = "--task translation --arch transformer --criterion label_smoothed_cross_
 
 
 def script(name: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return run_command([sys.executable, str(REPO / "scripts" / "study" / name), *words], check=check)
+    return run_command(["python", str(REPO / "scripts" / "study" / name), *words], check=check)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +61,8 @@ def test_a_study_from_text_to_times(source: Path, tmp_path: Path) -> None:
         str(source),
         "--out",
         str(out),
+        "--threads",
+        "1",
         "--seeds",
         "1,2",
     ]
@@ -108,6 +109,8 @@ def test_a_study_from_text_to_times(source: Path, tmp_path: Path) -> None:
         "--rounds",
         "1",
         "--search-rounds",
+        "1",
+        "--threads",
         "1",
     ]
     printed = script("study_times.py", *words).stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ def folder(tmp_path: Path) -> Path:
 def report(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     script = str(REPO / "scripts" / "study" / "study_report.py")
     page = str(folder.parent / "page.md")
-    return run_command([sys.executable, script, str(folder), "--page", page, *words], check=check)
+    return run_command(["python", script, str(folder), "--page", page, *words], check=check)
 
 
 def test_a_page_is_filled_and_checked(folder: Path) -> None:
@@ -107,7 +106,7 @@ def test_a_page_is_filled_and_checked(folder: Path) -> None:
 
 
 def test_without_a_page_the_tables_are_printed(folder: Path) -> None:
-    words = [sys.executable, str(REPO / "scripts" / "study" / "study_report.py"), str(folder)]
+    words = ["python", str(REPO / "scripts" / "study" / "study_report.py"), str(folder)]
     printed = run_command(words).stdout
     assert "| product | 1 | 8.00 | -2.00 | 0.001 | 16.00 | 0.950 | 5.000 |" in printed.splitlines()
     assert "| product | 200 ms | 5.00x |" in printed
@@ -118,7 +117,7 @@ def test_without_a_page_the_tables_are_printed(folder: Path) -> None:
 
 
 def test_commands_of_some_variants_are_printed(folder: Path) -> None:
-    words = [sys.executable, str(REPO / "scripts" / "study" / "study_report.py"), str(folder)]
+    words = ["python", str(REPO / "scripts" / "study" / "study_report.py"), str(folder)]
     printed = run_command([*words, "--commands", "cascade"]).stdout
     assert "**cascade, seed 2**" in printed and "fairseq-train --seed 2" in printed
     assert "**softmax" not in printed, "not the baseline's, which was not asked for"
@@ -178,5 +177,5 @@ def test_bad_records_are_one_sentence(folder: Path, spoil: Any, said: str) -> No
 def test_the_pages_say_what_was_recorded(page: str) -> None:
     script = REPO / "scripts" / "study" / "study_report.py"
     records = REPO / "docs" / "results" / "translation"
-    done = run_command([sys.executable, str(script), str(records), "--page", str(REPO / page), "--check"])
+    done = run_command(["python", str(script), str(records), "--page", str(REPO / page), "--check"])
     assert done.stderr == "" and "<!-- translation: " in (REPO / page).read_text()

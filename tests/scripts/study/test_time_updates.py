@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from tests.scripts.recipes.test_quickstart import settings
 def script(
     name: str, *words: str, env: dict[str, str], check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    return run_command([sys.executable, str(REPO / "scripts" / "study" / name), *words], env=env, check=check)
+    return run_command(["python", str(REPO / "scripts" / "study" / name), *words], env=env, check=check)
 
 
 @pytest.mark.slow
