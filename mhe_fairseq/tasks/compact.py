@@ -26,15 +26,31 @@ class CompactSearchMixin:
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
-        extra = dict(extra_gen_cls_kwargs or {})
-        if seq_gen_cls is None and not getattr(args, "score_reference", False):
-            seq_gen_cls = CompactGenerator
-            if getattr(args, "print_alignment", False):
-                seq_gen_cls = CompactGeneratorWithAlignment
-                extra["print_alignment"] = args.print_alignment
+        kind, extra = self.compact_kind(args, seq_gen_cls, extra_gen_cls_kwargs)
         return super().build_generator(  # type: ignore[misc]
-            models, args, seq_gen_cls, extra, prefix_allowed_tokens_fn
+            models, args, kind, extra, prefix_allowed_tokens_fn
         )
+
+    def compact_kind(
+        self, args: Any, kind: Any = None, extra: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """The class of a generator, and its arguments, for the flags of a command.
+
+        Args:
+            args: of generation.
+            kind: a class that was asked for by name, which is taken.
+            extra: arguments of the class, not changed.
+
+        Returns:
+            The class, None: fairseq's choice; and the arguments.
+        """
+        extra = dict(extra or {})
+        if kind is None and not getattr(args, "score_reference", False):
+            kind = CompactGenerator
+            if getattr(args, "print_alignment", False):
+                kind = CompactGeneratorWithAlignment
+                extra["print_alignment"] = args.print_alignment
+        return kind, extra
 
     def get_batch_iterator(
         self,
