@@ -76,13 +76,16 @@ def train_many(
 
 
 def train_three(data: Path, folder: Path) -> dict[str, Path]:
-    """A product and a sampling head trained with our task, and a cascade with fairseq's."""
+    """A product and a sampling head trained with our task, and a cascade with fairseq's and a codebook."""
+    codes = str(folder / "codes")
+    learnt = ["mhe", "assign", "--data", str(data), *LANGUAGES[:4], "--lengths", "10,14", "-o", codes]
+    run_command([*learnt, "--sampling-method", "temperature", "--sampling-temperature", "2"])
     return train_many(
         data,
         folder,
         {
             "product": (f"mhe_{MULTI}", ["--mhe-head", "product", "--mhe-mixtures", "2"]),
-            "cascade": (MULTI, ["--mhe-head", "cascade"]),
+            "cascade": (MULTI, ["--mhe-head", "cascade", "--mhe-codebook", codes]),
             "sampling": (f"mhe_{MULTI}", ["--mhe-head", "sampling", "--virtual-epoch-size", "100"]),
         },
     )

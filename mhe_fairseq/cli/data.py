@@ -125,6 +125,7 @@ class BinarisedText:
     def __init__(self, prefixes: list[str]) -> None:
         self._parts = [(prefix, self._open(prefix)) for prefix in prefixes]
         self.tokens = sum(int(np.sum(part.sizes)) for _, part in self._parts)
+        self.sentences = sum(len(part) for _, part in self._parts)
 
     def __iter__(self) -> Iterator[Ints]:
         from fairseq.data.indexed_dataset import MMapIndexedDataset, data_file_path

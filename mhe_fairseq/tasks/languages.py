@@ -89,8 +89,8 @@ def check_files(data: str, langs: Iterable[str]) -> None:
         if not (folder / f"dict.{lang}.txt").is_file():
             found = sorted(path.name for path in folder.glob("dict*.txt")) or ["none"]
             raise MHEError(
-                f"the data {folder} has no dict.{lang}.txt (dictionaries there: {', '.join(found)}); binarise "
-                "every pair into it, with one dictionary"
+                f"the data {folder} has no dict.{lang}.txt (dictionaries there: {', '.join(found)}); "
+                "binarise every pair into it, with one dictionary"
             )
 
 
@@ -110,7 +110,7 @@ def check_same(dictionaries: dict[str, Any], side: str) -> None:
             continue
         sizes = f"{len(one)} and {len(other)} symbols"
         if len(one) == len(other):
-            place = next(i for i, pair in enumerate(zip(one.symbols, other.symbols)) if pair[0] != pair[1])
+            place = next(i for i in range(len(one)) if one[i] != other[i])
             sizes += f", the first difference is symbol {place}, {one[place]!r} and {other[place]!r}"
         raise MHEError(
             f"the dictionaries of the {side} languages {first} and {lang} differ ({sizes}); all pairs need "

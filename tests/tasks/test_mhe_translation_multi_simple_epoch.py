@@ -89,8 +89,9 @@ def test_each_task_goes_on_with_the_checkpoint_of_the_other(
     for task, name in ((f"mhe_{MULTI}", "cascade"), (MULTI, "product")):
         (tmp_path / name).mkdir()
         shutil.copy(many_models[name], tmp_path / name)
-        head = ["--mhe-head", name, *(["--mhe-mixtures", "2"] if name == "product" else [])]
-        runs[name] = (task, head)
+        codes = str(many_models[name].parent.parent / "codes")
+        more = ["--mhe-codebook", codes] if name == "cascade" else ["--mhe-mixtures", "2"]
+        runs[name] = (task, ["--mhe-head", name, *more])
     train_many(many_data, tmp_path, runs, updates=62)
     for name in runs:
         said = (tmp_path / f"{name}.log").read_text()
