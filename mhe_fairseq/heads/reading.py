@@ -35,6 +35,10 @@ class Reading:
         """``OutputHead.candidates``."""
         return self.head.candidates(self.features, k, tokens)
 
+    def beam_candidates(self, k: int, scores: Tensor, beam: int, without: Tensor) -> tuple[Tensor, Tensor]:
+        """``OutputHead.beam_candidates``."""
+        return self.head.beam_candidates(self.features, k, scores, beam, without)
+
     def begin(self, log_probs: Tensor, table: Tensor, special: Tensor) -> None:
         """Fill in the columns of the tokens ``special`` (W,), and all others or none."""
         count = len(special)
@@ -68,7 +72,7 @@ class Reading:
             return
         k = is_left.size(1)
         scores = scores.to(log_probs.dtype).masked_fill(~going, -torch.inf)
-        found, tokens = self.head.beam_candidates(self.features, k, scores, beam, special)
+        found, tokens = self.beam_candidates(k, scores, beam, special)
         found = found.masked_fill(found.isnan(), -torch.inf)
         log_probs[:, count:] = torch.where(is_left, found, log_probs[:, count:])
         table[:, count:] = torch.where(going.unsqueeze(1), tokens, table[:, count:])

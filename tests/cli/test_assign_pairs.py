@@ -141,7 +141,6 @@ def test_dictionaries_that_differ(
     lines = (data / "dict.cc.txt").read_text().splitlines()
     (data / "dict.cc.txt").write_text("\n".join(lines[:-1]) + "\n")
     assert assign(data, tmp_path / "codes", *LANGS) == 1
-    said = capsys.readouterr().err
     assert re.search(
         r"the dictionaries of the target languages aa and cc differ \(\d+ and \d+ symb",
         capsys.readouterr().err,
