@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mhe_fairseq.cli.data import BinarisedText, DataDirectory
+from mhe_fairseq.cli.data import DataDirectory
 from mhe_fairseq.coding.assign import count_tokens
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.tasks.binarised import BinarisedText
 
 #: Sentences of a part of the text are drawn; always the same ones, so that two runs compare.
 _SEED = 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from mhe_fairseq.cli.data import BinarisedText, DataDirectory, read_dictionary
+from mhe_fairseq.cli.data import DataDirectory, read_dictionary
 from mhe_fairseq.cli.pairs import PairsDirectory
 from mhe_fairseq.coding.assign import (
     Floats,
@@ -20,6 +20,7 @@ from mhe_fairseq.coding.assign import (
     vectors_of_pairs,
 )
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.tasks.binarised import BinarisedText
 
 if TYPE_CHECKING:
     from fairseq.data import Dictionary

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from fairseq.sequence_generator import SequenceGenerator
+
+from mhe_fairseq.errors import MHEError
 from mhe_fairseq.search import CompactGenerator, CompactGeneratorWithAlignment
+from mhe_fairseq.tasks.allowed import allowed_of
 
 
 class CompactSearchMixin:
@@ -27,9 +31,26 @@ class CompactSearchMixin:
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
         kind, extra = self.compact_kind(args, seq_gen_cls, extra_gen_cls_kwargs)
-        return super().build_generator(  # type: ignore[misc]
+        generator = super().build_generator(  # type: ignore[misc]
             models, args, kind, extra, prefix_allowed_tokens_fn
         )
+        return self.restricted(generator)
+
+    def restricted(self, generator: Any) -> Any:
+        """A generator, told what ``--mhe-allowed`` says. One that scores given text is left as it is.
+
+        Raises:
+            MHEError: a file or language that has no tokens, or a generator that finds any token.
+        """
+        allowed = allowed_of(self)
+        if allowed is not None and isinstance(generator, SequenceGenerator):
+            if not isinstance(generator, CompactGenerator):
+                raise MHEError(
+                    f"--mhe-allowed restricts the search of this plugin, and {type(generator).__name__} "
+                    "searches in its own way; leave the flag out"
+                )
+            generator.allowed = allowed
+        return generator
 
     def compact_kind(
         self, args: Any, kind: Any = None, extra: dict[str, Any] | None = None

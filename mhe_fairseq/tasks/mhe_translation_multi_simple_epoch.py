@@ -11,6 +11,7 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.options import pinned
+from mhe_fairseq.tasks.allowed import HELP
 from mhe_fairseq.tasks.compact import CompactSearchMixin
 from mhe_fairseq.tasks.languages import (
     check_files,
@@ -28,6 +29,12 @@ logger = logging.getLogger(__name__)
 class MHETranslationMultiSimpleEpochTask(CompactSearchMixin, TranslationMultiSimpleEpochTask):
     """As ``translation_multi_simple_epoch``, with the same flags, data and checkpoints; and it serves
     fairseq's hub interface, which the stock task does not."""
+
+    @staticmethod
+    def add_args(parser: argparse.ArgumentParser) -> None:
+        """fairseq's, and ``--mhe-allowed``."""
+        TranslationMultiSimpleEpochTask.add_args(parser)
+        parser.add_argument("--mhe-allowed", metavar="FILE|lang", help=HELP)
 
     @classmethod
     def setup_task(cls, args: argparse.Namespace, **kwargs: Any) -> MHETranslationMultiSimpleEpochTask:
@@ -120,9 +127,10 @@ class MHETranslationMultiSimpleEpochTask(CompactSearchMixin, TranslationMultiSim
         if self.unsaid:
             extra["symbols_to_strip_from_output"] = self.unsaid
         # Past the stock task's, which would drop the class.
-        return super(TranslationMultiSimpleEpochTask, self).build_generator(
+        generator = super(TranslationMultiSimpleEpochTask, self).build_generator(
             models, args, kind, extra, prefix_allowed_tokens_fn
         )
+        return self.restricted(generator)
 
     @property
     def unsaid(self) -> set[int]:
