@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.commands import ALL_SENTENCES, CRITERION, PLUGIN
@@ -62,7 +62,7 @@ def make_many_data(folder: Path) -> Path:
 
 
 def train_many(
-    data: Path, folder: Path, runs: dict[str, tuple[str, Sequence[str]]], updates: int = 60
+    data: Path, folder: Path, runs: Mapping[str, tuple[str, Sequence[str]]], updates: int = 60
 ) -> dict[str, Path]:
     """Checkpoints by the name of a run: (task, more flags). Logs are ``folder/NAME.log``."""
     lines = {

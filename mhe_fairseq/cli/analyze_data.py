@@ -49,11 +49,13 @@ class Subset:
         self.task, self.name = task, name
         self._data, self._folder = data, Path(data.split(os.pathsep)[0])
         cfg = task.cfg or task.args
+        #: Of a model of many languages, in the order of its data.
+        self.pairs: list[str] = list(task.lang_pairs) if hasattr(task, "lang_pairs") else []
         self._langs = (cfg.source_lang, cfg.target_lang) if cfg._name.endswith("translation") else None
-        for prefix, dictionary in zip(
-            self._prefixes(), (task.source_dictionary, task.target_dictionary), strict=False
-        ):
-            self._check(prefix, dictionary if self._langs else task.source_dictionary)
+        for langs in [pair.split("-") for pair in self.pairs] or [self._langs]:
+            sides = (task.source_dictionary, task.target_dictionary)
+            for prefix, dictionary in zip(self._prefixes(langs), sides, strict=False):
+                self._check(prefix, dictionary if langs else task.source_dictionary)
         try:
             task.load_dataset(name)
         except Exception as error:  # whatever else fairseq's data sets find
@@ -74,12 +76,27 @@ class Subset:
         Raises:
             MHEError: there is no training text, or it is of another dictionary.
         """
-        prefixes = DataDirectory(self._data, self._langs and self._langs[1]).text_prefixes()
+        langs = [self._langs and self._langs[1]]
+        if self.pairs:
+            langs = sorted({pair.split("-")[1] for pair in self.pairs})
+        return torch.stack([self._counts_of(lang) for lang in langs]).sum(dim=0)
+
+    def tokens_of_pairs(self) -> dict[str, Tensor]:
+        """Pair -> (V,) bool, the tokens that its target language's training text has."""
+        known = {lang: self._counts_of(lang) > 0 for lang in {pair.split("-")[1] for pair in self.pairs}}
+        return {pair: known[pair.split("-")[1]] for pair in self.pairs}
+
+    def pair_of(self, batch: Any) -> str:
+        """The pair of a batch, for a model of many languages."""
+        return self.pairs[int(np.searchsorted(self.dataset.cumulative_sizes, batch[0], side="right"))]
+
+    def _counts_of(self, lang: str | None) -> Tensor:
+        prefixes = DataDirectory(self._data, lang).text_prefixes()
         # fairseq writes an empty file of an empty text, and cannot map it.
         prefixes = [prefix for prefix in prefixes if Path(f"{prefix}.bin").stat().st_size]
         target = self.task.target_dictionary
         # The targets of a language model may be fewer than its inputs: the others are <unk>.
-        size = len(target if self._langs else self.task.source_dictionary)
+        size = len(target if lang else self.task.source_dictionary)
         counts = torch.from_numpy(count_tokens(BinarisedText(prefixes), size))
         counts[target.unk()] += counts[len(target) :].sum()
         return counts[: len(target)].clone()
@@ -101,13 +118,25 @@ class Subset:
         return indices
 
     def batches(self, indices: np.ndarray[Any, Any], max_tokens: int) -> list[Any]:
-        """Indices of each batch.
+        """Indices of each batch; of many languages, each of one pair.
 
         Raises:
             MHEError: a sentence longer than a batch.
         """
         try:
-            return list(self.dataset.batch_by_size(indices, max_tokens=max_tokens))
+            if not self.pairs:
+                return list(self.dataset.batch_by_size(indices, max_tokens=max_tokens))
+            of = np.searchsorted(self.dataset.cumulative_sizes, indices, side="right")
+            apart = [indices[of == number] for number in range(len(self.pairs))]
+            found = [
+                batch
+                for mine in apart
+                if len(mine)
+                for batch in self.dataset.batch_by_size(mine, max_tokens=max_tokens)
+            ]
+            # Those of a pair stand together; a sample has some of all.
+            order = np.random.RandomState(_SEED).permutation(len(found))
+            return [found[place] for place in order]
         except AssertionError as error:
             longest = max(int(self.dataset.num_tokens(index)) for index in indices)
             raise MHEError(
@@ -120,11 +149,11 @@ class Subset:
         for batch in batches:
             yield self.dataset.collater([self.dataset[int(index)] for index in batch])
 
-    def _prefixes(self) -> list[str]:
+    def _prefixes(self, langs: Any) -> list[str]:
         """Paths without .bin and .idx of the source and the target, or of the only text."""
         names = [[self.name]]
-        if self._langs:
-            source, target = self._langs
+        if langs:
+            source, target = langs
             names = [
                 [f"{self.name}.{pair}.{side}" for side in (source, target)]
                 for pair in (f"{source}-{target}", f"{target}-{source}")

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     if args.from_checkpoint is not None and args.by != "cluster":
         raise MHEError(f"--from-checkpoint clusters an embedding; it cannot be combined with --by {args.by}")
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
-    text: Text = OneText(args) if args.lang_pairs is None else ManyTexts(args)
+    text: Text = OneText.of(args) if args.lang_pairs is None else ManyTexts.of(args)
     dictionary = text.dictionary
     vocab_size = len(dictionary)
     if lengths is not None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 METHODS = ("uniform", "temperature", "concat", "RoundRobin")
 
+#: fairseq's, unless told.
+TEMPERATURE = 1.5
+
 
 class Text(Protocol):
     """What is learnt from."""
@@ -49,18 +52,29 @@ class OneText:
     """Of one language, ``--target-lang``; with a joined dictionary the other side's too, for clusters: a row
     of a group is in the input embeddings of both sides, where the sides share them.
 
-    Raises:
-        MHEError: see ``DataDirectory`` and ``read_dictionary``; flags that are for many pairs.
+    Args:
+        data: where it is.
+        dictionary: as the task has it.
+        target_only: clusters are of the target side alone.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, data: DataDirectory, dictionary: Dictionary, target_only: bool) -> None:
+        self._data, self._target_only = data, target_only
+        self.dictionary = dictionary
+        self.by_language: dict[str, Ints] = {}
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> OneText:
+        """For the flags of `mhe assign`.
+
+        Raises:
+            MHEError: see ``DataDirectory`` and ``read_dictionary``; flags that are for many pairs.
+        """
         for name in ("langs", "lang_dict", "fixed_dictionary", "sampling_method", "sampling_temperature"):
             if getattr(args, name) is not None:
                 raise MHEError(f"--{name.replace('_', '-')} is for --lang-pairs, which is missing")
-        self._data = DataDirectory(args.data, args.target_lang)
-        self._target_only = args.target_only
-        self.dictionary = read_dictionary(self._data.dictionary, args.add_symbol)
-        self.by_language: dict[str, Ints] = {}
+        data = DataDirectory(args.data, args.target_lang)
+        return cls(data, read_dictionary(data.dictionary, args.add_symbol), args.target_only)
 
     def count(self, vocab_size: int, progress: Progress) -> Ints:
         self._text = BinarisedText(self._data.text_prefixes())
@@ -83,27 +97,42 @@ class ManyTexts:
     """Of the target sides of all pairs, each weighted as often as its sentences are drawn in training. A
     language that is no pair's target is clustered by its source sides, as with ``OneText``.
 
-    Raises:
-        MHEError: pairs, languages, dictionaries or a temperature that are missing or do not fit.
+    Args:
+        data: where it is.
+        dictionary: as the task has it.
+        target_only: clusters are of the target sides alone.
+        method: of ``--sampling-method``.
+        temperature: of ``--sampling-temperature``.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(
+        self, data: PairsDirectory, dictionary: Dictionary, target_only: bool, method: str, temperature: float
+    ) -> None:
+        self._data, self._target_only = data, target_only
+        self._method, self._temperature = method, temperature
+        self.dictionary = dictionary
+        self.by_language: dict[str, Ints] = {}
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> ManyTexts:
+        """For the flags of `mhe assign`.
+
+        Raises:
+            MHEError: pairs, languages, dictionaries or a temperature that are missing or do not fit.
+        """
         if args.target_lang is not None:
             raise MHEError(
                 f"--target-lang {args.target_lang} is for one pair, and --lang-pairs {args.lang_pairs} reads "
                 "the targets of all; leave one out"
             )
-        self._method = args.sampling_method or "concat"
-        given = args.sampling_temperature
-        if given is not None and self._method != "temperature":
+        method, given = args.sampling_method or "concat", args.sampling_temperature
+        if given is not None and method != "temperature":
             raise MHEError(f"--sampling-temperature {given} is for --sampling-method temperature; give both")
-        self._temperature = 1.5 if given is None else given
-        if not 0 < self._temperature < np.inf:
+        temperature = TEMPERATURE if given is None else given
+        if not 0 < temperature < np.inf:
             raise MHEError(f"--sampling-temperature must be a number above 0, got {given}")
-        self._data = PairsDirectory.of(args)
-        self.dictionary = self._data.dictionary(args.add_symbol)
-        self.by_language: dict[str, Ints] = {}
-        self._target_only = args.target_only
+        data = PairsDirectory.of(args)
+        return cls(data, data.dictionary(args.add_symbol), args.target_only, method, temperature)
 
     @cached_property
     def _texts(self) -> list[tuple[str, BinarisedText, float]]:

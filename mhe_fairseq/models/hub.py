@@ -103,7 +103,7 @@ class HubInterface(hub_utils.GeneratorHubInterface):
 
     def string(self, tokens: Tensor) -> str:
         """As fairseq's, without what a task has hypotheses begin with. Shape: (T,) long."""
-        unsaid = getattr(self.task, "unsaid", set())
+        unsaid: set[int] = getattr(self.task, "unsaid", set())
         text: str = self.task.target_dictionary.string(tokens, extra_symbols_to_ignore=unsaid)
         return text
 

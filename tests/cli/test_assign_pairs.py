@@ -94,7 +94,7 @@ def flags(data: Path, **more: Any) -> Namespace:
 
 
 def test_text_counts_as_often_as_training_draws_it(many_data: Path) -> None:
-    text = ManyTexts(flags(many_data, sampling_method="temperature", sampling_temperature=3.0))
+    text = ManyTexts.of(flags(many_data, sampling_method="temperature", sampling_temperature=3.0))
     size = len(text.dictionary)
     counts = text.count(size, lambda *_: None)
     sizes = [200, 200, FEW["train"]]

@@ -138,8 +138,8 @@ def test_a_language_without_text_is_refused_by_name(
     for file in data.glob("train.aa-cc.cc.*"):
         file.unlink()
     done = run_command(
-        ["fairseq-generate", data, *PLUGIN, *LANGUAGES, "--task", f"mhe_{MULTI}", "-s", "aa", "-t", "cc"]
-        + ["--path", many_models["cascade"], "--cpu", "--mhe-allowed", "lang"],
+        ["fairseq-generate", str(data), *PLUGIN, *LANGUAGES, "--task", f"mhe_{MULTI}", "-s", "aa", "-t", "cc"]
+        + ["--path", str(many_models["cascade"]), "--cpu", "--mhe-allowed", "lang"],
         check=False,
     )
     last = done.stderr.strip().splitlines()[-1]

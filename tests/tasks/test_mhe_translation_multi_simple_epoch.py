@@ -137,8 +137,8 @@ def changed(flags: list[str], **values: str) -> list[str]:
     ],
 )
 def test_bad_input(flags: list[str], sentence: str, many_data: Path, tmp_path: Path) -> None:
-    line = ["fairseq-train", many_data, *PLUGIN, "--task", f"mhe_{MULTI}", *flags, *TRAIN]
-    done = run_command([*line, "--save-dir", tmp_path], check=False)
+    line = ["fairseq-train", str(many_data), *PLUGIN, "--task", f"mhe_{MULTI}", *flags, *TRAIN]
+    done = run_command([*line, "--save-dir", str(tmp_path)], check=False)
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("mhe_fairseq: error: ") and sentence in last, done.stderr[-2000:]
@@ -149,7 +149,7 @@ def test_dictionaries_that_differ(many_data: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(many_data, data)
     lines = (data / "dict.cc.txt").read_text().splitlines()
-    line = ["fairseq-train", data, *PLUGIN, "--task", f"mhe_{MULTI}", *LANGUAGES, *TRAIN]
+    line = ["fairseq-train", str(data), *PLUGIN, "--task", f"mhe_{MULTI}", *LANGUAGES, *TRAIN]
     for text, sentence in (
         (
             lines[:-1],
@@ -162,7 +162,7 @@ def test_dictionaries_that_differ(many_data: Path, tmp_path: Path) -> None:
         ),
     ):
         (data / "dict.cc.txt").write_text("\n".join(text) + "\n")
-        done = run_command([*line, "--save-dir", tmp_path], check=False)
+        done = run_command([*line, "--save-dir", str(tmp_path)], check=False)
         assert done.returncode != 0 and sentence in done.stderr.strip().splitlines()[-1]
 
 
@@ -172,8 +172,16 @@ def test_a_checkpoint_of_other_languages(many_models: dict[str, Path], many_data
         for name in ("product", "cascade"):
             flags = changed(LANGUAGES, langs=langs)
             done = run_command(
-                ["fairseq-generate", many_data, *PLUGIN, "--task", f"mhe_{MULTI}", *flags, *pair("aa-bb")]
-                + ["--path", many_models[name], *ASKED],
+                [
+                    "fairseq-generate",
+                    str(many_data),
+                    *PLUGIN,
+                    "--task",
+                    f"mhe_{MULTI}",
+                    *flags,
+                    *pair("aa-bb"),
+                ]
+                + ["--path", str(many_models[name]), *ASKED],
                 check=False,
             )
             assert done.returncode != 0
