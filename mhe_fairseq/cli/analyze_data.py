@@ -52,7 +52,8 @@ class Subset:
         #: Of a model of many languages, in the order of its data.
         self.pairs: list[str] = list(task.lang_pairs) if hasattr(task, "lang_pairs") else []
         self._langs = (cfg.source_lang, cfg.target_lang) if cfg._name.endswith("translation") else None
-        for langs in [pair.split("-") for pair in self.pairs] or [self._langs]:
+        sides_of: list[Any] = [pair.split("-") for pair in self.pairs]
+        for langs in sides_of or [self._langs]:
             sides = (task.source_dictionary, task.target_dictionary)
             for prefix, dictionary in zip(self._prefixes(langs), sides, strict=False):
                 self._check(prefix, dictionary if langs else task.source_dictionary)
@@ -76,9 +77,9 @@ class Subset:
         Raises:
             MHEError: there is no training text, or it is of another dictionary.
         """
-        langs = [self._langs and self._langs[1]]
+        langs: list[str | None] = [self._langs and self._langs[1]]
         if self.pairs:
-            langs = sorted({pair.split("-")[1] for pair in self.pairs})
+            langs = list(dict.fromkeys(pair.split("-")[1] for pair in self.pairs))
         return torch.stack([self._counts_of(lang) for lang in langs]).sum(dim=0)
 
     def tokens_of_pairs(self) -> dict[str, Tensor]:

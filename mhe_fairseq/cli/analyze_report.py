@@ -71,7 +71,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which knows no infinity: None in its place."""
-        models = []
+        models: list[dict[str, Any]] = []
         for name, summary in zip(self.names, self.summaries, strict=True):
             numbers = asdict(summary)
             numbers["calibration"] = [each._asdict() for each in summary.calibration]

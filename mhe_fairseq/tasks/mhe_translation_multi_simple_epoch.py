@@ -71,7 +71,7 @@ class MHETranslationMultiSimpleEpochTask(CompactSearchMixin, TranslationMultiSim
                 check_same({lang: dicts[lang] for lang in langs}, side)
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
-        """As fairseq's.
+        """As fairseq's; a split may be read again.
 
         Raises:
             MHEError: a pair has no text.
@@ -80,6 +80,9 @@ class MHETranslationMultiSimpleEpochTask(CompactSearchMixin, TranslationMultiSim
         _, pairs = manager.get_data_paths_and_lang_pairs(split)
         wanted = [f"{category}:{pair}" for category, of in pairs.items() for pair in of if "-" in pair]
         check_pairs_have_data(split, self.args.data, wanted, manager.get_split_num_data_shards(split))
+        if split in self.datasets and not self.has_sharded_data(split):
+            # fairseq's stumbles over a split that it has read already.
+            del self.datasets[split]
         super().load_dataset(split, epoch, combine, **kwargs)
 
     def build_model(self, args: Any, from_checkpoint: bool = False) -> Any:

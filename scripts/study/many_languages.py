@@ -22,7 +22,6 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -195,7 +194,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
                 for direction in where.directions
             ]
             run(folder, seed, steps)
-        rows += scored(searches, where, seed, lambda model, seed=seed: args.out / f"{model.name}-{seed}")
+        folders = {model.name: args.out / f"{model.name}-{seed}" for model in (softmax, cascade)}
+        rows += scored(searches, where, seed, folders)
     last = [args.out / f"{model.name}-{seeds[0]}/checkpoints/checkpoint_last.pt" for model in where.models()]
     timed = measure(last, args.rounds, args.turn, int(os.environ["OMP_NUM_THREADS"]))
     medians = {model.name: each.median for model, each in zip(where.models(), timed, strict=True)}
@@ -205,7 +205,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def scored(
-    searches: list[tuple[str, Model, list[str]]], where: Where, seed: int, folder_of: Callable[[Model], Path]
+    searches: list[tuple[str, Model, list[str]]], where: Where, seed: int, folders: dict[str, Path]
 ) -> list[dict[str, Any]]:
     """Rows of one seed; the first of ``searches`` is what the others are compared with."""
     rows = []
@@ -213,7 +213,7 @@ def scored(
         references = where.references(direction)
         base: list[str] = []
         for name, model, more in searches:
-            file = folder_of(model) / f"test-{direction}{'-allowed' if more else ''}.txt"
+            file = folders[model.name] / f"test-{direction}{'-allowed' if more else ''}.txt"
             lines = read_translations(file, len(references))
             base = base or lines
             scores = score(lines, references)
