@@ -89,7 +89,14 @@ class Subset:
 
     def pair_of(self, batch: Any) -> str:
         """The pair of a batch, for a model of many languages."""
-        return self.pairs[int(np.searchsorted(self.dataset.cumulative_sizes, batch[0], side="right"))]
+        return self.pairs[int(self._place_of(batch[0]))]
+
+    def _place_of(self, indices: Any) -> Any:
+        """Which of ``pairs`` sentences are of."""
+        sizes = getattr(self.dataset, "cumulative_sizes", None)
+        # Of a set that is drawn from all pairs; fairseq has two names for it.
+        sizes = self.dataset.cumulated_sizes if sizes is None else sizes
+        return np.searchsorted(sizes, indices, side="right")
 
     def _counts_of(self, lang: str | None) -> Tensor:
         prefixes = DataDirectory(self._data, lang).text_prefixes()
@@ -127,7 +134,7 @@ class Subset:
         try:
             if not self.pairs:
                 return list(self.dataset.batch_by_size(indices, max_tokens=max_tokens))
-            of = np.searchsorted(self.dataset.cumulative_sizes, indices, side="right")
+            of = self._place_of(indices)
             apart = [indices[of == number] for number in range(len(self.pairs))]
             found = [
                 batch

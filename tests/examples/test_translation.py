@@ -169,7 +169,7 @@ def test_opus100_by_pairs(tmp_path: Path) -> None:
         + ["fairseq-generate"] * 4 + ["mv", "python"]
     )  # fmt: skip
     # The text of yo has no validation set.
-    assert (out / "pairs" / "directions").read_text() == "de-en,en-de,en-fr,fr-en\n"
+    assert (out / "pairs" / "directions").read_text() == "en-de,de-en,en-fr,fr-en\n"
     assert "languages, of " in done and "sampling-temperature 5" in done
     assert re.search(r"^opus100, cascade: mean of 4 directions, 80 sentences: BLEU \d", done, re.MULTILINE)
     assert all(f"opus100, cascade, {way}: test set of 20" in done for way in ("en to de", "fr to en"))
