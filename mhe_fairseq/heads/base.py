@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.reading import Reading
 from mhe_fairseq.heads.rows.input_rows import MARK
-
-if TYPE_CHECKING:
-    from mhe_fairseq.heads.allowed import Allowed
 
 
 class HeadLoss(NamedTuple):
@@ -193,12 +190,6 @@ class OutputHead(nn.Module, ABC):
     def read(self, features: Tensor) -> Reading:
         """Features (N, d), of which several things are asked."""
         return Reading(self, features)
-
-    def read_allowed(self, features: Tensor, allowed: Allowed) -> Reading:
-        """As ``read``; only tokens that are allowed are found. Log-probabilities are not normalised anew."""
-        from mhe_fairseq.heads.allowed import RestrictedReading
-
-        return RestrictedReading(self.read(features), allowed)
 
     def why_wide(self, beam: int) -> str | None:
         """Why a search of so many hypotheses a sentence does better to score all V tokens, where the weights

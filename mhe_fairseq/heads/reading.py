@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from mhe_fairseq.heads.allowed import Allowed
     from mhe_fairseq.heads.base import Candidates, OutputHead
 
 
@@ -26,6 +27,12 @@ class Reading:
     def __init__(self, head: OutputHead, features: Tensor) -> None:
         self.head = head
         self.features = features
+
+    def only(self, allowed: Allowed) -> Reading:
+        """The same, which finds only tokens that are allowed. Nothing is normalised anew."""
+        from mhe_fairseq.heads.allowed import RestrictedReading
+
+        return RestrictedReading(self, allowed)
 
     def log_prob_of(self, tokens: Tensor) -> Tensor:
         """``OutputHead.log_prob_of``."""

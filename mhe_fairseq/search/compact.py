@@ -84,10 +84,8 @@ class CompactEnsemble(EnsembleModel):
                 incremental_state=incremental_states[i],
                 features_only=True,
             )
-            head, features = self.heads[i], out[:, -1]
-            readings.append(
-                head.read(features) if self.allowed is None else head.read_allowed(features, self.allowed)
-            )
+            reading = self.heads[i].read(out[:, -1])
+            readings.append(reading if self.allowed is None else reading.only(self.allowed))
             attn = extra["attn"][0] if extra and extra.get("attn") else None
             if attn is not None:
                 attention = attn[:, -1] if attention is None else attention + attn[:, -1]

@@ -27,7 +27,7 @@ def test_the_best_allowed_tokens(
     head, features = build(name, book, torch.float64, seed), features_for(count, DIM, torch.float64, seed)
     with torch.no_grad():
         wide = head.log_probs(features)
-        reading = head.read_allowed(features, allowed)
+        reading = head.read(features).only(allowed)
         found = reading.candidates(k, special)
         log_probs, table = wide.new_empty(count, 4 + k), special.new_zeros(count, 4 + k)
         reading.begin(log_probs, table, special)

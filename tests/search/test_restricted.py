@@ -171,7 +171,7 @@ def test_groups_without_allowed_tokens_are_not_opened(monkeypatch: pytest.Monkey
     features = torch.randn(6, head.dim, dtype=torch.float64)
     nothing = torch.zeros(0, dtype=torch.long)
     scores = features.new_zeros(6)
-    found, named = head.read_allowed(features, Allowed(mask)).beam_candidates(4, scores, 2, nothing)
+    found, named = head.read(features).only(Allowed(mask)).beam_candidates(4, scores, 2, nothing)
     assert opened <= set(live)
     wide = head.log_probs(features).masked_fill(~mask, -torch.inf)
     for sentence in range(3):

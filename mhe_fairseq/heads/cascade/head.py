@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook, ravel, unravel
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.allowed import Allowed
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, to_numpy, wide
 from mhe_fairseq.heads.cascade import kernels as cascade_kernels
 from mhe_fairseq.heads.cascade import multilabel as multilabel
 from mhe_fairseq.heads.cascade import search_kernels as cascade_search_kernels
 from mhe_fairseq.heads.cascade.group import GroupLinear
 from mhe_fairseq.heads.cascade.level import Level, LevelLoss
-from mhe_fairseq.heads.cascade.reading import CascadeReading, RestrictedCascadeReading
+from mhe_fairseq.heads.cascade.reading import CascadeReading
 from mhe_fairseq.heads.cascade.search import best_first
 from mhe_fairseq.heads.rows.input_rows import prefix_rows
 from mhe_fairseq.heads.rows.tied import check_embedding
@@ -177,9 +176,6 @@ class CascadeHead(OutputHead):
 
     def read(self, features: Tensor) -> CascadeReading:
         return CascadeReading(self, features)
-
-    def read_allowed(self, features: Tensor, allowed: Allowed) -> RestrictedCascadeReading:
-        return RestrictedCascadeReading(self, features, allowed)
 
     def why_wide(self, beam: int) -> str | None:
         weight = self.group.weight

@@ -26,6 +26,9 @@ class CascadeReading(Reading):
 
     head: CascadeHead
 
+    def only(self, allowed: Allowed) -> RestrictedCascadeReading:
+        return RestrictedCascadeReading(self.head, self.features, allowed)
+
     @cached_property
     def groups(self) -> Tensor:
         """(N, L_1): log p(first digit)."""
