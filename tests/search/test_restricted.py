@@ -9,7 +9,7 @@ import pytest
 import torch
 from fairseq.search import BeamSearch, PrefixConstrainedBeamSearch
 from fairseq.sequence_generator import SequenceGenerator
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -72,7 +72,7 @@ def both(
 @pytest.mark.parametrize("head", COMPACT)
 @pytest.mark.parametrize("share", [0.35, 0.8])
 def test_every_head_finds_what_the_v_wide_search_finds(head: str, share: float) -> None:
-    for seed in range(3):
+    for seed in range(2):
         model = Toy(head, VOCAB, seed=seed).build()
         mask = some(VOCAB, seed, share, unk=seed == 1)
         ours, stock = both(
@@ -83,6 +83,7 @@ def test_every_head_finds_what_the_v_wide_search_finds(head: str, share: float) 
         assert bool(mask[said].all())
 
 
+@settings(max_examples=30)
 @given(
     head=st.sampled_from(COMPACT), seed=st.integers(0, 2**16), beam=st.integers(1, 5),
     peak=st.sampled_from([0.5, 2.0, 4.0]), share=st.sampled_from([0.4, 0.6, 0.95]),
