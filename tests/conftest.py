@@ -69,3 +69,20 @@ def stock_models(toy_data: Path, lm_data: Path, tmp_path_factory: pytest.TempPat
     from tests.stock import train_stock
 
     return train_stock(toy_data, lm_data, tmp_path_factory.mktemp("stock-models"))
+
+
+@pytest.fixture(scope="session")
+def many_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data-bin folder of three languages, pairs aa-bb and aa-cc with one dictionary."""
+    from tests.many_languages import make_many_data
+
+    return make_many_data(tmp_path_factory.mktemp("many"))
+
+
+@pytest.fixture(scope="session")
+def many_models(many_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints of many languages in one model by the name of a head: product and sampling, trained with
+    our task, and cascade, trained with fairseq's."""
+    from tests.many_languages import train_three
+
+    return train_three(many_data, tmp_path_factory.mktemp("many-models"))

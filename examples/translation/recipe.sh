@@ -35,7 +35,7 @@ END
 
 read_arguments() {
     shared_defaults
-    CHECKSUMS="" SIZE="" TOKENIZE="" SOURCE="" MIRROR="" BATCH_TOKENS="" AVERAGE="" LANGUAGES=""
+    CHECKSUMS="" SIZE="" TOKENIZE="" SOURCE="" MIRROR="" BATCH_TOKENS="" AVERAGE="" LANGUAGES="" METHOD=""
     while (($#)); do
         shared_argument "$@"
         if ((TAKEN)); then
@@ -45,7 +45,7 @@ read_arguments() {
         case $1 in
             --source | --mirror | --checksums | --batch | --average) ;;
             --size | --tokenize) [[ -n $SIZES ]] || fail "$1 is for wmt14_en_de and wmt16_en_ro" ;;
-            --languages) [[ -n $MANY ]] || fail "$1 is for the recipe opus100" ;;
+            --languages | --method) [[ -n $MANY ]] || fail "$1 is for the recipe opus100" ;;
             *) no_argument "$1" ;;
         esac
         needs_value "$@"
@@ -58,6 +58,7 @@ read_arguments() {
             --size) SIZE=$2 ;;
             --tokenize) TOKENIZE=$2 ;;
             --languages) LANGUAGES=$2 ;;
+            --method) METHOD=$2 ;;
         esac
         shift 2
     done
@@ -67,7 +68,9 @@ read_arguments() {
     fi
     [[ -z $TOKENIZE || $TOKENIZE == moses || $TOKENIZE == none ]] ||
         fail "--tokenize is moses or none, not '$TOKENIZE'"
-    WORK=${WORK:-runs/$RECIPE${SIZE:+-$SIZE}-${HEAD:-${HEADS%% *}}}
+    [[ -z $METHOD || $METHOD == tags || $METHOD == pairs ]] || fail "--method is tags or pairs, not '$METHOD'"
+    METHOD=${METHOD#tags}
+    WORK=${WORK:-runs/$RECIPE${SIZE:+-$SIZE}${METHOD:+-$METHOD}-${HEAD:-${HEADS%% *}}}
     check_shared
     whole_numbers "--batch and --average" "$BATCH_TOKENS" "$AVERAGE"
     [[ $BATCH_TOKENS != 0 && $UPDATES != 0 ]] || fail "--batch and --updates are at least 1, got 0"
@@ -129,7 +132,7 @@ begin_translation() {
     PREPARE+=(${more[@]+"${more[@]}"})
     begin_recipe "text ${SOURCE:-corpus.toml}${LANGUAGES:+ of $LANGUAGES}" "vocabulary $VOCAB" \
         "prepare ${PREPARE[*]}" "head ${HEAD_WORDS[*]}" "model ${MODEL[*]}" "optimizer ${OPTIMIZER[*]}" \
-        "tokens of an update ${BATCH_TOKENS:-published}" "seed $SEED"
+        "tokens of an update ${BATCH_TOKENS:-published}${METHOD:+, $METHOD}" "seed $SEED"
     BIN=$WORK/data-bin
     PAIR=(-s "$SRC" -t "$TGT")
 }
@@ -137,6 +140,21 @@ begin_translation() {
 # prepare FLAG...: text, pieces, binarised data, and a codebook where the head has one. The flags are for
 # extract_corpus.py.
 prepare() {
+    prepare_text "$@"
+    begin preprocess "$BIN"
+    if ((!skip)); then rm -rf "$BIN.tmp" "$BIN"; fi
+    local pieces=$WORK/data/pieces
+    run fairseq-preprocess "${PAIR[@]}" --srcdict "$WORK/data/dict.txt" --joined-dictionary \
+        --trainpref "$pieces/train" --validpref "$pieces/valid" --testpref "$pieces/test" \
+        --workers "$(nproc)" --destdir "$BIN.tmp"
+    run mv "$BIN.tmp" "$BIN"
+    end
+    if has_codebook; then assign; fi
+}
+has_codebook() { [[ " ${HEAD_WORDS[*]} " == *" --mhe-codebook $CODES "* ]]; }
+
+# prepare_text FLAG...: text and pieces. The flags are for extract_corpus.py.
+prepare_text() {
     local which=(${LANGUAGES:+--languages "$LANGUAGES"} ${CHECKSUMS:+--checksums "$CHECKSUMS"})
     TEXT=$SOURCE
     if [[ -z $SOURCE ]]; then
@@ -154,19 +172,10 @@ prepare() {
     run python scripts/data/prepare_translation.py --source "$TEXT" --out "$WORK/data" --src "$SRC" --tgt "$TGT" \
         --pieces "$VOCAB" "${PREPARE[@]}"
     end
-    begin preprocess "$BIN"
-    if ((!skip)); then rm -rf "$BIN.tmp" "$BIN"; fi
-    local pieces=$WORK/data/pieces
-    run fairseq-preprocess "${PAIR[@]}" --srcdict "$WORK/data/dict.txt" --joined-dictionary \
-        --trainpref "$pieces/train" --validpref "$pieces/valid" --testpref "$pieces/test" \
-        --workers "$(nproc)" --destdir "$BIN.tmp"
-    run mv "$BIN.tmp" "$BIN"
-    end
-    if [[ " ${HEAD_WORDS[*]} " == *" --mhe-codebook $CODES "* ]]; then assign; fi
 }
 
-# translate FLAG...: the flags are for fairseq-generate.
-translate() {
+# average: CHECKPOINT, what is translated with.
+average() {
     CHECKPOINT=$WORK/checkpoints/checkpoint_best.pt
     if ((AVERAGE)); then
         CHECKPOINT=$WORK/averaged.pt
@@ -174,6 +183,11 @@ translate() {
         run python scripts/recipes/average_checkpoints.py "$WORK/checkpoints" --last "$AVERAGE" -o "$CHECKPOINT"
         end
     fi
+}
+
+# translate FLAG...: the flags are for fairseq-generate.
+translate() {
+    average
     begin translate "$WORK/translations" "$UPDATES $AVERAGE $*"
     if ((!skip)); then rm -rf "$WORK/translations.tmp" "$WORK/translations"; fi
     run fairseq-generate "$BIN" --user-dir "$USER_DIR" --task mhe_translation "${PAIR[@]}" \
@@ -192,6 +206,7 @@ evaluate() {
     local name="$RECIPE${SIZE:+ $SIZE}, ${HEAD_FLAGS:-$HEAD}"
     if [[ $TOKENIZE == moses ]]; then set -- "$@" --detokenize "$TGT"; fi
     skip=0
-    run python scripts/study/score_translations.py "$WORK/translations/generate-test.txt" --reference "$reference" \
+    run python scripts/study/score_translations.py "${RESULTS:-$WORK/translations/generate-test.txt}" \
+        --reference "$reference" \
         --name "$name" --out "$WORK/hypotheses.$TGT" "$@"
 }

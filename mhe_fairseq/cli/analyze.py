@@ -15,6 +15,7 @@ import torch
 from mhe_fairseq.analysis.bands import Bands
 from mhe_fairseq.analysis.conclusion import compare, conclude
 from mhe_fairseq.analysis.loss_parts import LossParts
+from mhe_fairseq.analysis.pairs import PairSums
 from mhe_fairseq.analysis.summary import Summary, summarise
 from mhe_fairseq.bench.machine import find_device
 from mhe_fairseq.bench.report import make_console
@@ -91,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         # torch's, of the masks that fairseq gives to its attention.
         warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
-        parts, left_out = _score(models, subset, book, args)
+        sums = [PairSums(subset.tokens_of_pairs(), models[0].task.target_dictionary.eos()) for _ in models]
+        parts, left_out = _score(models, subset, book, args, sums)
     if not parts[0].tokens:
         raise MHEError(
             f"the split {args.subset} of {args.data} has no target tokens; name another with --subset"
@@ -104,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
         summaries=summaries,
         symbols=models[0].symbols(),
         sentences=sentences,
+        pairs=[each.summaries() for each in sums],
         about={
             "checkpoints": [str(path) for path in paths],
             "models": [type(each.model).__name__ for each in models],
@@ -165,7 +168,11 @@ def _codebook(path: str | None, models: list[LoadedModel]) -> tuple[Codebook, st
 
 @torch.inference_mode()
 def _score(
-    models: list[LoadedModel], subset: Subset, book: Codebook, args: argparse.Namespace
+    models: list[LoadedModel],
+    subset: Subset,
+    book: Codebook,
+    args: argparse.Namespace,
+    of_pairs: list[PairSums],
 ) -> tuple[list[LossParts], int]:
     """Sums of each model over the same tokens, and how many sentences were too long for the models."""
     from mhe_fairseq.cli.analyze_model import least_positions
@@ -180,7 +187,8 @@ def _score(
         for number, sample in enumerate(subset.samples(batches)):
             kept = None
             told = models[0].in_source(sample)
-            for model, sums in zip(models, parts, strict=True):
+            pair = subset.pair_of(batches[number]) if subset.pairs else None
+            for model, sums, own in zip(models, parts, of_pairs, strict=True):
                 features, target = model.features(sample)
                 in_source = told
                 left = len(target) if limit is None else limit - sums.tokens
@@ -190,6 +198,8 @@ def _score(
                     in_source = None if told is None else told[kept]
                 for log_probs, rows in model.log_probs(features, target, book.size):
                     sums.update(log_probs, target[rows], None if in_source is None else in_source[rows])
+                    if pair is not None:
+                        own.update(pair, log_probs, target[rows])
             if limit is not None:
                 bars.update("tokens", parts[0].tokens, limit)
                 if parts[0].tokens >= limit:

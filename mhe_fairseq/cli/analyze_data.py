@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mhe_fairseq.cli.data import BinarisedText, DataDirectory
+from mhe_fairseq.cli.data import DataDirectory
 from mhe_fairseq.coding.assign import count_tokens
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.tasks.binarised import BinarisedText
 
 #: Sentences of a part of the text are drawn; always the same ones, so that two runs compare.
 _SEED = 1
@@ -48,11 +49,14 @@ class Subset:
         self.task, self.name = task, name
         self._data, self._folder = data, Path(data.split(os.pathsep)[0])
         cfg = task.cfg or task.args
+        #: Of a model of many languages, in the order of its data.
+        self.pairs: list[str] = list(task.lang_pairs) if hasattr(task, "lang_pairs") else []
         self._langs = (cfg.source_lang, cfg.target_lang) if cfg._name.endswith("translation") else None
-        for prefix, dictionary in zip(
-            self._prefixes(), (task.source_dictionary, task.target_dictionary), strict=False
-        ):
-            self._check(prefix, dictionary if self._langs else task.source_dictionary)
+        sides_of: list[Any] = [pair.split("-") for pair in self.pairs]
+        for langs in sides_of or [self._langs]:
+            sides = (task.source_dictionary, task.target_dictionary)
+            for prefix, dictionary in zip(self._prefixes(langs), sides, strict=False):
+                self._check(prefix, dictionary if langs else task.source_dictionary)
         try:
             task.load_dataset(name)
         except Exception as error:  # whatever else fairseq's data sets find
@@ -73,12 +77,34 @@ class Subset:
         Raises:
             MHEError: there is no training text, or it is of another dictionary.
         """
-        prefixes = DataDirectory(self._data, self._langs and self._langs[1]).text_prefixes()
+        langs: list[str | None] = [self._langs and self._langs[1]]
+        if self.pairs:
+            langs = list(dict.fromkeys(pair.split("-")[1] for pair in self.pairs))
+        return torch.stack([self._counts_of(lang) for lang in langs]).sum(dim=0)
+
+    def tokens_of_pairs(self) -> dict[str, Tensor]:
+        """Pair -> (V,) bool, the tokens that its target language's training text has."""
+        known = {lang: self._counts_of(lang) > 0 for lang in {pair.split("-")[1] for pair in self.pairs}}
+        return {pair: known[pair.split("-")[1]] for pair in self.pairs}
+
+    def pair_of(self, batch: Any) -> str:
+        """The pair of a batch, for a model of many languages."""
+        return self.pairs[int(self._place_of(batch[0]))]
+
+    def _place_of(self, indices: Any) -> Any:
+        """Which of ``pairs`` sentences are of."""
+        sizes = getattr(self.dataset, "cumulative_sizes", None)
+        # Of a set that is drawn from all pairs; fairseq has two names for it.
+        sizes = self.dataset.cumulated_sizes if sizes is None else sizes
+        return np.searchsorted(sizes, indices, side="right")
+
+    def _counts_of(self, lang: str | None) -> Tensor:
+        prefixes = DataDirectory(self._data, lang).text_prefixes()
         # fairseq writes an empty file of an empty text, and cannot map it.
         prefixes = [prefix for prefix in prefixes if Path(f"{prefix}.bin").stat().st_size]
         target = self.task.target_dictionary
         # The targets of a language model may be fewer than its inputs: the others are <unk>.
-        size = len(target if self._langs else self.task.source_dictionary)
+        size = len(target if lang else self.task.source_dictionary)
         counts = torch.from_numpy(count_tokens(BinarisedText(prefixes), size))
         counts[target.unk()] += counts[len(target) :].sum()
         return counts[: len(target)].clone()
@@ -100,13 +126,25 @@ class Subset:
         return indices
 
     def batches(self, indices: np.ndarray[Any, Any], max_tokens: int) -> list[Any]:
-        """Indices of each batch.
+        """Indices of each batch; of many languages, each of one pair.
 
         Raises:
             MHEError: a sentence longer than a batch.
         """
         try:
-            return list(self.dataset.batch_by_size(indices, max_tokens=max_tokens))
+            if not self.pairs:
+                return list(self.dataset.batch_by_size(indices, max_tokens=max_tokens))
+            of = self._place_of(indices)
+            apart = [indices[of == number] for number in range(len(self.pairs))]
+            found = [
+                batch
+                for mine in apart
+                if len(mine)
+                for batch in self.dataset.batch_by_size(mine, max_tokens=max_tokens)
+            ]
+            # Those of a pair stand together; a sample has some of all.
+            order = np.random.RandomState(_SEED).permutation(len(found))
+            return [found[place] for place in order]
         except AssertionError as error:
             longest = max(int(self.dataset.num_tokens(index)) for index in indices)
             raise MHEError(
@@ -119,11 +157,11 @@ class Subset:
         for batch in batches:
             yield self.dataset.collater([self.dataset[int(index)] for index in batch])
 
-    def _prefixes(self) -> list[str]:
+    def _prefixes(self, langs: Any) -> list[str]:
         """Paths without .bin and .idx of the source and the target, or of the only text."""
         names = [[self.name]]
-        if self._langs:
-            source, target = self._langs
+        if langs:
+            source, target = langs
             names = [
                 [f"{self.name}.{pair}.{side}" for side in (source, target)]
                 for pair in (f"{source}-{target}", f"{target}-{source}")

@@ -18,7 +18,15 @@ from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 
 #: Whose targets are tokens, one at each position that is not padding.
-TASKS = ("translation", "mhe_translation", "language_modeling", "mhe_language_modeling", "masked_lm")
+TASKS = (
+    "translation",
+    "mhe_translation",
+    "translation_multi_simple_epoch",
+    "mhe_translation_multi_simple_epoch",
+    "language_modeling",
+    "mhe_language_modeling",
+    "masked_lm",
+)
 
 #: Numbers V wide that are held at once, 32 MiB of them.
 _WIDE = 2**23
@@ -192,7 +200,10 @@ def same_task(one: LoadedModel, other: LoadedModel) -> None:
     def kind(model: LoadedModel) -> str:
         cfg = model.options
         name = cfg._name.removeprefix("mhe_")
-        return f"{name} {cfg.source_lang}-{cfg.target_lang}" if name == "translation" else str(name)
+        if name == "translation":
+            return f"{name} {cfg.source_lang}-{cfg.target_lang}"
+        pairs = getattr(cfg, "lang_pairs", None)
+        return f"{name} {','.join(sorted(pairs))}" if pairs else str(name)
 
     if kind(one) != kind(other):
         raise MHEError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mhe_fairseq.analysis.pairs import PairSummary
 from mhe_fairseq.analysis.summary import Summary
 from mhe_fairseq.version import __version__
 
@@ -43,6 +44,7 @@ class Report:
         symbols: of the V tokens.
         sentences: the conclusion.
         about: what was analysed, for the header and the JSON.
+        pairs: of each model, its pairs of languages; empty where there is only one.
     """
 
     names: list[str]
@@ -50,6 +52,7 @@ class Report:
     symbols: list[str]
     sentences: list[str]
     about: dict[str, Any]
+    pairs: list[list[PairSummary]] = field(default_factory=list)
 
     def show(self, console: Console) -> None:
         """Print the conclusion and the tables."""
@@ -60,13 +63,15 @@ class Report:
         tables = [self._totals(), self._digits(), self._bands(), self._confused()]
         if self.summaries[0].copied:
             tables.insert(3, self._copied())
+        if any(self.pairs):
+            tables.insert(1, self._pairs())
         for table in tables:
             console.print(table)
         console.print(Text(_LEGEND))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which knows no infinity: None in its place."""
-        models = []
+        models: list[dict[str, Any]] = []
         for name, summary in zip(self.names, self.summaries, strict=True):
             numbers = asdict(summary)
             numbers["calibration"] = [each._asdict() for each in summary.calibration]
@@ -75,7 +80,8 @@ class Report:
                     {"gold": self.symbols[gold], "predicted": self.symbols[predicted], "count": count}
                     for gold, predicted, count in pair["examples"]
                 ]
-            models.append({"name": name, **numbers})
+            own = self.pairs[len(models)] if self.pairs else []
+            models.append({"name": name, **numbers, "pairs": [asdict(pair) for pair in own]})
         found: dict[str, Any] = _finite(
             {
                 "command": "analyze",
@@ -118,6 +124,20 @@ class Report:
             (t.loss, t.bits, t.perplexity, t.accuracy, t.confidence, t.calibration_error) for t in totals
         ]
         return self._table("All target tokens", (), columns, [((), numbers)])
+
+    def _pairs(self) -> Table:
+        columns = {
+            "nats/token": NATS,
+            "accuracy": SHARE,
+            "in the language": SHARE,
+            "EOS over its share": RATIO,
+        }
+        rows: list[Row] = []
+        for each in zip(*self.pairs, strict=True):
+            numbers = [(pair.loss, pair.correct, pair.in_language, pair.eos) for pair in each]
+            rows.append(((each[0].pair, f"{each[0].tokens:,}"), numbers))
+        title = "Pairs; in the language: probability of tokens that its training text has"
+        return self._table(title, ("pair", "tokens"), columns, rows)
 
     def _digits(self) -> Table:
         columns = {"nats/token": NATS, "of the loss": SHARE, "accuracy": SHARE}

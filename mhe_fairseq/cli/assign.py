@@ -5,31 +5,26 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from mhe_fairseq.cli.assign_report import Assigned, report
+from mhe_fairseq.cli.assign_text import ManyTexts, OneText, Text, add_language_args
 from mhe_fairseq.cli.bars import Bars
-from mhe_fairseq.cli.data import BinarisedText, DataDirectory, read_dictionary
 from mhe_fairseq.cli.embedding import read_embedding
 from mhe_fairseq.cli.output import check_output
 from mhe_fairseq.coding import Codebook, parse_lengths, plan_lengths, symbols_fingerprint
 from mhe_fairseq.coding.assign import (
     Ints,
     cluster_slots,
-    context_vectors,
-    count_tokens,
     embedding_vectors,
     frequency_slots,
     random_slots,
 )
 from mhe_fairseq.coding.shortlist import plan_shortlist, shortlist_slots
 from mhe_fairseq.errors import MHEError
-
-if TYPE_CHECKING:
-    pass
 
 METHODS = ("cluster", "frequency", "random")
 
@@ -89,6 +84,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="SYMBOL",
         help="a symbol that the task adds to the dictionary; masked_lm adds '<mask>'; may be repeated",
     )
+    add_language_args(parser)
     parser.add_argument(
         "--contexts",
         type=int,
@@ -118,8 +114,8 @@ def run(args: argparse.Namespace) -> int:
     if args.from_checkpoint is not None and args.by != "cluster":
         raise MHEError(f"--from-checkpoint clusters an embedding; it cannot be combined with --by {args.by}")
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
-    data = DataDirectory(args.data, args.target_lang)
-    dictionary = read_dictionary(data.dictionary, args.add_symbol)
+    text: Text = OneText.of(args) if args.lang_pairs is None else ManyTexts.of(args)
+    dictionary = text.dictionary
     vocab_size = len(dictionary)
     if lengths is not None:
         lengths = parse_lengths(lengths, vocab_size)
@@ -133,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
             f"{','.join(map(str, plan_lengths(vocab_size)))}; got {lengths[0]}"
         )
     with Bars() as bars:
-        made = assign_slots(args, data, lengths, vocab_size, bars)
+        made = assign_slots(args, text, lengths, vocab_size, bars)
     book = Codebook(lengths, made.slots, dictionary=symbols_fingerprint(dictionary.symbols))
     book.save(output)
     report(book, dictionary.symbols, made, args, time.monotonic() - started)
@@ -141,13 +137,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def assign_slots(
-    args: argparse.Namespace, data: DataDirectory, lengths: tuple[int, ...], vocab_size: int, bars: Bars
+    args: argparse.Namespace, text: Text, lengths: tuple[int, ...], vocab_size: int, bars: Bars
 ) -> Assigned:
     """Slots of all tokens, as the flags ask.
 
     Args:
         args: the flags of `mhe assign`.
-        data: to read.
+        text: to read.
         lengths: of the codebook.
         vocab_size: V.
         bars: to draw on.
@@ -158,22 +154,13 @@ def assign_slots(
     counts, vectors, weights = None, None, None
     reads_text = args.by == "cluster" and args.from_checkpoint is None
     if reads_text or args.shortlist is not None:
-        text = BinarisedText(data.text_prefixes())
-        counts = weights = count_tokens(text, vocab_size, bars.update, text.tokens)
+        counts = weights = text.count(vocab_size, bars.update)
         if not counts.any():
             what = "clusters need text" if reads_text else "a shortlist needs text"
             raise MHEError(f"the training text in {args.data} is empty; {what}")
     if reads_text:
-        assert counts is not None
-        # A row of a group is in the input embeddings of both sides, where the sides share them.
-        others = [] if args.target_only else data.joined_prefixes()
-        if others:
-            text = BinarisedText(data.text_prefixes() + others)
-            weights = count_tokens(text, vocab_size, bars.update, text.tokens)
-        assert weights is not None
-        vectors = context_vectors(text, weights, contexts=args.contexts, seed=args.seed, progress=bars.update)
-        sides = " of both sides" if others else ""
-        source = f"clusters of neighbours in {int(weights.sum()):,} tokens{sides}, seed {args.seed}"
+        weights, vectors, words = text.neighbours(vocab_size, args.contexts, args.seed, bars.update)
+        source = f"clusters of neighbours in {words}, seed {args.seed}"
     elif args.from_checkpoint is not None:
         vectors = embedding_vectors(read_embedding(Path(args.from_checkpoint), vocab_size), seed=args.seed)
         source = f"clusters of the embedding in {args.from_checkpoint}, seed {args.seed}"
@@ -191,7 +178,8 @@ def assign_slots(
         )
 
     if args.shortlist is None:
-        return Assigned(layout(np.arange(vocab_size), lengths), counts, source)
+        return Assigned(layout(np.arange(vocab_size), lengths), counts, source, text.by_language)
     assert counts is not None
     source = f"the {args.shortlist:,} most frequent tokens by themselves, then {source}"
-    return Assigned(shortlist_slots(counts, lengths, args.shortlist, layout), counts, source)
+    slots = shortlist_slots(counts, lengths, args.shortlist, layout)
+    return Assigned(slots, counts, source, text.by_language)

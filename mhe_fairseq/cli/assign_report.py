@@ -13,6 +13,9 @@ from torch import Tensor
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.coding.assign import Ints
 
+#: Share of a language's text whose groups are counted apart: the rest is names, numbers and mistakes.
+_MOST = 0.99
+
 #: Groups, and tokens of each, that the report shows.
 _EXAMPLES = (5, 10)
 
@@ -24,11 +27,13 @@ class Assigned(NamedTuple):
         slots: (V,) long.
         counts: (V,) of the text, where it was read.
         source: what they were made of, in words.
+        by_language: language -> (V,) counts of its text, where there are several.
     """
 
     slots: Tensor
     counts: Ints | None
     source: str
+    by_language: dict[str, Ints] = {}
 
 
 def report(
@@ -49,6 +54,8 @@ def report(
     console.print(f"  groups of {int(sizes.min()):,} to {int(sizes.max()):,} tokens")
     console.print(f"  fingerprint {book.fingerprint}, of the dictionary {book.dictionary}")
     console.print(f"  {seconds:.1f} seconds")
+    if made.by_language:
+        _show_languages(console, book, made.by_language)
     number, shown = _EXAMPLES
     known = [g for g in range(len(groups)) if int(sizes[g])]
     if counts is not None:
@@ -71,6 +78,19 @@ def report(
                 f"  group {group + (args.shortlist or 0)}{share}: "
                 + " ".join(symbols[t] for t in tokens[:shown])
             )
+        )
+
+
+def _show_languages(console: Console, book: Codebook, by_language: dict[str, Ints]) -> None:
+    """How many groups a translation into each language has to do with: what a search of a cascade costs."""
+    console.print(f"languages, of {book.lengths[0]:,} groups:")
+    group = book.slots.numpy() // (book.size // book.lengths[0])
+    for lang, counts in by_language.items():
+        weight = np.sort(np.bincount(group, weights=counts, minlength=book.lengths[0]))[::-1]
+        most = int(np.searchsorted(np.cumsum(weight), _MOST * weight.sum())) + 1
+        console.print(
+            f"  {lang}: {int(counts.sum()):,} tokens of text, {int((counts > 0).sum()):,} different, in "
+            f"{int((weight > 0).sum()):,} groups; {_MOST:.0%} of the text in {most:,}"
         )
 
 

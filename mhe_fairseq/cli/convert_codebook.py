@@ -6,8 +6,10 @@ import argparse
 
 from mhe_fairseq.cli.analyze_model import LoadedModel
 from mhe_fairseq.cli.assign import assign_slots
+from mhe_fairseq.cli.assign_text import ManyTexts, OneText, Text
 from mhe_fairseq.cli.bars import Bars
 from mhe_fairseq.cli.data import DataDirectory
+from mhe_fairseq.cli.pairs import PairsDirectory
 from mhe_fairseq.coding import Codebook, plan_lengths, symbols_fingerprint
 from mhe_fairseq.errors import MHEError
 
@@ -45,16 +47,25 @@ def codebook_for(
         return Codebook(lengths, vocab_size=len(symbols), dictionary=fingerprint), False
     if model.head == "sampling" and model.codebook is not None and model.codebook.heads == 2:
         return model.codebook, True
-    options = model.options
-    lang = options.target_lang if options._name.endswith("translation") else None
     flags = argparse.Namespace(
         by="cluster",
         from_checkpoint=None,
         shortlist=None,
-        target_only=not shares_sides,
         contexts=4096,
         seed=args.seed,
         data=args.data,
     )
-    made = assign_slots(flags, DataDirectory(args.data, lang), lengths, len(symbols), bars)
+    made = assign_slots(flags, _text(args.data, model, shares_sides), lengths, len(symbols), bars)
     return Codebook(lengths, made.slots, dictionary=fingerprint), True
+
+
+def _text(data: str, model: LoadedModel, shares_sides: bool) -> Text:
+    """The training text that clusters are made of."""
+    options, dictionary = model.options, model.task.target_dictionary
+    pairs = getattr(options, "lang_pairs", None)
+    if not pairs:
+        lang = options.target_lang if options._name.endswith("translation") else None
+        return OneText(DataDirectory(data, lang), dictionary, not shares_sides)
+    folder = PairsDirectory(data, list(pairs), list(model.task.langs), options.fixed_dictionary)
+    method, temperature = options.sampling_method, float(options.sampling_temperature)
+    return ManyTexts(folder, dictionary, not shares_sides, method, temperature)

@@ -12,7 +12,7 @@ from typing import Any
 from mhe_fairseq.cli.bars import Bars
 from mhe_fairseq.cli.checkpoint import read_checkpoint, read_with_data, said, set_up_task
 from mhe_fairseq.cli.convert_run import last_rate
-from mhe_fairseq.cli.data import BinarisedText, DataDirectory
+from mhe_fairseq.cli.data import DataDirectory
 from mhe_fairseq.cli.output import write_whole
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from mhe_fairseq.coding.assign import context_vectors, count_tokens
@@ -22,6 +22,7 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.options import pinned
 from mhe_fairseq.models.regrow import Dictionaries, GrownWeights, most_groups, regrow_weights
 from mhe_fairseq.models.settings import set_options
+from mhe_fairseq.tasks.binarised import BinarisedText
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mhe_fairseq.cli.data import read_dictionary
 from mhe_fairseq.cli.frequencies import read_counts, tokens_of_text
+from mhe_fairseq.cli.pairs import add_languages
 from mhe_fairseq.cli.plan_gpu import GpuPlan, add_arguments, machine_of, plan_gpu
 from mhe_fairseq.cli.plan_heads import HeadPlan, plan_heads
 from mhe_fairseq.cli.plan_report import Report, print_report, short
@@ -35,6 +38,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--dict", required=True, metavar="DICT", help="dictionary of the target side, dict.LANG.txt"
+    )
+    parser.add_argument(
+        "--langs",
+        metavar="AA,...",
+        help="languages whose tokens --task mhe_translation_multi_simple_epoch adds to the dictionary",
     )
     parser.add_argument("--dim", type=int, required=True, metavar="D", help="width of the decoder's features")
     parser.add_argument(
@@ -71,6 +79,11 @@ def run(args: argparse.Namespace) -> int:
     machine = machine_of(args)
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
     dictionary = read_dictionary(Path(args.dict))
+    counts, source = read_counts(dictionary, args)
+    if args.langs:
+        add_languages(dictionary, args.langs.split(","))
+        # How often a language is asked for is in no dictionary.
+        counts = torch.cat([counts, counts.new_zeros(len(dictionary) - len(counts))])
     vocab_size = len(dictionary)
     lengths = plan_lengths(vocab_size) if lengths is None else parse_lengths(lengths, vocab_size)
     if len(lengths) not in (2, 3):
@@ -78,9 +91,8 @@ def run(args: argparse.Namespace) -> int:
         raise MHEError(
             f"a plan compares heads of two or three lengths, such as {suggestion}; got {args.lengths}"
         )
-    counts, source = read_counts(dictionary, args)
     heads = plan_heads(counts, lengths, args.dim, args.batch_tokens, args.beam, prototypes)
-    choice, reason = recommend(heads, vocab_size, tokens_of_text(counts, source), Path(args.dict))
+    choice, reason = recommend(heads, vocab_size, tokens_of_text(counts, source), _assign(args))
     gpu = None
     if args.device != "cpu":
         gpu = plan_gpu(
@@ -90,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         if args.device == "cuda":
             choice, reason = gpu.recommended, gpu.reason
             if choice == "cascade":
-                reason += " " + _codebook(heads, Path(args.dict))
+                reason += " " + _codebook(heads, _assign(args))
     if args.json:
         print(json.dumps(_as_json(args, vocab_size, source, heads, choice, reason, gpu), indent=2))
         return 0
@@ -126,7 +138,7 @@ def _as_json(
 
 
 def recommend(
-    heads: list[HeadPlan], vocab_size: int, text_tokens: int | None, dictionary: Path
+    heads: list[HeadPlan], vocab_size: int, text_tokens: int | None, assign: str
 ) -> tuple[str, str]:
     """Which head to take, and why.
 
@@ -134,7 +146,7 @@ def recommend(
         heads: from ``plan_heads``.
         vocab_size: V.
         text_tokens: tokens of the text, where the counts tell.
-        dictionary: where the next command finds the data.
+        assign: the command that makes the codebook, without the lengths.
     """
     by_name = {head.head: head for head in heads}
     softmax, cascade = by_name["softmax"], by_name["cascade"]
@@ -152,7 +164,7 @@ def recommend(
         f"than the softmax, about {softmax.search_macs / cascade.search_macs:.0f} times fewer in search. "
         "On 136,710 sentence pairs (docs/results.md#translation) it translated as well as the softmax after "
         "as many updates; the product is cheaper still but was several BLEU points behind. "
-        + _codebook(heads, dictionary)
+        + _codebook(heads, assign)
     )
     if text_tokens is not None and text_tokens < SMALL_TEXT:
         reason += (
@@ -162,11 +174,16 @@ def recommend(
     return "cascade", reason
 
 
-def _codebook(heads: list[HeadPlan], dictionary: Path) -> str:
+def _assign(args: argparse.Namespace) -> str:
+    languages = f" --lang-pairs PAIRS --langs {args.langs}" if args.langs else ""
+    return f"mhe assign --data {Path(args.dict).parent}{languages}"
+
+
+def _codebook(heads: list[HeadPlan], assign: str) -> str:
     """How a cascade gets its codebook."""
     lengths = ",".join(map(str, next(head.lengths for head in heads if head.kind == "cascade")))
     return (
-        f"The codebook matters: `mhe assign --data {dictionary.parent} --lengths {lengths} -o codes`, then "
+        f"The codebook matters: `{assign} --lengths {lengths} -o codes`, then "
         "`--mhe-head cascade --mhe-codebook codes`."
     )
 

@@ -251,7 +251,23 @@ def context_vectors(
     Returns:
         (V, dim) float32; zeros for tokens that never occur beside a context.
     """
-    matrix = ppmi(count_pairs(text, counts, contexts, max_pairs, progress))
+    pairs = count_pairs(text, counts, contexts, max_pairs, progress)
+    return vectors_of_pairs(pairs, dim, seed, progress)
+
+
+def vectors_of_pairs(
+    pairs: csr_matrix, dim: int = 64, seed: int = 1, progress: Progress = _no_progress
+) -> Floats:
+    """``context_vectors`` of neighbours that were counted, or of a weighted sum of such counts.
+
+    Args:
+        pairs: (V, 2 C) as from ``count_pairs``; a token that occurs has a weight of at least 1.
+        dim, seed, progress: as for ``context_vectors``.
+
+    Returns:
+        (V, dim) float32; zeros for tokens without a neighbour.
+    """
+    matrix = ppmi(pairs)
     vectors = truncated_svd(matrix, dim, seed, progress)
     vectors[np.diff(matrix.indptr) == 0] = 0.0  # rounding left a little of other tokens there
     return vectors

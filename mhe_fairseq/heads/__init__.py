@@ -1,5 +1,6 @@
 """Output heads for any PyTorch model. Depends on torch only."""
 
+from mhe_fairseq.heads.allowed import Allowed
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead
 from mhe_fairseq.heads.cascade.head import CascadeHead
 from mhe_fairseq.heads.product.head import ProductHead
@@ -10,6 +11,7 @@ from mhe_fairseq.heads.sharded.shards import Shard
 from mhe_fairseq.heads.softmax import SoftmaxHead
 
 __all__ = [
+    "Allowed",
     "Candidates",
     "CascadeHead",
     "HeadLoss",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from mhe_fairseq.heads.allowed import Allowed
     from mhe_fairseq.heads.base import Candidates, OutputHead
 
 
@@ -27,6 +28,12 @@ class Reading:
         self.head = head
         self.features = features
 
+    def only(self, allowed: Allowed) -> Reading:
+        """The same, which finds only tokens that are allowed. Nothing is normalised anew."""
+        from mhe_fairseq.heads.allowed import RestrictedReading
+
+        return RestrictedReading(self, allowed)
+
     def log_prob_of(self, tokens: Tensor) -> Tensor:
         """``OutputHead.log_prob_of``."""
         return self.head.log_prob_of(self.features, tokens)
@@ -34,6 +41,10 @@ class Reading:
     def candidates(self, k: int, tokens: Tensor) -> Candidates:
         """``OutputHead.candidates``."""
         return self.head.candidates(self.features, k, tokens)
+
+    def beam_candidates(self, k: int, scores: Tensor, beam: int, without: Tensor) -> tuple[Tensor, Tensor]:
+        """``OutputHead.beam_candidates``."""
+        return self.head.beam_candidates(self.features, k, scores, beam, without)
 
     def begin(self, log_probs: Tensor, table: Tensor, special: Tensor) -> None:
         """Fill in the columns of the tokens ``special`` (W,), and all others or none."""
@@ -68,7 +79,7 @@ class Reading:
             return
         k = is_left.size(1)
         scores = scores.to(log_probs.dtype).masked_fill(~going, -torch.inf)
-        found, tokens = self.head.beam_candidates(self.features, k, scores, beam, special)
+        found, tokens = self.beam_candidates(k, scores, beam, special)
         found = found.masked_fill(found.isnan(), -torch.inf)
         log_probs[:, count:] = torch.where(is_left, found, log_probs[:, count:])
         table[:, count:] = torch.where(going.unsqueeze(1), tokens, table[:, count:])

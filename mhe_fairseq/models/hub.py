@@ -101,6 +101,12 @@ class HubInterface(hub_utils.GeneratorHubInterface):
                 answers[number] = hypotheses
         return answers
 
+    def string(self, tokens: Tensor) -> str:
+        """As fairseq's, without what a task has hypotheses begin with. Shape: (T,) long."""
+        unsaid: set[int] = getattr(self.task, "unsaid", set())
+        text: str = self.task.target_dictionary.string(tokens, extra_symbols_to_ignore=unsaid)
+        return text
+
     def _longest(self) -> int:
         """Tokens of a sentence, its end included."""
         limit = self.max_positions

@@ -10,8 +10,9 @@ from fairseq.search import BeamSearch
 from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor
 
-from mhe_fairseq.heads import OutputHead
+from mhe_fairseq.heads import Allowed, OutputHead
 from mhe_fairseq.heads.reading import Reading
+from mhe_fairseq.search.restricted import forbid
 
 #: The special symbols bos, pad, eos and unk are tokens 0..3 and have these columns of every table, so
 #: that what fairseq does to them by their number (length limits, penalties) falls on the right column.
@@ -29,13 +30,20 @@ class CompactEnsemble(EnsembleModel):
     Args:
         models: each with ``decoder.head``.
         beam_size: of the search.
+        allowed: tokens that may be found; None: all.
+        prefix_steps: in so many steps tokens may be given, which are taken as they are: special symbols that
+            are not allowed are left in the tables then.
     """
 
     #: (rows, 4 + C) long: the token of each column of the last table given out.
     table: Tensor
 
-    def __init__(self, models: Any, beam_size: int) -> None:
+    def __init__(
+        self, models: Any, beam_size: int, allowed: Allowed | None = None, prefix_steps: int = 0
+    ) -> None:
         super().__init__(models)
+        self.allowed = allowed
+        self.prefix_steps = prefix_steps
         self.wanted = 2 * beam_size
         self.heads: list[OutputHead] = [model.decoder.head for model in models]
         # Made once a search: heads keep what they work out of these very tensors.
@@ -46,6 +54,13 @@ class CompactEnsemble(EnsembleModel):
     def width(self) -> int:
         """4 + C."""
         return SPECIALS + self.wanted
+
+    @property
+    def columns(self) -> Tensor:
+        """(4 + C,) bool: which columns of a table may be found; candidates are all allowed."""
+        assert self.allowed is not None
+        mask = self.allowed.on(self._specials.device)
+        return torch.cat([mask[:SPECIALS], mask.new_ones(self.wanted)])
 
     @classmethod
     def fits(cls, vocab_size: int, beam_size: int) -> bool:
@@ -69,16 +84,18 @@ class CompactEnsemble(EnsembleModel):
                 incremental_state=incremental_states[i],
                 features_only=True,
             )
-            readings.append(self.heads[i].read(out[:, -1]))
+            reading = self.heads[i].read(out[:, -1])
+            readings.append(reading if self.allowed is None else reading.only(self.allowed))
             attn = extra["attn"][0] if extra and extra.get("attn") else None
             if attn is not None:
                 attention = attn[:, -1] if attention is None else attention + attn[:, -1]
         if attention is not None and self.models_size > 1:
             attention = attention / self.models_size
         self._readings = readings
-        if self.models_size == 1:
-            return self._of_one(readings[0]), attention
-        return self._of_many(readings), attention
+        log_probs = self._of_one(readings[0]) if self.models_size == 1 else self._of_many(readings)
+        if self.allowed is not None and tokens.size(1) > self.prefix_steps:
+            forbid(log_probs, self.columns)
+        return log_probs, attention
 
     def give_columns(self, log_probs: Tensor, tokens: Tensor) -> Tensor:
         """Make the last table hold a token in every row, in place of its first candidate if need be.
@@ -134,6 +151,9 @@ class CompactEnsemble(EnsembleModel):
             given = self._mean([each.given for each in found])
             tokens = torch.cat([each.tokens for each in found], dim=1)
             scores = self._mean([each.log_prob_of(tokens) for each in readings])
+            if self.allowed is not None:
+                # A model that allows fewer than k filled up with others.
+                scores = scores.masked_fill(~self.allowed.on(tokens.device)[tokens], -torch.inf)
             scores, tokens = _best_others(*_without_copies(scores, tokens), self.wanted)
             bound = self._mean([each.scores[:, -1] for each in found])
             # Written so that NaN does not go round for ever.

@@ -15,8 +15,9 @@ from fairseq.sequence_generator import (
 )
 from torch import Tensor
 
-from mhe_fairseq.heads import OutputHead
+from mhe_fairseq.heads import Allowed, OutputHead
 from mhe_fairseq.search.compact import SPECIALS, CompactBeamSearch, CompactEnsemble
+from mhe_fairseq.search.restricted import forbid, restricted
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ class CompactGeneratorMixin:
     model: Any
     beam_size: int
     vocab_size: int
+    pad: int
+    #: Tokens that are searched; None: all. Set after a generator is built.
+    allowed: Allowed | None = None
     _said: str | None = None
 
     def why_wide(self) -> str | None:
@@ -59,6 +63,8 @@ class CompactGeneratorMixin:
             return f"special symbols bos, pad, eos, unk are {symbols} and not 0, 1, 2, 3"
         if not CompactEnsemble.fits(generator.vocab_size, generator.beam_size):
             return f"a vocabulary of {generator.vocab_size} tokens is too small for beam {self.beam_size}"
+        if self.allowed is not None and not CompactEnsemble.fits(self.allowed.others, self.beam_size):
+            return f"{self.allowed.others} allowed tokens are too few for beam {self.beam_size}"
         return None
 
     def _generate(
@@ -71,18 +77,32 @@ class CompactGeneratorMixin:
         # Asked anew every time: users set attributes of generators.
         reason = self.why_wide()
         self._say(reason)
-        generator = self if reason is not None else self._compact()
+        steps = 0 if prefix_tokens is None else prefix_tokens.size(1)
+        generator = self._compact(steps) if reason is None else self._wide(steps)
         return super(CompactGeneratorMixin, generator)._generate(  # type: ignore[misc]
             sample, prefix_tokens, constraints, bos_token
         )
 
-    def _compact(self) -> CompactGeneratorMixin:
-        """This generator, reading tables. A copy, for one batch: two threads may share a generator, and what
-        is kept of a table goes with it."""
+    def _copy(self) -> Any:
+        """For one batch: two threads may share a generator, and what is kept of a table goes with it."""
         generator: Any = copy.copy(self)
-        # Modules are set below, and a copied module shares them with the one it was copied from.
+        # Modules are set in it, and a copied module shares them with the one it was copied from.
         generator._modules = dict(generator._modules)
-        generator.model = CompactEnsemble(generator.model.models, self.beam_size)
+        return generator
+
+    def _wide(self, prefix_steps: int) -> CompactGeneratorMixin:
+        """This generator, finding only what is allowed."""
+        if self.allowed is None:
+            return self
+        generator = self._copy()
+        generator.model = restricted(generator.model, self.allowed, prefix_steps)
+        wide: CompactGeneratorMixin = generator
+        return wide
+
+    def _compact(self, prefix_steps: int) -> CompactGeneratorMixin:
+        """This generator, reading tables."""
+        generator = self._copy()
+        generator.model = CompactEnsemble(generator.model.models, self.beam_size, self.allowed, prefix_steps)
         generator.search = CompactBeamSearch(generator.tgt_dict, generator.model)
         generator.vocab_size = generator.model.width
         compact: CompactGeneratorMixin = generator
@@ -98,16 +118,24 @@ class CompactGeneratorMixin:
         beam_size: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As fairseq's, which reads the prefix as columns: each gets a column of the table first."""
+        free = prefix_tokens[:, step].eq(self.pad).repeat_interleave(beam_size)
         if isinstance(self.model, CompactEnsemble):
             prefix_tokens = prefix_tokens.clone()
             columns = self.model.give_columns(lprobs, prefix_tokens[:, step].repeat_interleave(beam_size))
             prefix_tokens[:, step] = columns[::beam_size]
-        return super()._prefix_tokens(  # type: ignore[misc]
+        lprobs, tokens, scores = super()._prefix_tokens(  # type: ignore[misc]
             step, lprobs, scores, tokens, prefix_tokens, beam_size
         )
+        if self.allowed is not None:
+            is_compact = isinstance(self.model, CompactEnsemble)
+            forbid(lprobs, self.model.columns if is_compact else self.allowed.on(lprobs.device), free)
+        return lprobs, tokens, scores
 
     def _say(self, reason: str | None) -> None:
         said = "compact search" if reason is None else f"V-wide search: {reason}"
+        if self.allowed is not None:
+            said += f"; of {len(self.allowed.mask):,} tokens {self.allowed.count:,} are searched"
+            said += f", {self.allowed.name}" if self.allowed.name else ""
         if said != self._said:
             self._said = said
             logger.info("mhe: %s", said)

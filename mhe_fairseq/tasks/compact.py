@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from fairseq.sequence_generator import SequenceGenerator
+
+from mhe_fairseq.errors import MHEError
 from mhe_fairseq.search import CompactGenerator, CompactGeneratorWithAlignment
+from mhe_fairseq.tasks.allowed import allowed_of
 
 
 class CompactSearchMixin:
@@ -26,15 +30,48 @@ class CompactSearchMixin:
         extra_gen_cls_kwargs: dict[str, Any] | None = None,
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
-        extra = dict(extra_gen_cls_kwargs or {})
-        if seq_gen_cls is None and not getattr(args, "score_reference", False):
-            seq_gen_cls = CompactGenerator
-            if getattr(args, "print_alignment", False):
-                seq_gen_cls = CompactGeneratorWithAlignment
-                extra["print_alignment"] = args.print_alignment
-        return super().build_generator(  # type: ignore[misc]
-            models, args, seq_gen_cls, extra, prefix_allowed_tokens_fn
+        kind, extra = self.compact_kind(args, seq_gen_cls, extra_gen_cls_kwargs)
+        generator = super().build_generator(  # type: ignore[misc]
+            models, args, kind, extra, prefix_allowed_tokens_fn
         )
+        return self.restricted(generator)
+
+    def restricted(self, generator: Any) -> Any:
+        """A generator, told what ``--mhe-allowed`` says. One that scores given text is left as it is.
+
+        Raises:
+            MHEError: a file or language that has no tokens, or a generator that finds any token.
+        """
+        allowed = allowed_of(self)
+        if allowed is not None and isinstance(generator, SequenceGenerator):
+            if not isinstance(generator, CompactGenerator):
+                raise MHEError(
+                    f"--mhe-allowed restricts the search of this plugin, and {type(generator).__name__} "
+                    "searches in its own way; leave the flag out"
+                )
+            generator.allowed = allowed
+        return generator
+
+    def compact_kind(
+        self, args: Any, kind: Any = None, extra: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """The class of a generator, and its arguments, for the flags of a command.
+
+        Args:
+            args: of generation.
+            kind: a class that was asked for by name, which is taken.
+            extra: arguments of the class, not changed.
+
+        Returns:
+            The class, None: fairseq's choice; and the arguments.
+        """
+        extra = dict(extra or {})
+        if kind is None and not getattr(args, "score_reference", False):
+            kind = CompactGenerator
+            if getattr(args, "print_alignment", False):
+                kind = CompactGeneratorWithAlignment
+                extra["print_alignment"] = args.print_alignment
+        return kind, extra
 
     def get_batch_iterator(
         self,

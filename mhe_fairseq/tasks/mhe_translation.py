@@ -2,17 +2,21 @@
 
 # No `from __future__ import annotations`: fairseq reads the types of the configuration.
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
+from mhe_fairseq.tasks.allowed import HELP
 from mhe_fairseq.tasks.compact import CompactSearchMixin
 
 
 @dataclass
 class MHETranslationConfig(TranslationConfig):
-    """The translation task's."""
+    """The translation task's, and what may be found."""
+
+    mhe_allowed: Any = field(default=None, metadata={"help": HELP})
 
 
 @register_task("mhe_translation", dataclass=MHETranslationConfig)

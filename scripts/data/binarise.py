@@ -54,9 +54,11 @@ def most_frequent(tokens: Path, size: int, added: Sequence[str]) -> Entries:
     return _ordered(counts)[:size]
 
 
-def all_pieces(tokens: Path, model: Path) -> Entries:
+def all_pieces(tokens: Path | Sequence[Path], model: Path) -> Entries:
     """Every piece of a sentencepiece model, those too that the training text happens not to use."""
-    counts = _count(tokens)
+    counts: Counter[str] = Counter()
+    for path in [tokens] if isinstance(tokens, Path) else tokens:
+        counts.update(_count(path))
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
     numbers = range(pieces.get_piece_size())
     own = [n for n in numbers if not (pieces.is_control(n) or pieces.is_unknown(n))]

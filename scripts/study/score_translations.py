@@ -69,13 +69,31 @@ def directions(name: str, translations: list[str], references: list[str], tags: 
         print(f"  {metric}: {signature}")
 
 
+def put_together(folder: Path, tags: list[str]) -> list[str]:
+    """The translations of all directions in the order of the test set, from a file of each direction.
+
+    Raises:
+        TranslationError: a direction without its file, or one that lacks a translation.
+    """
+    of = [f"{tags[number ^ 1][2:-1]}-{tag[2:-1]}" for number, tag in enumerate(tags)]
+    left = {
+        way: iter(read_translations(folder / way / "generate-test.txt", of.count(way)))
+        for way in dict.fromkeys(of)
+    }
+    return [next(left[way]) for way in of]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add(
-        "results", type=Path, metavar="GENERATED", help="generate-test.txt of fairseq-generate --results-path"
+        "results",
+        type=Path,
+        metavar="GENERATED",
+        help="generate-test.txt of fairseq-generate --results-path; with --tags also a folder that has "
+        "AA-BB/generate-test.txt of every direction",
     )
     add("--reference", type=Path, required=True, help="target side of the test set, before any preparation")
     add("--name", required=True, help="name to print before the scores")
@@ -95,7 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         references = list(read_lines(args.reference, blank=True))
-        translations = read_translations(args.results, len(references))
+        apart = args.tags is not None and args.results.is_dir()
+        translations = [] if apart else read_translations(args.results, len(references))
         if args.detokenize:
             translations = detokenized(translations, args.detokenize)
         if args.tags:
@@ -105,6 +124,8 @@ def main(argv: list[str] | None = None) -> int:
                     f"{args.tags} has {len(tags)} lines and {args.reference} has {len(references)}; "
                     "they must have the same, even number"
                 )
+            if apart:
+                translations = put_together(args.results, tags)
             directions(args.name, translations, references, tags)
         else:
             scores = score(translations, references, args.lowercase)

@@ -177,10 +177,10 @@ def _load(
     cfg.dataset.num_workers = 0
     utils.set_torch_seed(cfg.common.seed)
     task = set_up_task(state, Path(checkpoint))
-    task.load_dataset("train")
     model = task.build_model(cfg.model)
     model.load_state_dict(state["model"], strict=True)
     trainer = Trainer(cfg, task, model, task.build_criterion(cfg.criterion))
+    # It reads the training set, which a task of many languages does not do twice.
     iterator = trainer.get_train_iterator(epoch=1).next_epoch_itr(shuffle=False)
     everything = list(iterator)
     step = max(1, len(everything) // count)

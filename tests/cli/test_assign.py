@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mhe_fairseq.cli.data import BinarisedText, read_dictionary
+from mhe_fairseq.cli.data import read_dictionary
 from mhe_fairseq.cli.main import main
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from mhe_fairseq.coding.assign import frequency_slots
 from mhe_fairseq.coding.shortlist import plan_shortlist
+from mhe_fairseq.tasks.binarised import BinarisedText
 from tests.helpers import run_command
 
 MHE = ["python", "-m", "mhe_fairseq.cli.main"]

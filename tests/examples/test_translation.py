@@ -157,6 +157,24 @@ def test_opus100_is_prepared(tmp_path: Path) -> None:
     assert re.search(r"test\.src: 80 sents, \d+ tokens, 0\.0% replaced", log)
 
 
+@pytest.mark.slow
+def test_opus100_by_pairs(tmp_path: Path) -> None:
+    sums = make("opus100", tmp_path / "archives")
+    line = ["--offline", str(tmp_path / "archives"), "--checksums", str(sums), "--languages", "de,fr,yo"]
+    out = tmp_path / "out"
+    done = run_recipe("opus100", out, *line, "--method", "pairs").stdout
+    preprocessed = ["fairseq-preprocess"] * 2
+    assert commands(done) == (
+        ["python"] * 4 + [*preprocessed, "mv", "mhe", "fairseq-train", "python"]
+        + ["fairseq-generate"] * 4 + ["mv", "python"]
+    )  # fmt: skip
+    # The text of yo has no validation set.
+    assert (out / "pairs" / "directions").read_text() == "en-de,de-en,en-fr,fr-en\n"
+    assert "languages, of " in done and "sampling-temperature 5" in done
+    assert re.search(r"^opus100, cascade: mean of 4 directions, 80 sentences: BLEU \d", done, re.MULTILINE)
+    assert all(f"opus100, cascade, {way}: test set of 20" in done for way in ("en to de", "fr to en"))
+
+
 @pytest.mark.parametrize(
     ("recipe", "more", "said"),
     [
@@ -165,6 +183,7 @@ def test_opus100_is_prepared(tmp_path: Path) -> None:
         ("opus100", ["--tokenize", "moses"], "--tokenize is for wmt14_en_de and wmt16_en_ro"),
         ("wmt14_en_de", ["--tokenize", "spaces"], "--tokenize is moses or none, not 'spaces'"),
         ("wmt16_en_ro", ["--languages", "ro"], "--languages is for the recipe opus100"),
+        ("opus100", ["--method", "words"], "--method is tags or pairs, not 'words'"),
         (
             "wmt16_en_ro",
             ["--head", "adaptive"],

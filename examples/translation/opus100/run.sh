@@ -6,9 +6,11 @@ set -euo pipefail
 source "$(dirname "$0")/../recipe.sh"
 
 SRC=src TGT=tgt MANY=1
-OWN_USAGE="[--languages L,L,...]"
-OWN_HELP="--languages L,L  languages to pair with English, such as de,fr (default: all 99)"
-OWN_VARIABLES="TEMPERATURE (5): repeats small languages; 1: none."
+OWN_USAGE="[--languages L,L,...] [--method tags|pairs]"
+OWN_HELP="--languages L,L  languages to pair with English, such as de,fr (default: all 99)
+--method M    tags: a tag before the source names the target language, and all pairs are one (default);
+              pairs: fairseq's many-to-many task, --task mhe_translation_multi_simple_epoch"
+OWN_VARIABLES="TEMPERATURE (5): small languages are repeated, or with pairs drawn, more often; 1: they are not."
 read_arguments "$@"
 choose_machine
 
@@ -31,12 +33,68 @@ settle_model
 # tells that something is wrong.
 begin_translation --tags --max-pieces 250 --ratio 3 --sample 10000000
 
-prepare --temperature "$TEMPERATURE"
-stage train
-train --task mhe_translation "${PAIR[@]}" "${HEAD_WORDS[@]}" "${MODEL[@]}" "${OPTIMIZER[@]}" \
-    --num-workers "$WORKERS"
+# Many pairs: the task draws them by temperature, so their text is not repeated.
+split_pairs() {
+    begin split "$WORK/pairs/langs" "$TEMPERATURE"
+    run python scripts/data/split_pairs.py --pieces "$WORK/data" --out "$WORK/pairs"
+    end
+    LANGS=(--lang-pairs "$(<"$WORK/pairs/directions")" --lang-dict "$WORK/pairs/langs")
+    DRAWN=(--sampling-method temperature --sampling-temperature "$TEMPERATURE")
+    TOKENS=(--encoder-langtok tgt --decoder-langtok)
+    begin preprocess "$BIN"
+    if ((!skip)); then rm -rf "$BIN.tmp" "$BIN"; fi
+    local pair pairs=() split sets
+    read -ra pairs <"$WORK/pairs/pairs"
+    for pair in "${pairs[@]}"; do
+        sets=()
+        for split in train valid test; do
+            [[ ! -e $WORK/pairs/$split.$pair.${pair%-*} ]] || sets+=("--${split}pref" "$WORK/pairs/$split.$pair")
+        done
+        run fairseq-preprocess -s "${pair%-*}" -t "${pair#*-}" --srcdict "$WORK/pairs/dict.txt" \
+            --joined-dictionary "${sets[@]}" --workers "$(nproc)" --destdir "$BIN.tmp"
+    done
+    run mv "$BIN.tmp" "$BIN"
+    end
+    if has_codebook; then assign "${LANGS[@]}" "${DRAWN[@]}"; fi
+}
+
+# translate_pairs FLAG...: each direction that has a test set.
+translate_pairs() {
+    average
+    RESULTS=$WORK/translations
+    begin translate "$RESULTS" "$UPDATES $AVERAGE $*"
+    if ((!skip)); then rm -rf "$RESULTS.tmp" "$RESULTS"; fi
+    local way ways=()
+    read -ra ways <"$WORK/pairs/tested"
+    for way in "${ways[@]}"; do
+        run fairseq-generate "$BIN" --user-dir "$USER_DIR" --task mhe_translation_multi_simple_epoch \
+            "${LANGS[@]}" "${TOKENS[@]}" --source-lang "${way%-*}" --target-lang "${way#*-}" \
+            --path "$CHECKPOINT" --gen-subset test --remove-bpe sentencepiece "$@" \
+            --max-tokens "${GENERATE_TOKENS:-4096}" --required-batch-size-multiple 1 \
+            ${EVAL_DEVICE[@]+"${EVAL_DEVICE[@]}"} --log-format "$LOG_FORMAT" --results-path "$RESULTS.tmp/$way"
+    done
+    run mv "$RESULTS.tmp" "$RESULTS"
+    end
+}
+
+if [[ $METHOD == pairs ]]; then
+    prepare_text --temperature 1
+    split_pairs
+    stage train
+    train --task mhe_translation_multi_simple_epoch "${LANGS[@]}" "${TOKENS[@]}" "${DRAWN[@]}" \
+        "${HEAD_WORDS[@]}" "${MODEL[@]}" "${OPTIMIZER[@]}" --num-workers "$WORKERS"
+else
+    prepare --temperature "$TEMPERATURE"
+    stage train
+    train --task mhe_translation "${PAIR[@]}" "${HEAD_WORDS[@]}" "${MODEL[@]}" "${OPTIMIZER[@]}" \
+        --num-workers "$WORKERS"
+fi
 stage evaluate
-translate --beam 4 --lenpen 0.6
+if [[ $METHOD == pairs ]]; then
+    translate_pairs --beam 4 --lenpen 0.6
+else
+    translate --beam 4 --lenpen 0.6
+fi
 tags=$TEXT/test.tags
 [[ -f $tags ]] || tags=$tags.xz
 evaluate --tags "$tags"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mhe_fairseq.heads.allowed import Allowed
 from mhe_fairseq.heads.base import Candidates, OutputHead
 from mhe_fairseq.heads.cascade import search_kernels as kernels
 from mhe_fairseq.heads.cascade.search import Beams, best_first
@@ -24,6 +25,9 @@ class CascadeReading(Reading):
     """Features (N, d) as a cascade reads them: groups are scored once, whatever is asked."""
 
     head: CascadeHead
+
+    def only(self, allowed: Allowed) -> RestrictedCascadeReading:
+        return RestrictedCascadeReading(self.head, self.features, allowed)
 
     @cached_property
     def groups(self) -> Tensor:
@@ -128,3 +132,55 @@ class CascadeReading(Reading):
             opened = level.log_softmax(x, once % level.prefixes, once // level.prefixes)
             total = total + opened[which, digits[..., h]]
         return total
+
+
+class RestrictedCascadeReading(CascadeReading):
+    """A cascade's, of which some tokens may be found: groups that have none of them are not opened.
+
+    Args:
+        head: the head.
+        features: (N, d).
+        allowed: these tokens.
+    """
+
+    def __init__(self, head: CascadeHead, features: Tensor, allowed: Allowed) -> None:
+        super().__init__(head, features)
+        self.allowed = allowed
+
+    @cached_property
+    def _levels(self) -> list[Tensor]:
+        return self.allowed.levels(self.head, self.head.codebook, self.features.device)
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        """(N, V): log-probabilities of what may be found."""
+        is_allowed = self.allowed.on(self.features.device)
+        return self.head.log_probs(self.features).masked_fill_(~is_allowed, -torch.inf)
+
+    @torch.no_grad()
+    def topk(self, k: int) -> tuple[Tensor, Tensor]:
+        """As the head's; -inf, of no token in particular, where fewer are allowed."""
+        if self._is_for_columns:
+            best, tokens = self._columns.topk(k, dim=1)
+            return best, tokens
+        return self._opened(k, None)
+
+    @torch.no_grad()
+    def beam_candidates(self, k: int, scores: Tensor, beam: int, without: Tensor) -> tuple[Tensor, Tensor]:
+        if self._is_for_columns:
+            found, tokens = self._columns.topk(min(self.head.vocab_size, k + len(without)), dim=1)
+            found, place = found.masked_fill(torch.isin(tokens, without), -torch.inf).topk(k, dim=1)
+            return found, tokens.gather(1, place)
+        return self._opened(k, Beams(scores, beam, self.head.codebook_slots[without]))
+
+    def begin(self, log_probs: Tensor, table: Tensor, special: Tensor) -> None:
+        Reading.begin(self, log_probs, table, special)
+
+    def finish(self, log_probs: Tensor, table: Tensor, special: Tensor, scores: Tensor, beam: int) -> None:
+        Reading.finish(self, log_probs, table, special, scores, beam)
+
+    def _opened(self, k: int, beams: Beams | None) -> tuple[Tensor, Tensor]:
+        first, *below = self._levels
+        groups = self.groups.masked_fill(~first, -torch.inf)
+        best, slots = best_first(groups, self.head.levels, self.inputs, k, beams, below)
+        return best, self.head.token_of_slot(slots).clamp(min=0)

@@ -82,7 +82,12 @@ class _State:
 
 
 def best_first(
-    first: Tensor, levels: list[Level], inputs: list[Tensor], k: int, beams: Beams | None = None
+    first: Tensor,
+    levels: list[Level],
+    inputs: list[Tensor],
+    k: int,
+    beams: Beams | None = None,
+    allowed: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best slots of every row, or those of them that are among the k best of every sentence.
 
@@ -96,10 +101,12 @@ def best_first(
         inputs: (N, .) the features each of these levels reads.
         k: not more than there are tokens, without those that ``beams`` leaves out.
         beams: rows are hypotheses of sentences.
+        allowed: of each level, (prefixes * length,) bool: what is found is below these. The same is to be
+            true of ``first``.
 
     Returns:
-        (N, k) log-probabilities, descending, and (N, k) slots. With ``beams`` a row may have fewer: the
-        others are -inf, of no slot in particular.
+        (N, k) log-probabilities, descending, and (N, k) slots. With ``beams`` or ``allowed`` a row may have
+        fewer: the others are -inf, of no slot in particular.
     """
     state = _State(first.clone(), k)
     best, slots = state.best.clone(), state.slots.clone()
@@ -135,6 +142,9 @@ def best_first(
                 continue
             prefix = nodes[at] - first_node[depth]
             child = values[at].unsqueeze(-1) + level.log_softmax(x, prefix, state.rows[row])
+            if allowed is not None:
+                is_found = allowed[depth].view(level.prefixes, level.length)[prefix]
+                child = child.masked_fill(~is_found, -torch.inf)
             is_last = depth == len(levels) - 1
             if is_last:
                 unwanted = 0 if beams is None else len(beams.without)

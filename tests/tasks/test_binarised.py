@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mhe_fairseq.cli.data import CHUNK, BinarisedText
+from mhe_fairseq.tasks.binarised import CHUNK, BinarisedText
 
 
 @pytest.mark.parametrize("implementation", ["mmap", "lazy"])
@@ -17,7 +17,7 @@ def test_text_is_read_whole_whatever_its_format(
 ) -> None:
     from fairseq.data.indexed_dataset import make_builder
 
-    monkeypatch.setattr("mhe_fairseq.cli.data.CHUNK", 5)
+    monkeypatch.setattr("mhe_fairseq.tasks.binarised.CHUNK", 5)
     prefix = str(tmp_path / "train")
     builder = make_builder(prefix + ".bin", implementation, vocab_size=50)
     sentences = [[4, 9, 2], [7, 2], [5, 6, 8, 4, 4, 2], [2]]
