@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.heads.sampling.cases import DIM, SPREAD, Largest, build, every_varian
 
 def exact_updates(end: ExactEnd, **ends: int) -> int:
     """How many of a training's updates are exact: its last ones."""
-    found = [end.includes(updates, **ends) for updates in range(ends["max_update"])]
+    found = [end.includes(updates, None, **ends) for updates in range(ends["max_update"])]
     assert found == sorted(found)
     return sum(found)
 
@@ -89,7 +90,7 @@ def test_the_loss_and_its_gradients_are_the_softmaxs(variant: str, chunk: int, d
     log_probs = softmax_oracle(head, x)
     nll, smooth = -log_probs.gather(1, target.unsqueeze(1)).squeeze(1), -log_probs.mean(dim=1)
     (nll * weight + 0.3 * smooth * weight.flip(0)).sum().backward()
-    close = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {}
+    close: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {}
     torch.testing.assert_close(loss.nll, nll.to(dtype), **close)
     torch.testing.assert_close(loss.smooth, smooth.to(dtype), **close)
     torch.testing.assert_close(grads, [x.grad, table.grad], **close)
