@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from typing import Any
 
 import torch
@@ -18,25 +17,18 @@ from fairseq.models.roberta import RobertaEncoder, RobertaModel
 from fairseq.models.roberta.model import base_architecture
 from fairseq.modules import LayerNorm
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
-from fairseq.tasks.sentence_prediction import SentencePredictionTask
-from fairseq.tasks.sentence_ranking import SentenceRankingTask
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mhe_fairseq.coding import symbols_fingerprint
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
 from mhe_fairseq.models.base import HeadModelMixin, resolved
+from mhe_fairseq.models.classifying import classifies, leave_out_head
 from mhe_fairseq.models.decoder import HeadDecoderMixin
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import add_head_args
 from mhe_fairseq.models.options import HeadOptions
 from mhe_fairseq.models.padding import MHESentenceEncoder
-
-logger = logging.getLogger(__name__)
-
-#: Tasks with a classifier on the first token, which never ask what a masked token is.
-_CLASSIFYING = (SentencePredictionTask, SentenceRankingTask)
 
 _EMBEDDING = "encoder.sentence_encoder.embed_tokens.weight"
 _POSITIONS = "encoder.sentence_encoder.embed_positions.weight"
@@ -190,10 +182,7 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
                 args.tokens_per_sample = task.max_positions()
             args.max_positions = args.tokens_per_sample
         dictionary = task.source_dictionary
-        if isinstance(task, _CLASSIFYING):
-            logger.info(
-                "mhe: %s predicts no masked tokens, so the model has no output head", type(task).__name__
-            )
+        if classifies(task, "masked tokens"):
             model = cls(args, MHERobertaEncoder(args, dictionary))
         else:
             with resolved(args, dictionary) as flat:
@@ -239,13 +228,8 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
         self._check_loaded({key.removeprefix(prefix): value for key, value in state_dict.items()})
         state_dict[prefix + _DICTIONARY] = self.encoder.mhe_dictionary
         if self.encoder.lm_head is None:
-            # What the head adds to the embeddings becomes theirs.
-            own = state_dict[prefix + _EMBEDDING]
-            state_dict[prefix + _EMBEDDING] = with_rows_of_state(own, state_dict, prefix + "encoder.head.")
-            dropped = [key for key in state_dict if key.removeprefix(prefix).startswith(OUTPUT_SIDE)]
-            if dropped:
-                count = sum(state_dict.pop(key).numel() for key in dropped)
-                logger.info("mhe: the checkpoint's output head (%s parameters) is left out", f"{count:,}")
+            side = tuple(prefix + each for each in OUTPUT_SIDE)
+            leave_out_head(state_dict, prefix + "encoder.head.", [prefix + _EMBEDDING], side)
         super().upgrade_state_dict_named(state_dict, name)
 
     def _check_loaded(self, state: dict[str, Any]) -> None:

@@ -303,7 +303,7 @@ def test_half_precision() -> None:
 def test_a_classifier_leaves_the_head_out(caplog: pytest.LogCaptureFixture) -> None:
     trained, model = build(mhe_head="cascade"), build(classifying_task())
     state = trained.state_dict()
-    with caplog.at_level(logging.INFO, logger="mhe_fairseq.models.roberta"):
+    with caplog.at_level(logging.INFO, logger="mhe_fairseq.models.classifying"):
         model.load_state_dict(state)
     said = [record.message for record in caplog.records if "left out" in record.message]
     assert len(said) == 1 and said[0].startswith("mhe: the checkpoint's output head (")
