@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding import symbols_fingerprint
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads import OutputHead
+from mhe_fairseq.heads.rows.tied import MaybeTied
 from mhe_fairseq.models.base import HeadModelMixin, resolved
 from mhe_fairseq.models.classifying import classifies, leave_out_head
 from mhe_fairseq.models.decoder import HeadDecoderMixin
@@ -53,6 +55,25 @@ class MaskedTransform(nn.Module):
         self.dense = nn.Linear(dim, dim)
         self.activation_fn = utils.get_activation_fn(activation)
         self.layer_norm = LayerNorm(dim)
+        # In a tuple: a module that is an attribute would be registered, and saved, a second time.
+        self._embedding: tuple[nn.Embedding, ...] = ()
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, d) of the projection behind it, where that is the shared embedding: fairseq's name for it.
+
+        Raises:
+            AttributeError: the head has rows of its own, or no table of V x d.
+        """
+        if not self._embedding:
+            raise AttributeError("the output layer has no table of V x d that is the shared embedding")
+        return self._embedding[0].weight
+
+    def is_before(self, head: OutputHead, embedding: nn.Embedding) -> None:
+        """Have ``weight``, where the head reads the embedding as its table."""
+        tables = [each for each in head.modules() if isinstance(each, MaybeTied) and each.is_tied]
+        if any(each.weight is embedding.weight for each in tables):
+            self._embedding = (embedding,)
 
     def forward(self, features: Tensor) -> Tensor:
         """Shape: (..., d) -> (..., d)."""
@@ -112,6 +133,7 @@ class MHERobertaEncoder(HeadDecoderMixin, RobertaEncoder):
             self.args.encoder_embed_dim + (BIAS_WIDTH if self.has_bias else 0),
             self.sentence_encoder.embed_tokens if is_tied else None,
         )
+        self.lm_head.is_before(self.head, self.sentence_encoder.embed_tokens)
 
     def head_input(self, features: Tensor) -> Tensor:
         transformed: Tensor = self.lm_head(features)

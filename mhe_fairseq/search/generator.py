@@ -6,6 +6,7 @@ import copy
 import logging
 from typing import Any
 
+import torch
 from fairseq.search import BeamSearch
 from fairseq.sequence_generator import (
     EnsembleModel,
@@ -16,7 +17,7 @@ from fairseq.sequence_generator import (
 from torch import Tensor
 
 from mhe_fairseq.heads import OutputHead
-from mhe_fairseq.search.compact import SPECIALS, CompactBeamSearch, CompactEnsemble
+from mhe_fairseq.search.compact import END, SPECIALS, CompactBeamSearch, CompactEnsemble, Numbers
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +55,12 @@ class CompactGeneratorMixin:
             return "suppressed tokens"
         if generator.temperature != 1.0:
             return f"--temperature {generator.temperature}"
-        symbols = (generator.tgt_dict.bos(), generator.pad, generator.eos, generator.unk)
+        words = generator.tgt_dict
+        symbols = (words.bos(), generator.pad, words.eos(), generator.unk)
         if symbols != tuple(range(SPECIALS)):
             return f"special symbols bos, pad, eos, unk are {symbols} and not 0, 1, 2, 3"
+        if generator.eos != END and generator.eos < SPECIALS:
+            return f"{words[generator.eos]} ends hypotheses"
         if not CompactEnsemble.fits(generator.vocab_size, generator.beam_size):
             return f"a vocabulary of {generator.vocab_size} tokens is too small for beam {self.beam_size}"
         return None
@@ -71,10 +75,20 @@ class CompactGeneratorMixin:
         # Asked anew every time: users set attributes of generators.
         reason = self.why_wide()
         self._say(reason)
-        generator = self if reason is not None else self._compact()
-        return super(CompactGeneratorMixin, generator)._generate(  # type: ignore[misc]
+        if reason is not None:
+            return super()._generate(sample, prefix_tokens, constraints, bos_token)  # type: ignore[misc]
+        generator = self._compact()
+        numbers = generator.model.numbers
+        if prefix_tokens is not None:
+            prefix_tokens = numbers(prefix_tokens)
+        if bos_token is not None:
+            bos_token = int(numbers(torch.tensor(bos_token)))
+        found = super(CompactGeneratorMixin, generator)._generate(  # type: ignore[misc]
             sample, prefix_tokens, constraints, bos_token
         )
+        for hypothesis in (each for sentence in found for each in sentence):
+            hypothesis["tokens"] = numbers(hypothesis["tokens"])
+        return found
 
     def _compact(self) -> CompactGeneratorMixin:
         """This generator, reading tables. A copy, for one batch: two threads may share a generator, and what
@@ -82,7 +96,9 @@ class CompactGeneratorMixin:
         generator: Any = copy.copy(self)
         # Modules are set below, and a copied module shares them with the one it was copied from.
         generator._modules = dict(generator._modules)
-        generator.model = CompactEnsemble(generator.model.models, self.beam_size)
+        numbers = Numbers(generator.eos)
+        generator.eos = END
+        generator.model = CompactEnsemble(generator.model.models, self.beam_size, numbers)
         generator.search = CompactBeamSearch(generator.tgt_dict, generator.model)
         generator.vocab_size = generator.model.width
         compact: CompactGeneratorMixin = generator

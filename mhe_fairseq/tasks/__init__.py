@@ -2,5 +2,6 @@
 
 from mhe_fairseq.tasks.mhe_language_modeling import MHELanguageModelingTask
 from mhe_fairseq.tasks.mhe_translation import MHETranslationTask
+from mhe_fairseq.tasks.mhe_translation_from_pretrained_bart import MHETranslationFromPretrainedBARTTask
 
-__all__ = ["MHELanguageModelingTask", "MHETranslationTask"]
+__all__ = ["MHELanguageModelingTask", "MHETranslationFromPretrainedBARTTask", "MHETranslationTask"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,6 +115,30 @@ def test_a_prefix_that_is_no_candidate_is_followed() -> None:
     for word in range(4, 100, 7):
         prefix = torch.tensor([[word, 99 - word + 4], [UNK, PAD]])
         check_equal(*both([model], sentences(100, 2, word), prefix_tokens=prefix, beam_size=2))
+
+
+@pytest.mark.slow
+@settings(max_examples=50)
+@given(toy=toys, chosen=options, data=st.data(), count=counts, seed=seeds, size=st.integers(1, 2))
+def test_a_symbol_of_its_own_ends(
+    toy: Toy, chosen: dict[str, Any], data: st.DataObject, count: int, seed: int, size: int
+) -> None:
+    """As mBART's languages; what a sentence begins with may be it, eos, or any other."""
+    end = data.draw(st.integers(4, toy.vocab - 1))
+    models = [replace(toy, seed=toy.seed + number, end=end).build() for number in range(size)]
+    begin = data.draw(st.sampled_from([None, EOS, end, 4]))
+    first = data.draw(st.sampled_from([None, EOS, UNK, end, 5]))
+    prefix = None if first is None else torch.full((count, 1), first)
+    sample = sentences(toy.vocab, count, seed)
+    check_equal(*both(models, sample, prefix, bos_token=begin, eos=end, **chosen))
+
+
+def test_hypotheses_end_with_that_symbol() -> None:
+    model = Toy("cascade 2", seed=3, end=44).build()
+    ours, _ = both([model], sentences(60, 3, 3), beam_size=4, eos=44)
+    said = [hypothesis["tokens"].tolist() for found in ours for hypothesis in found]
+    assert {tokens[-1] for tokens in said} == {44}
+    assert any(EOS in tokens for tokens in said)
 
 
 @pytest.mark.parametrize("head", ["product 2", "mixture 3", "cascade 3", "tied 2", "bottleneck 2"])
