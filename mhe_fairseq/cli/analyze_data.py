@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mhe_fairseq.cli.checkpoint import translates
 from mhe_fairseq.cli.data import BinarisedText, DataDirectory
 from mhe_fairseq.coding.assign import count_tokens
 from mhe_fairseq.errors import MHEError
@@ -48,11 +49,11 @@ class Subset:
         self.task, self.name = task, name
         self._data, self._folder = data, Path(data.split(os.pathsep)[0])
         cfg = task.cfg or task.args
-        self._langs = (cfg.source_lang, cfg.target_lang) if cfg._name.endswith("translation") else None
-        for prefix, dictionary in zip(
-            self._prefixes(), (task.source_dictionary, task.target_dictionary), strict=False
-        ):
-            self._check(prefix, dictionary if self._langs else task.source_dictionary)
+        self._langs = (cfg.source_lang, cfg.target_lang) if translates(cfg._name) else None
+        self._texts = self._folders(cfg)
+        sides = [task.source_dictionary, task.target_dictionary] if self._langs else None
+        for number, prefix in enumerate(self._prefixes()):
+            self._check(prefix, sides[number] if sides else task.source_dictionary)
         try:
             task.load_dataset(name)
         except Exception as error:  # whatever else fairseq's data sets find
@@ -121,7 +122,7 @@ class Subset:
 
     def _prefixes(self) -> list[str]:
         """Paths without .bin and .idx of the source and the target, or of the only text."""
-        names = [[self.name]]
+        names = [[os.path.join(text, self.name) for text in self._texts]]
         if self._langs:
             source, target = self._langs
             names = [
@@ -137,6 +138,14 @@ class Subset:
             f"{' and '.join(f'{text}.idx' for text in names[0])} (splits there: {', '.join(there)}); name "
             "one with --subset"
         )
+
+    def _folders(self, cfg: Any) -> list[str]:
+        """Where texts are, in the data's folder; a multilingual denoising has one of each language."""
+        if cfg._name != "multilingual_denoising":
+            return [""]
+        if cfg.langs is not None:
+            return list(cfg.langs.split(","))
+        return sorted(path.name for path in self._folder.iterdir() if path.is_dir())
 
     def _check(self, prefix: str, dictionary: Any) -> None:
         binary = Path(f"{prefix}.bin")

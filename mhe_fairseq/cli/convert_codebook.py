@@ -7,6 +7,7 @@ import argparse
 from mhe_fairseq.cli.analyze_model import LoadedModel
 from mhe_fairseq.cli.assign import assign_slots
 from mhe_fairseq.cli.bars import Bars
+from mhe_fairseq.cli.checkpoint import translates
 from mhe_fairseq.cli.data import DataDirectory
 from mhe_fairseq.coding import Codebook, plan_lengths, symbols_fingerprint
 from mhe_fairseq.errors import MHEError
@@ -46,7 +47,7 @@ def codebook_for(
     if model.head == "sampling" and model.codebook is not None and model.codebook.heads == 2:
         return model.codebook, True
     options = model.options
-    lang = options.target_lang if options._name.endswith("translation") else None
+    lang = options.target_lang if translates(options._name) else None
     flags = argparse.Namespace(
         by="cluster",
         from_checkpoint=None,

@@ -86,14 +86,20 @@ def _report(stock: StockCheckpoint, path: Path) -> None:
             tied = f"tied to {whose} embeddings"
         layer = f"once a {stock.head} head: "
     else:
-        tied = "tied to the embeddings and not trained: to fine-tune, not to predict masked tokens"
+        tied = "tied to the embeddings and not trained: to fine-tune, not to predict tokens"
         layer = "" if stock.head is None else f"in place of a {stock.head} head: "
     print(
         f"  output layer, {layer}V x d = {stock.vocab_size:,} x {stock.dim:,}, "
         f"{str(stock.dtype).removeprefix('torch.')}, {tied}"
     )
-    command = {"translation": _generate, "language model": _score, "masked language model": _finetune}
-    print(f"  {shlex.join(command[stock.kind](stock, path))}")
+    command = {"translation": _generate, "language model": _score, "masked language model": _finetune}[
+        stock.kind
+    ]
+    if not stock.trained:
+        command = _finetune
+    elif "denoising" in str((stock.state["cfg"].get("task") or {}).get("_name")):
+        command = _translate
+    print(f"  {shlex.join(command(stock, path))}")
 
 
 def _finetune(stock: StockCheckpoint, path: Path) -> list[str]:
@@ -104,6 +110,14 @@ def _finetune(stock: StockCheckpoint, path: Path) -> list[str]:
         "fairseq-train", "LABELLED-DATA", "--task", "sentence_prediction", "--criterion",
         "sentence_prediction", "--arch", stock.arch, "--max-positions", str(positions), "--restore-file",
         str(path), "--reset-optimizer", "--reset-dataloader", "--reset-meters", "...",
+    ]  # fmt: skip
+
+
+def _translate(stock: StockCheckpoint, path: Path) -> list[str]:
+    """The command that fine-tunes a pretraining at ``path`` to translate or sum up, to be completed."""
+    return [
+        "fairseq-train", "DATA-BIN", "--task", "translation", "--truncate-source", "--arch", stock.arch,
+        "--restore-file", str(path), "--reset-optimizer", "--reset-dataloader", "--reset-meters", "...",
     ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from mhe_fairseq.models.bart_hub import BARTHub, TranslatingBARTHub
 from mhe_fairseq.models.classifying import classifies, leave_out_head
 from mhe_fairseq.models.decoder import MHETransformerDecoder
 from mhe_fairseq.models.flags import add_head_args
-from mhe_fairseq.models.options import MASK
+from mhe_fairseq.models.options import MASK, is_added
 from mhe_fairseq.models.transformer import MHETransformerModel
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class MHEBARTModel(MHETransformerModel, BARTModel):
         cut = rows == own + 1 and MASK not in dictionary
         if rows == own or cut:
             return rows
-        added = [each for each in dictionary.symbols if each == MASK or each[:1] + each[-1:] == "[]"]
+        added = [each for each in dictionary.symbols if is_added(each)]
         raise MHEError(
             f"the checkpoint is for {rows} tokens and the dictionary of this training has {own}, with "
             f"{len(added)} symbols such as the task adds ({' '.join(added) or 'none'}); give the dict.txt of "

@@ -36,6 +36,12 @@ GROUP_ROWS = ("input", "tied", "own")
 #: What tasks of masked tokens add to the dictionary, last.
 MASK = "<mask>"
 
+
+def is_added(symbol: str) -> bool:
+    """Whether a symbol looks like those that tasks add to a dictionary: ``<mask>`` and ``[en_XX]``."""
+    return symbol == MASK or symbol[:1] + symbol[-1:] == "[]"
+
+
 logger = logging.getLogger(__name__)
 
 #: What ``HeadOptions.resolve`` writes into ``args``, so that a checkpoint holds what was planned.

@@ -175,6 +175,17 @@ def test_what_is_tied(name: str) -> None:
     assert ("encoder.head.table.linear.weight" in saved) == (has_own and "cascade" not in name)
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_the_tied_table_has_fairseqs_name(name: str) -> None:
+    model = build(**HEADS[name])
+    if "untied" in name or name in ("product", "mixture", "bottleneck", "sampling batch"):
+        with pytest.raises(AttributeError):
+            _ = model.encoder.lm_head.weight
+    else:
+        assert model.encoder.lm_head.weight is model.encoder.sentence_encoder.embed_tokens.weight
+    assert "encoder.lm_head.weight" not in model.state_dict()
+
+
 def test_nothing_is_built_behind_the_encoder_of_a_classifier() -> None:
     model = build(classifying_task(), mhe_head="cascade")
     stock = build(classifying_task(), arch="roberta_base")
