@@ -15,7 +15,7 @@ from fairseq.models import (
 from fairseq.models.bart import BARTModel
 from fairseq.models.transformer import TransformerConfig, TransformerModel
 from fairseq.tasks.translation import TranslationTask
-from torch import nn
+from torch import Tensor, nn
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.bart_hub import BARTHub, TranslatingBARTHub
@@ -39,6 +39,19 @@ class MHEBARTDecoder(MHETransformerDecoder):
     def build_output_projection(self, cfg: Any, dictionary: Any, embed_tokens: Any) -> None:
         if getattr(cfg, "mhe_options", None) is not None:
             super().build_output_projection(cfg, dictionary, embed_tokens)
+
+    def get_normalized_probs_scriptable(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As ``HeadDecoderMixin``'s.
+
+        Raises:
+            MHEError: the model was built for a task that predicts no tokens.
+        """
+        if "head" not in self._modules:
+            raise MHEError(
+                "the model was built to classify sentences and has no output layer for tokens; load the "
+                "checkpoint it was fine-tuned from"
+            )
+        return super().get_normalized_probs_scriptable(*args, **kwargs)
 
 
 @register_model("mhe_bart")

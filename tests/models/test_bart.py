@@ -193,6 +193,9 @@ def test_a_classifier_has_no_head() -> None:
     logits.sum().backward()
     assert logits.shape == (3, 3)
     assert all(p.grad is not None for p in model.parameters())
+    features = model(**batch()["net_input"], features_only=True)
+    with pytest.raises(MHEError, match="was built to classify sentences and has no output layer for tokens"):
+        model.get_normalized_probs(features, log_probs=True)
 
 
 # ---- the loss
