@@ -60,7 +60,10 @@ class MHECrossEntropyCriterion(HeadCriterion):
         self, model: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """Returns the loss (summed, or (B, T) without ``reduce``), the sample size and what to log."""
-        target = self._scored(sample)
+        target = sample["target"]
+        if self.ignore_prefix_size > 0:
+            target = target.clone()
+            target[:, : self.ignore_prefix_size] = self.padding_idx
         output, tokens = self.token_loss(model, sample, target)
         loss, nll = self.combine(output, reduce)
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
@@ -79,23 +82,16 @@ class MHECrossEntropyCriterion(HeadCriterion):
             reduce: sum over the tokens.
 
         Returns:
-            The loss and its part that is -log p(target), summed, or (B T, 1) without ``reduce``; zero where
-            the target is padding.
+            The loss and its part that is -log p(target), summed, or (B T, 1) without ``reduce``, in which T is
+            without ignored prefixes; zero where the target is padding.
 
         Raises:
             MHEError: a model that this criterion is not for.
         """
         self.check_model(model)
-        output = model.head_side.head_loss(
-            net_output[0], self._scored(sample), self.padding_idx, self.eps > 0, False
+        features, target = (
+            each[:, self.ignore_prefix_size :].contiguous() for each in (net_output[0], sample["target"])
         )
+        output = model.head_side.head_loss(features, target, self.padding_idx, self.eps > 0, False)
         loss, nll = self.combine(output, reduce)
         return (loss, nll) if reduce else (loss.reshape(-1, 1), nll.reshape(-1, 1))
-
-    def _scored(self, sample: dict[str, Any]) -> Tensor:
-        """The targets, (B, T), with padding where none is to be scored."""
-        target: Tensor = sample["target"]
-        if self.ignore_prefix_size > 0:
-            target = target.clone()
-            target[:, : self.ignore_prefix_size] = self.padding_idx
-        return target
