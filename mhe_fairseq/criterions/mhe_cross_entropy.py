@@ -82,8 +82,8 @@ class MHECrossEntropyCriterion(HeadCriterion):
             reduce: sum over the tokens.
 
         Returns:
-            The loss and its part that is -log p(target), summed, or (B T, 1) without ``reduce``, in which T is
-            without ignored prefixes; zero where the target is padding.
+            The loss and its part that is -log p(target), summed, or (B T, 1) without ``reduce``, T less the
+            ignored prefix; zero where the target is padding.
 
         Raises:
             MHEError: a model that this criterion is not for.
