@@ -118,7 +118,7 @@ def test_a_prefix_that_is_no_candidate_is_followed() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=30)
+@settings(max_examples=25)
 @given(toy=toys, chosen=options, data=st.data(), count=counts, seed=seeds, size=st.integers(1, 2))
 def test_a_symbol_of_its_own_ends(
     toy: Toy, chosen: dict[str, Any], data: st.DataObject, count: int, seed: int, size: int
@@ -127,13 +127,14 @@ def test_a_symbol_of_its_own_ends(
     end = data.draw(st.integers(4, toy.vocab - 1))
     models = [replace(toy, seed=toy.seed + number, end=end).build() for number in range(size)]
     begin = data.draw(st.sampled_from([None, EOS, end, 4]))
-    first = data.draw(st.sampled_from([None, EOS, UNK, end, 5]))
-    prefix = None if first is None else torch.full((count, 1), first)
+    # fairseq does not take a prefix of nothing but the end.
+    first = data.draw(st.sampled_from([[], [EOS], [UNK, EOS], [EOS, end]]))
+    prefix = torch.tensor([first] * count) if first else None
     sample = sentences(toy.vocab, count, seed)
     # As of the prefixes above.
     chosen = {**chosen, "max_len_b": 6, "match_source_len": False}
     ours, stock = both(models, sample, prefix, bos_token=begin, eos=end, **chosen)
-    check_equal(ours, stock, attention=first != end)
+    check_equal(ours, stock, attention=end not in first)
 
 
 def test_hypotheses_end_with_that_symbol() -> None:
