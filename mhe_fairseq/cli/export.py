@@ -20,8 +20,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "export",
         help="write a checkpoint that fairseq reads without the plugin",
-        description="Write a checkpoint of --arch mhe_transformer, mhe_transformer_lm or mhe_roberta with "
-        "--mhe-head softmax or sampling as one of fairseq's own transformer, transformer_lm or roberta: "
+        description="Write a checkpoint of --arch mhe_transformer, mhe_transformer_lm, mhe_roberta or "
+        "mhe_bart with --mhe-head softmax or sampling as one of fairseq's own transformer, transformer_lm, "
+        "roberta or bart: "
         "fairseq's commands, without --user-dir, translate and score as before. The optimizer's state is "
         "left out.",
     )
@@ -30,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--body",
         action="store_true",
-        help="with --arch mhe_roberta and any head: leave the head out, to fine-tune the rest",
+        help="with --arch mhe_roberta or mhe_bart and any head: leave the head out, to fine-tune the rest",
     )
     parser.add_argument(
         "--as",

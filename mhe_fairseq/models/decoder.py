@@ -193,7 +193,7 @@ class MHETransformerDecoder(HeadDecoderMixin, TransformerDecoderBase):
         if has_head and f"{name}.head.codebook_slots" not in state_dict and f"{name}.version" in state_dict:
             raise MHEError(
                 "the checkpoint has no mhe head, so it is not of this model; it was trained with another "
-                "--arch, or fairseq's own transformer: of that, `mhe convert` makes one of this model, to "
+                "--arch, or fairseq's own model: of that, `mhe convert` makes one of this model, to "
                 "train on"
             )
         super().upgrade_state_dict_named(state_dict, name)
