@@ -21,8 +21,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "convert",
         help="make a checkpoint of ours of a trained softmax model",
-        description="Make a checkpoint with one of our heads of a trained model with a softmax: fairseq's own "
-        "transformer, transformer_lm, roberta or bart, or one of ours with --mhe-head softmax or "
+        description="Make a checkpoint with one of our heads of a trained model with a softmax: fairseq's "
+        "own transformer, transformer_lm, roberta or bart, or one of ours with --mhe-head softmax or "
         "sampling. Sampling and softmax score as before. A cascade keeps the rows of tokens, and its "
         "group head is fitted to the probabilities that the softmax gives groups. No labels are needed; "
         "the optimizer's state is left out. Without --head, and with --data of another dictionary: the "
