@@ -14,6 +14,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_INV_REGISTRY, build_model
 from fairseq.models.bart import BARTModel
+from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -226,6 +227,18 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     loss.backward()
     lacking = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert lacking == []
+
+
+def test_a_generator_leaves_the_model_as_it_is() -> None:
+    """It is made before a training with --eval-bleu; fairseq's BART is one for searches from then on."""
+    model = build(**HEADS["cascade"]).eval()
+    sample = batch(rows=4)
+    before, _, _ = criterion()(model, sample, reduce=False)
+    generator = SequenceGenerator([model], words(), beam_size=2, max_len=12)
+    found = generator.generate([model], sample)
+    assert len(found) == 4
+    after, _, _ = criterion()(model, sample, reduce=False)
+    torch.testing.assert_close(after, before)
 
 
 # ---- checkpoints
