@@ -103,8 +103,8 @@ class MHEBARTModel(MHETransformerModel, BARTModel):
         return kind(cfg, task, models)
 
     def set_beam_size(self, beam: int) -> None:
-        """Nothing. fairseq's has the attention read one source for ``beam`` rows, from the moment a generator is
-        made: a training with ``--eval-bleu``, or features asked for after a search, would fail, or read the
+        """Nothing. fairseq's has the attention read one source for ``beam`` rows, from the moment a generator
+        is made: a training with ``--eval-bleu``, or features asked for after a search, would fail, or read the
         sources of other sentences."""
 
     @property
