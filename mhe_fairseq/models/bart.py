@@ -104,8 +104,8 @@ class MHEBARTModel(MHETransformerModel, BARTModel):
 
     def set_beam_size(self, beam: int) -> None:
         """Nothing. fairseq's has the attention read one source for ``beam`` rows, from the moment a generator
-        is made: a training with ``--eval-bleu``, or features asked for after a search, would fail, or read the
-        sources of other sentences."""
+        is made: a training with ``--eval-bleu``, or features asked for after a search, would fail, or read
+        the sources of other sentences."""
 
     @property
     def has_head(self) -> bool:
