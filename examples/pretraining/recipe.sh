@@ -1,13 +1,13 @@
-# What the recipes of this folder share: sourced by their run.sh, which sets HEADS and its part of --help, and
-# calls, in order, read_arguments, choose_machine, its own settings, begin_pretraining, and the steps.
+# What the recipes of this folder share: sourced by their run.sh, which sets HEADS, its part of --help, and PAIRED
+# where it fine-tunes on a pair, and calls, in order, read_arguments, choose_machine, its own settings, begin_pretraining, and the steps.
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/recipes/recipe.sh"
 
 FAMILY=pretraining
-OWN_USAGE="" OWN_HELP="" OWN_VARIABLES=""
+OWN_USAGE="" OWN_HELP="" OWN_VARIABLES="" PAIRED=""
 
 usage() {
     cat <<END
-run.sh [--text FILE | --train FILE --valid FILE --test FILE] [--out DIR] [--scale full|tiny] [--head HEAD]
+run.sh ${TEXT_USAGE:-[--text FILE | --train FILE --valid FILE --test FILE]} [--out DIR] [--scale full|tiny] [--head HEAD]
        [--vocab V] [--updates N] [--offline DIR] [--precision P] [--only STAGE] [--cpu]${OWN_USAGE:+
        $OWN_USAGE}
 
@@ -23,7 +23,7 @@ END
 
 read_arguments() {
     shared_defaults
-    TEXT="" TRAIN="" VALID="" TEST="" LABELLED=""
+    TEXT="" TRAIN="" VALID="" TEST="" LABELLED="" PAIR_TEXT="" MONO_TEXT=""
     while (($#)); do
         shared_argument "$@"
         if ((TAKEN)); then
@@ -31,7 +31,8 @@ read_arguments() {
             continue
         fi
         case $1 in
-            --text | --train | --valid | --test) ;;
+            --text | --train | --valid | --test) [[ -z $PAIRED ]] || no_argument "$1" ;;
+            --pair | --mono | --src | --tgt) [[ -n $PAIRED ]] || fail "$1 is for the recipes mbart and bart_xsum" ;;
             --labelled) [[ $RECIPE == roberta ]] || fail "$1 is for the recipe roberta" ;;
             *) no_argument "$1" ;;
         esac
@@ -42,6 +43,10 @@ read_arguments() {
             --valid) VALID=$(from_here "$2") ;;
             --test) TEST=$(from_here "$2") ;;
             --labelled) LABELLED=$(from_here "$2") ;;
+            --pair) PAIR_TEXT=$(from_here "$2") ;;
+            --mono) MONO_TEXT=$(from_here "$2") ;;
+            --src) SRC=$2 ;;
+            --tgt) TGT=$2 ;;
         esac
         shift 2
     done

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mhe_fairseq.cli.checkpoint import translates
 from mhe_fairseq.cli.data import DataDirectory
 from mhe_fairseq.coding.assign import count_tokens
 from mhe_fairseq.errors import MHEError
@@ -51,12 +52,13 @@ class Subset:
         cfg = task.cfg or task.args
         #: Of a model of many languages, in the order of its data.
         self.pairs: list[str] = list(task.lang_pairs) if hasattr(task, "lang_pairs") else []
-        self._langs = (cfg.source_lang, cfg.target_lang) if cfg._name.endswith("translation") else None
+        self._langs = (cfg.source_lang, cfg.target_lang) if translates(cfg._name) else None
+        self._texts = self._folders(cfg)
         sides_of: list[Any] = [pair.split("-") for pair in self.pairs]
         for langs in sides_of or [self._langs]:
-            sides = (task.source_dictionary, task.target_dictionary)
-            for prefix, dictionary in zip(self._prefixes(langs), sides, strict=False):
-                self._check(prefix, dictionary if langs else task.source_dictionary)
+            sides = [task.source_dictionary, task.target_dictionary] if langs else None
+            for number, prefix in enumerate(self._prefixes(langs)):
+                self._check(prefix, sides[number] if sides else task.source_dictionary)
         try:
             task.load_dataset(name)
         except Exception as error:  # whatever else fairseq's data sets find
@@ -159,7 +161,7 @@ class Subset:
 
     def _prefixes(self, langs: Any) -> list[str]:
         """Paths without .bin and .idx of the source and the target, or of the only text."""
-        names = [[self.name]]
+        names = [[os.path.join(text, self.name) for text in self._texts]]
         if langs:
             source, target = langs
             names = [
@@ -175,6 +177,14 @@ class Subset:
             f"{' and '.join(f'{text}.idx' for text in names[0])} (splits there: {', '.join(there)}); name "
             "one with --subset"
         )
+
+    def _folders(self, cfg: Any) -> list[str]:
+        """Where texts are, in the data's folder; a multilingual denoising has one of each language."""
+        if cfg._name != "multilingual_denoising":
+            return [""]
+        if cfg.langs is not None:
+            return list(cfg.langs.split(","))
+        return sorted(path.name for path in self._folder.iterdir() if path.is_dir())
 
     def _check(self, prefix: str, dictionary: Any) -> None:
         binary = Path(f"{prefix}.bin")

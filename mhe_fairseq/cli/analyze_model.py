@@ -11,22 +11,22 @@ from typing import Any
 
 import torch
 from fairseq import checkpoint_utils, utils
+from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.models.bart import BARTModel
 from torch import Tensor
 
-from mhe_fairseq.cli.checkpoint import read_with_data, said, set_up_task
+from mhe_fairseq.cli.checkpoint import read_with_data, said, set_up_task, translates
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.models.options import MASK, is_added
 
 #: Whose targets are tokens, one at each position that is not padding.
 TASKS = (
-    "translation",
-    "mhe_translation",
-    "translation_multi_simple_epoch",
-    "mhe_translation_multi_simple_epoch",
-    "language_modeling",
-    "mhe_language_modeling",
-    "masked_lm",
-)
+    "translation", "mhe_translation", "translation_multi_simple_epoch",
+    "mhe_translation_multi_simple_epoch", "translation_from_pretrained_bart",
+    "mhe_translation_from_pretrained_bart", "language_modeling", "mhe_language_modeling", "masked_lm",
+    "denoising", "multilingual_denoising",
+)  # fmt: skip
 
 #: Numbers V wide that are held at once, 32 MiB of them.
 _WIDE = 2**23
@@ -75,7 +75,7 @@ class LoadedModel:
         self.path, self.device, self.purpose = path, device, purpose
         state = _read(path, data, state, purpose)
         self.task = set_up_task(state, path)
-        _check_rows(state["model"], self.task, path, data)
+        _check_rows(state, self.task, path, data)
         try:
             self.model = _built(path, self.task, state, is_file=is_file).to(device).eval()
         except MHEError as error:
@@ -176,17 +176,25 @@ def _read(path: Path, data: str, known: dict[str, Any] | None, purpose: str) -> 
 
 
 def _check_rows(state: dict[str, Any], task: Any, path: Path, data: str) -> None:
-    """Tell a dictionary of another size before torch does, in terms of tables."""
+    """Tell a dictionary of another size before torch does, in terms of tables.
+
+    A BART leaves out the last row itself, of ``<mask>``, where the task adds none.
+    """
+    weights, options = state["model"], state["cfg"].model
+    cls = ARCH_MODEL_REGISTRY.get(str(getattr(options, "_name", None) or getattr(options, "arch", None)))
+    left_out = int(cls is not None and issubclass(cls, BARTModel) and MASK not in task.target_dictionary)
     both = (
         (_TARGET_ROWS, task.target_dictionary),
         (("encoder.embed_tokens.weight",), task.source_dictionary),
     )
     for names, dictionary in both:
-        rows = next((len(state[name]) for name in names if name in state), None)
-        if rows is not None and rows != len(dictionary):
+        rows = next((len(weights[name]) for name in names if name in weights), None)
+        if rows is not None and rows not in (len(dictionary), len(dictionary) + left_out):
+            added = [each for each in dictionary.symbols if is_added(each)]
+            with_added = f", {' '.join(added)} of the task among them" if added else ""
             raise MHEError(
                 f"checkpoint {path} is for {rows:,} tokens and the dictionary in {data} has "
-                f"{len(dictionary):,}; give the data it was trained on"
+                f"{len(dictionary):,}{with_added}; give the data it was trained on"
             )
 
 
@@ -200,7 +208,7 @@ def same_task(one: LoadedModel, other: LoadedModel) -> None:
     def kind(model: LoadedModel) -> str:
         cfg = model.options
         name = cfg._name.removeprefix("mhe_")
-        if name == "translation":
+        if translates(name):
             return f"{name} {cfg.source_lang}-{cfg.target_lang}"
         pairs = getattr(cfg, "lang_pairs", None)
         return f"{name} {','.join(sorted(pairs))}" if pairs else str(name)

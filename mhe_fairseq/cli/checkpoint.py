@@ -11,7 +11,7 @@ from typing import Any
 from mhe_fairseq.errors import MHEError
 
 #: Tasks whose data is one text, with dict.txt beside it.
-_OF_ONE_TEXT = ("language_modeling", "masked_lm")
+_OF_ONE_TEXT = ("language_modeling", "masked_lm", "denoising", "multilingual_denoising")
 
 
 def read_checkpoint(path: Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def read_with_data(
     set_options(cfg.common, tensorboard_logdir=None, log_file=None, wandb_project=None)
     folder = _folder(cfg.task, path, data is not None)
     name = str(cfg.task._name).removeprefix("mhe_")
-    if name == "translation":
+    if translates(name):
         sides = (cfg.task.source_lang, cfg.task.target_lang)
         if not all(sides):
             sides = _only_pair(folder, path)
@@ -91,6 +91,11 @@ def read_with_data(
     elif name in _OF_ONE_TEXT:
         _check_dictionaries(["dict.txt"], folder, path)
     return state
+
+
+def translates(task: str) -> bool:
+    """Whether it is a task of one pair of languages, by its name."""
+    return task.removeprefix("mhe_") in ("translation", "translation_from_pretrained_bart")
 
 
 def set_up_task(state: dict[str, Any], path: Path) -> Any:

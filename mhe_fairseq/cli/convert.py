@@ -22,11 +22,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "convert",
         help="make a checkpoint of ours of a trained softmax model",
         description="Make a checkpoint with one of our heads of a trained model with a softmax: fairseq's "
-        "own transformer, transformer_lm or roberta, or one of ours with --mhe-head softmax or sampling. "
-        "Sampling and softmax score as before. A cascade keeps the rows of tokens, and its group head is "
-        "fitted to the probabilities that the softmax gives groups. No labels are needed; the optimizer's "
-        "state is left out. Without --head, and with --data of another dictionary: the same model, "
-        "fairseq's or one of ours with any head, for that dictionary.",
+        "own transformer, transformer_lm, roberta or bart, or one of ours with --mhe-head softmax or "
+        "sampling. Sampling and softmax score as before. A cascade keeps the rows of tokens, and its "
+        "group head is fitted to the probabilities that the softmax gives groups. No labels are needed; "
+        "the optimizer's state is left out. Without --head, and with --data of another dictionary: the "
+        "same model, fairseq's or one of ours with any head, for that dictionary.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as checkpoints/checkpoint_best.pt")
     parser.add_argument(

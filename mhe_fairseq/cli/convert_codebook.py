@@ -8,6 +8,7 @@ from mhe_fairseq.cli.analyze_model import LoadedModel
 from mhe_fairseq.cli.assign import assign_slots
 from mhe_fairseq.cli.assign_text import ManyTexts, OneText, Text
 from mhe_fairseq.cli.bars import Bars
+from mhe_fairseq.cli.checkpoint import translates
 from mhe_fairseq.cli.data import DataDirectory
 from mhe_fairseq.cli.pairs import PairsDirectory
 from mhe_fairseq.coding import Codebook, plan_lengths, symbols_fingerprint
@@ -64,7 +65,7 @@ def _text(data: str, model: LoadedModel, shares_sides: bool) -> Text:
     options, dictionary = model.options, model.task.target_dictionary
     pairs = getattr(options, "lang_pairs", None)
     if not pairs:
-        lang = options.target_lang if options._name.endswith("translation") else None
+        lang = options.target_lang if translates(options._name) else None
         return OneText(DataDirectory(data, lang), dictionary, not shares_sides)
     folder = PairsDirectory(data, list(pairs), list(model.task.langs), options.fixed_dictionary)
     method, temperature = options.sampling_method, float(options.sampling_temperature)

@@ -105,7 +105,9 @@ class DataDirectory:
 
     @staticmethod
     def _texts(folder: Path) -> list[str]:
-        return [str(path.with_suffix("")) for path in folder.glob("train*.idx")]
+        # Texts of several languages may lie in a folder each, as multilingual_denoising has them.
+        found = list(folder.glob("train*.idx")) or list(folder.glob("*/train.idx"))
+        return [str(path.with_suffix("")) for path in found]
 
 
 def read_dictionary(path: Path, extra: list[str] | None = None) -> Dictionary:

@@ -20,8 +20,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "export",
         help="write a checkpoint that fairseq reads without the plugin",
-        description="Write a checkpoint of --arch mhe_transformer, mhe_transformer_lm or mhe_roberta with "
-        "--mhe-head softmax or sampling as one of fairseq's own transformer, transformer_lm or roberta: "
+        description="Write a checkpoint of --arch mhe_transformer, mhe_transformer_lm, mhe_roberta or "
+        "mhe_bart with --mhe-head softmax or sampling as one of fairseq's own transformer, transformer_lm, "
+        "roberta or bart: "
         "fairseq's commands, without --user-dir, translate and score as before. The optimizer's state is "
         "left out.",
     )
@@ -30,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--body",
         action="store_true",
-        help="with --arch mhe_roberta and any head: leave the head out, to fine-tune the rest",
+        help="with --arch mhe_roberta or mhe_bart and any head: leave the head out, to fine-tune the rest",
     )
     parser.add_argument(
         "--as",
@@ -86,14 +87,20 @@ def _report(stock: StockCheckpoint, path: Path) -> None:
             tied = f"tied to {whose} embeddings"
         layer = f"once a {stock.head} head: "
     else:
-        tied = "tied to the embeddings and not trained: to fine-tune, not to predict masked tokens"
+        tied = "tied to the embeddings and not trained: to fine-tune, not to predict tokens"
         layer = "" if stock.head is None else f"in place of a {stock.head} head: "
     print(
         f"  output layer, {layer}V x d = {stock.vocab_size:,} x {stock.dim:,}, "
         f"{str(stock.dtype).removeprefix('torch.')}, {tied}"
     )
-    command = {"translation": _generate, "language model": _score, "masked language model": _finetune}
-    print(f"  {shlex.join(command[stock.kind](stock, path))}")
+    command = {"translation": _generate, "language model": _score, "masked language model": _finetune}[
+        stock.kind
+    ]
+    if not stock.trained:
+        command = _finetune
+    elif "denoising" in str((stock.state["cfg"].get("task") or {}).get("_name")):
+        command = _translate
+    print(f"  {shlex.join(command(stock, path))}")
 
 
 def _finetune(stock: StockCheckpoint, path: Path) -> list[str]:
@@ -104,6 +111,14 @@ def _finetune(stock: StockCheckpoint, path: Path) -> list[str]:
         "fairseq-train", "LABELLED-DATA", "--task", "sentence_prediction", "--criterion",
         "sentence_prediction", "--arch", stock.arch, "--max-positions", str(positions), "--restore-file",
         str(path), "--reset-optimizer", "--reset-dataloader", "--reset-meters", "...",
+    ]  # fmt: skip
+
+
+def _translate(stock: StockCheckpoint, path: Path) -> list[str]:
+    """The command that fine-tunes a pretraining at ``path`` to translate or sum up, to be completed."""
+    return [
+        "fairseq-train", "DATA-BIN", "--task", "translation", "--truncate-source", "--arch", stock.arch,
+        "--restore-file", str(path), "--reset-optimizer", "--reset-dataloader", "--reset-meters", "...",
     ]  # fmt: skip
 
 

@@ -52,11 +52,9 @@ class HeadCriterion(FairseqCriterion):
         self.eps = label_smoothing
         self.report_accuracy = report_accuracy
 
-    def token_loss(self, model: Any, sample: dict[str, Any], target: Tensor) -> tuple[TokenLoss, int]:
-        """The model's loss of the targets (B, T), and how many of them are not padding.
-
-        Raises:
-            MHEError: a model without a head, or one that another of our criterions is for.
+    def check_model(self, model: Any) -> None:
+        """Raises:
+        MHEError: a model without a head, or one that another of our criterions is for.
         """
         kind = type(model).__name__
         if not getattr(model, "has_mhe_head", False):
@@ -70,6 +68,14 @@ class HeadCriterion(FairseqCriterion):
                 f"--criterion {self.name} is for --arch {self.arch} and the like, and the model is {kind}; "
                 f"give --criterion {wanted}"
             )
+
+    def token_loss(self, model: Any, sample: dict[str, Any], target: Tensor) -> tuple[TokenLoss, int]:
+        """The model's loss of the targets (B, T), and how many of them are not padding.
+
+        Raises:
+            MHEError: a model without a head, or one that another of our criterions is for.
+        """
+        self.check_model(model)
         # Before the model: see TargetCount. sample["ntokens"] is another number where prefixes are ignored,
         # words of context are not scored, or few tokens are masked.
         count = TargetCount(target, self.padding_idx)

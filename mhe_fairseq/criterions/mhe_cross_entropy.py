@@ -68,3 +68,30 @@ class MHECrossEntropyCriterion(HeadCriterion):
         loss, nll = self.combine(output, reduce)
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         return loss, sample_size, self.log(output, loss, nll, sample, sample_size, tokens)
+
+    def compute_loss(
+        self, model: Any, net_output: tuple[Tensor, Any], sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of what a decoder has given already, as ``label_smoothed_cross_entropy`` has it for tasks
+        that call the decoder themselves (fairseq's ``translation_moe``).
+
+        Args:
+            model: with the head.
+            net_output: of its decoder without a target: features (B, T, d) first.
+            sample: with the target (B, T).
+            reduce: sum over the tokens.
+
+        Returns:
+            The loss and its part that is -log p(target), summed, or (B T, 1) without ``reduce``, T less the
+            ignored prefix; zero where the target is padding.
+
+        Raises:
+            MHEError: a model that this criterion is not for.
+        """
+        self.check_model(model)
+        features, target = (
+            each[:, self.ignore_prefix_size :].contiguous() for each in (net_output[0], sample["target"])
+        )
+        output = model.head_side.head_loss(features, target, self.padding_idx, self.eps > 0, False)
+        loss, nll = self.combine(output, reduce)
+        return (loss, nll) if reduce else (loss.reshape(-1, 1), nll.reshape(-1, 1))

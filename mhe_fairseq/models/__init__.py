@@ -1,7 +1,8 @@
 """fairseq models with a multi-head encoding output layer; importing registers them."""
 
+from mhe_fairseq.models.bart import MHEBARTModel
 from mhe_fairseq.models.roberta import MHERobertaModel
 from mhe_fairseq.models.transformer import MHETransformerModel
 from mhe_fairseq.models.transformer_lm import MHETransformerLanguageModel
 
-__all__ = ["MHERobertaModel", "MHETransformerLanguageModel", "MHETransformerModel"]
+__all__ = ["MHEBARTModel", "MHERobertaModel", "MHETransformerLanguageModel", "MHETransformerModel"]

@@ -34,7 +34,11 @@ _CRITERIONS = {
 }
 
 #: Tasks that search a cascade without V-wide work, by fairseq's that they are.
-_SEARCHING = {"translation": "mhe_translation", "language_modeling": "mhe_language_modeling"}
+_SEARCHING = {
+    "translation": "mhe_translation",
+    "language_modeling": "mhe_language_modeling",
+    "translation_from_pretrained_bart": "mhe_translation_from_pretrained_bart",
+}
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,9 @@ from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.export import EXPORTABLE
-from mhe_fairseq.models.families import DICTIONARY, LANGUAGE_MODEL, ROBERTA, TRANSFORMER, Family
+from mhe_fairseq.models.families import DICTIONARY, FAMILIES, Family
 from mhe_fairseq.models.roberta import BIAS_WIDTH
 from mhe_fairseq.models.stock_options import PREFIX
-
-#: The models that are converted.
-CONVERTED = (TRANSFORMER, LANGUAGE_MODEL, ROBERTA)
 
 
 @dataclass(frozen=True)
@@ -52,13 +49,13 @@ def kind_of(cfg: Any, name: str, wanted: str) -> Kind:
     arch = str(getattr(model, "_name", None) or getattr(model, "arch", None))
     stock = arch.removeprefix(PREFIX)
     cls = ARCH_MODEL_REGISTRY.get(arch) or MODEL_REGISTRY.get(arch)
-    for family in CONVERTED:
+    for family in FAMILIES:
         if cls in (family.ours, family.stock):
             break
     else:
         raise MHEError(
-            f"{name} is of --arch {arch}; convert is for transformer, transformer_lm and roberta, fairseq's "
-            "own and ours, and their architectures"
+            f"{name} is of --arch {arch}; convert is for transformer, transformer_lm, roberta and bart, "
+            "fairseq's own and ours, and their architectures"
         )
     # An architecture is where unset options begin, and a checkpoint has all of them.
     base = next(each for each, model_cls in MODEL_REGISTRY.items() if model_cls is family.ours)

@@ -189,10 +189,11 @@ class MHETransformerDecoder(HeadDecoderMixin, TransformerDecoderBase):
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> dict[str, Any]:
         """As fairseq's, which would add a projection copied from shared embeddings."""
-        if f"{name}.head.codebook_slots" not in state_dict and f"{name}.version" in state_dict:
+        has_head = "head" in self._modules
+        if has_head and f"{name}.head.codebook_slots" not in state_dict and f"{name}.version" in state_dict:
             raise MHEError(
                 "the checkpoint has no mhe head, so it is not of this model; it was trained with another "
-                "--arch, or fairseq's own transformer: of that, `mhe convert` makes one of this model, to "
+                "--arch, or fairseq's own model: of that, `mhe convert` makes one of this model, to "
                 "train on"
             )
         super().upgrade_state_dict_named(state_dict, name)

@@ -1,5 +1,5 @@
-"""A trained model with a V x d output layer, as a checkpoint of fairseq's own transformer, transformer_lm or
-roberta.
+"""A trained model with a V x d output layer, as a checkpoint of fairseq's own transformer, transformer_lm,
+roberta or bart.
 
 What comes out is what fairseq would have written, key by key, but for the optimizer's state. fairseq reads it
 without this plugin, so without its allow-list: unless a Namespace is asked for, it holds nothing but tensors,
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
-from mhe_fairseq.models.families import DICTIONARY, LANGUAGE_MODEL, ROBERTA, TRANSFORMER, Family, Kind
+from mhe_fairseq.models.families import DICTIONARY, FAMILIES, ROBERTA, Family, Kind
 from mhe_fairseq.models.roberta import BIAS_WIDTH
 from mhe_fairseq.models.stock_options import PREFIX, as_dict, stock_options
 from mhe_fairseq.models.stock_training import extra_state, history
@@ -33,9 +33,6 @@ INSTEAD = (
     "train with --mhe-head sampling, or make a sampling head of a softmax (mhe convert) and fine-tune it; or "
     "serve this model with its own search, through fairseq's hub"
 )
-
-#: The models that are exported.
-EXPORTED = (TRANSFORMER, LANGUAGE_MODEL, ROBERTA)
 
 
 @dataclass(frozen=True)
@@ -77,8 +74,8 @@ def to_stock(
     Args:
         state: as ``fairseq.checkpoint_utils.load_checkpoint_to_cpu`` returns it; not changed, tensors shared.
         name: what to call it in an error.
-        body: of a masked language model export what is under the output layer, whatever the head; the output
-            layer is fairseq's, tied to the embeddings and not trained.
+        body: of a masked language model or a bart export what is under the output layer, whatever the head;
+            the output layer is fairseq's, tied to the embeddings and not trained.
         namespace: of a transformer or a roberta write the options as fairseq does, an ``argparse.Namespace``,
             which torch refuses under ``weights_only=True``.
 
@@ -118,13 +115,13 @@ def to_stock(
 def _family(arch: str, name: str) -> tuple[Family, str]:
     """What ``arch`` is of, and fairseq's architecture with its settings."""
     stock = arch.removeprefix(PREFIX)
-    for family in EXPORTED:
+    for family in FAMILIES:
         if ARCH_MODEL_REGISTRY.get(arch) is family.ours and stock in ARCH_CONFIG_REGISTRY:
             return family, stock
     whose = "fairseq's own " if stock == arch and arch in ARCH_MODEL_REGISTRY else ""
     raise MHEError(
-        f"{name} is of {whose}--arch {arch}; export is for mhe_transformer, mhe_transformer_lm and "
-        "mhe_roberta and their architectures"
+        f"{name} is of {whose}--arch {arch}; export is for mhe_transformer, mhe_transformer_lm, "
+        "mhe_roberta and mhe_bart and their architectures"
     )
 
 
@@ -138,14 +135,14 @@ def _head(
     """
     has_head = any(key.startswith(family.head) for key in weights)
     # The flags of a classifier may name a head that was not built.
-    head = str(model.get("mhe_head")) if has_head or family is not ROBERTA else None
-    if head in EXPORTABLE or (body and family is ROBERTA):
+    head = str(model.get("mhe_head")) if has_head or not family.classifies else None
+    if head in EXPORTABLE or (body and family.classifies):
         return head
     what = "no output head" if head is None else f"a {head} head, and no softmax of V x d equals it"
-    if family is ROBERTA:
+    if family.classifies:
         otherwise = "; --body exports what is under the head, with an output layer that is not trained"
     elif body:
-        otherwise = "; --body is for masked language models"
+        otherwise = "; --body is for models that are fine-tuned to classify"
     else:
         otherwise = f"; {INSTEAD}"
     raise MHEError(f"{name} has {what}; heads that can be exported are {' and '.join(EXPORTABLE)}{otherwise}")
@@ -182,10 +179,16 @@ def _stock_weights(
             # Here the output layer lies, or is over: a classifier comes after it.
             stock.update(layer)
         if key not in own and key not in layer and key != DICTIONARY:
-            stock[key] = embedding if is_tied and key == family.embedding else value
+            is_shared = is_tied and family.embedding in weights and _same(value, weights[family.embedding])
+            stock[key] = embedding if is_shared else value
     stock.update(layer)
     vars(stock).update(_metadata(family, weights))
     return stock, is_tied
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Both are the same memory: encoder and decoder may have one embedding."""
+    return one is other or (one.shape == other.shape and one.data_ptr() == other.data_ptr())
 
 
 def _metadata(family: Family, weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fairseq.models.bart import BARTModel
 from fairseq.models.roberta import RobertaModel
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
 
+from mhe_fairseq.models.bart import MHEBARTModel
 from mhe_fairseq.models.roberta import MHERobertaModel
 from mhe_fairseq.models.transformer import MHETransformerModel
 from mhe_fairseq.models.transformer_lm import MHETransformerLanguageModel
@@ -28,6 +30,7 @@ class Family:
         ours, stock: the two.
         kind: what they are for.
         head, embedding, projection: where they lie in the state dict; the projection in fairseq's.
+        classifies: it is fine-tuned to classify, too, and has no output layer then.
     """
 
     ours: type
@@ -36,6 +39,7 @@ class Family:
     head: str
     embedding: str
     projection: str
+    classifies: bool = False
 
     @property
     def table(self) -> str:
@@ -71,4 +75,16 @@ ROBERTA = Family(
     head="encoder.head.",
     embedding="encoder.sentence_encoder.embed_tokens.weight",
     projection="encoder.lm_head.weight",
+    classifies=True,
 )
+BART = Family(
+    MHEBARTModel,
+    BARTModel,
+    "translation",
+    head="decoder.head.",
+    embedding="decoder.embed_tokens.weight",
+    projection="decoder.output_projection.weight",
+    classifies=True,
+)
+#: All of them: what `mhe convert` and `mhe export` take.
+FAMILIES = (TRANSFORMER, LANGUAGE_MODEL, ROBERTA, BART)

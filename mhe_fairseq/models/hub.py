@@ -96,10 +96,14 @@ class HubInterface(hub_utils.GeneratorHubInterface):
         numbers = [number for number, each in enumerate(sentences) if each.numel() <= self._longest()]
         answers: list[Any] = [[] for _ in sentences]
         if numbers:
-            found = super().generate([sentences[number] for number in numbers], beam, verbose, **kwargs)
+            found = self._search([sentences[number] for number in numbers], beam, verbose, **kwargs)
             for number, hypotheses in zip(numbers, found, strict=True):
                 answers[number] = hypotheses
         return answers
+
+    def _search(self, sentences: list[Tensor], beam: int, verbose: bool, **kwargs: Any) -> Any:
+        """fairseq's ``generate``, of sentences that are none too long."""
+        return super().generate(sentences, beam, verbose, **kwargs)
 
     def string(self, tokens: Tensor) -> str:
         """As fairseq's, without what a task has hypotheses begin with. Shape: (T,) long."""
@@ -176,4 +180,9 @@ class HubMixin:
         # Translating while validating wants a tokenizer's files, which need not be here.
         kwargs.setdefault("eval_bleu", False)
         loaded = hub_utils.from_pretrained(model_name_or_path, checkpoint_file, data_name_or_path, **kwargs)
-        return HubInterface(loaded["args"], loaded["task"], loaded["models"])
+        return cls.hub_interface(loaded["args"], loaded["task"], loaded["models"])
+
+    @classmethod
+    def hub_interface(cls, cfg: Any, task: Any, models: list[Any]) -> HubInterface:
+        """What ``from_pretrained`` gives."""
+        return HubInterface(cfg, task, models)

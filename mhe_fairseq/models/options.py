@@ -34,6 +34,15 @@ from mhe_fairseq.models.flags import DEFAULT_EXACT_LAST, DEFAULT_HEAD, HEADS, fl
 #: What the rows of the first digit are, where the embeddings are shared.
 GROUP_ROWS = ("input", "tied", "own")
 
+#: What tasks of masked tokens add to the dictionary, last.
+MASK = "<mask>"
+
+
+def is_added(symbol: str) -> bool:
+    """Whether a symbol looks like those that tasks add to a dictionary: ``<mask>`` and ``[en_XX]``."""
+    return symbol == MASK or symbol[:1] + symbol[-1:] == "[]"
+
+
 logger = logging.getLogger(__name__)
 
 #: What ``HeadOptions.resolve`` writes into ``args``, so that a checkpoint holds what was planned.
@@ -258,6 +267,9 @@ def _codebook(args: Any, symbols: list[str]) -> Codebook:
         lengths = parse_lengths(text, size) if text else plan_lengths(size)
         return Codebook(lengths, vocab_size=size, dictionary=fingerprint)
     codebook = Codebook.load(path)
+    if len(codebook) == size + 1 and codebook.dictionary == symbols_fingerprint([*symbols, MASK]):
+        # A pretraining's, for a task that masks nothing.
+        codebook = Codebook(codebook.lengths, codebook.slots[:-1], dictionary=fingerprint)
     codebook.check_dictionary(fingerprint, size, f"codebook file {path}")
     if text and parse_lengths(text) != codebook.lengths:
         shape = ",".join(map(str, codebook.lengths))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from typing import Any
 
 import torch
@@ -18,25 +17,20 @@ from fairseq.models.roberta import RobertaEncoder, RobertaModel
 from fairseq.models.roberta.model import base_architecture
 from fairseq.modules import LayerNorm
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
-from fairseq.tasks.sentence_prediction import SentencePredictionTask
-from fairseq.tasks.sentence_ranking import SentenceRankingTask
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from mhe_fairseq.coding import symbols_fingerprint
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
+from mhe_fairseq.heads import OutputHead
+from mhe_fairseq.heads.rows.tied import MaybeTied
 from mhe_fairseq.models.base import HeadModelMixin, resolved
+from mhe_fairseq.models.classifying import classifies, leave_out_head
 from mhe_fairseq.models.decoder import HeadDecoderMixin
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import add_head_args
 from mhe_fairseq.models.options import HeadOptions
 from mhe_fairseq.models.padding import MHESentenceEncoder
-
-logger = logging.getLogger(__name__)
-
-#: Tasks with a classifier on the first token, which never ask what a masked token is.
-_CLASSIFYING = (SentencePredictionTask, SentenceRankingTask)
 
 _EMBEDDING = "encoder.sentence_encoder.embed_tokens.weight"
 _POSITIONS = "encoder.sentence_encoder.embed_positions.weight"
@@ -61,6 +55,25 @@ class MaskedTransform(nn.Module):
         self.dense = nn.Linear(dim, dim)
         self.activation_fn = utils.get_activation_fn(activation)
         self.layer_norm = LayerNorm(dim)
+        # In a tuple: a module that is an attribute would be registered, and saved, a second time.
+        self._embedding: tuple[nn.Embedding, ...] = ()
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, d) of the projection behind it, where that is the shared embedding: fairseq's name for it.
+
+        Raises:
+            AttributeError: the head has rows of its own, or no table of V x d.
+        """
+        if not self._embedding:
+            raise AttributeError("the output layer has no table of V x d that is the shared embedding")
+        return self._embedding[0].weight
+
+    def is_before(self, head: OutputHead, embedding: nn.Embedding) -> None:
+        """Have ``weight``, where the head reads the embedding as its table."""
+        tables = [each for each in head.modules() if isinstance(each, MaybeTied) and each.is_tied]
+        if any(each.weight is embedding.weight for each in tables):
+            self._embedding = (embedding,)
 
     def forward(self, features: Tensor) -> Tensor:
         """Shape: (..., d) -> (..., d)."""
@@ -120,6 +133,7 @@ class MHERobertaEncoder(HeadDecoderMixin, RobertaEncoder):
             self.args.encoder_embed_dim + (BIAS_WIDTH if self.has_bias else 0),
             self.sentence_encoder.embed_tokens if is_tied else None,
         )
+        self.lm_head.is_before(self.head, self.sentence_encoder.embed_tokens)
 
     def head_input(self, features: Tensor) -> Tensor:
         transformed: Tensor = self.lm_head(features)
@@ -190,10 +204,7 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
                 args.tokens_per_sample = task.max_positions()
             args.max_positions = args.tokens_per_sample
         dictionary = task.source_dictionary
-        if isinstance(task, _CLASSIFYING):
-            logger.info(
-                "mhe: %s predicts no masked tokens, so the model has no output head", type(task).__name__
-            )
+        if classifies(task, "masked tokens"):
             model = cls(args, MHERobertaEncoder(args, dictionary))
         else:
             with resolved(args, dictionary) as flat:
@@ -239,13 +250,8 @@ class MHERobertaModel(HeadModelMixin, RobertaModel):
         self._check_loaded({key.removeprefix(prefix): value for key, value in state_dict.items()})
         state_dict[prefix + _DICTIONARY] = self.encoder.mhe_dictionary
         if self.encoder.lm_head is None:
-            # What the head adds to the embeddings becomes theirs.
-            own = state_dict[prefix + _EMBEDDING]
-            state_dict[prefix + _EMBEDDING] = with_rows_of_state(own, state_dict, prefix + "encoder.head.")
-            dropped = [key for key in state_dict if key.removeprefix(prefix).startswith(OUTPUT_SIDE)]
-            if dropped:
-                count = sum(state_dict.pop(key).numel() for key in dropped)
-                logger.info("mhe: the checkpoint's output head (%s parameters) is left out", f"{count:,}")
+            side = tuple(prefix + each for each in OUTPUT_SIDE)
+            leave_out_head(state_dict, prefix + "encoder.head.", [prefix + _EMBEDDING], side)
         super().upgrade_state_dict_named(state_dict, name)
 
     def _check_loaded(self, state: dict[str, Any]) -> None:

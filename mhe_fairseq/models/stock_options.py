@@ -50,8 +50,10 @@ def stock_options(options: Mapping[str, Any], arch: str, stock: str, namespace: 
     cfg = _plain(options, renamed, namespace)
     if ours in CRITERIONS:
         cfg["criterion"] = _fitted(cfg["criterion"], CRITERION_DATACLASS_REGISTRY[CRITERIONS[ours]], cfg)
-    if task.startswith(PREFIX) and isinstance(cfg["task"], dict):
-        cfg["task"] = _fitted(cfg["task"], TASK_DATACLASS_REGISTRY[task.removeprefix(PREFIX)], cfg)
+    # A task without a dataclass has flags, as its namesake of ours.
+    fields_of_task = TASK_DATACLASS_REGISTRY.get(task.removeprefix(PREFIX))
+    if task.startswith(PREFIX) and isinstance(cfg["task"], dict) and fields_of_task is not None:
+        cfg["task"] = _fitted(cfg["task"], fields_of_task, cfg)
     model = _plain(as_dict(options["model"]), renamed, namespace)
     if dataclass := MODEL_DATACLASS_REGISTRY.get(_registered(stock)):
         model = _fitted({**model, "_name": stock}, dataclass, cfg)

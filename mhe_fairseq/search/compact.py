@@ -18,6 +18,28 @@ from mhe_fairseq.search.restricted import forbid
 #: that what fairseq does to them by their number (length limits, penalties) falls on the right column.
 SPECIALS = 4
 
+#: The column of the symbol that ends a hypothesis.
+END = 2
+
+
+class Numbers:
+    """Tokens as the search numbers them: as the dictionary does, but that the symbol which ends hypotheses
+    is ``END``, and ``END`` has that symbol's number. So of mBART's languages, whose symbols end their
+    sentences; where eos does, nothing is changed.
+
+    Args:
+        end: the dictionary's number of the symbol that ends hypotheses.
+    """
+
+    def __init__(self, end: int = END) -> None:
+        self._end = end
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """From the dictionary's numbers to the search's, and back. Shape: (...) long -> (...) long."""
+        if self._end == END:
+            return tokens
+        return torch.where(tokens == END, self._end, torch.where(tokens == self._end, END, tokens))
+
 
 class CompactEnsemble(EnsembleModel):
     """fairseq's ensemble, whose log-probabilities are of candidates.
@@ -33,21 +55,29 @@ class CompactEnsemble(EnsembleModel):
         allowed: tokens that may be found; None: all.
         prefix_steps: in so many steps tokens may be given, which are taken as they are: special symbols that
             are not allowed are left in the tables then.
+        numbers: the search's, which tokens given to the ensemble have.
     """
 
-    #: (rows, 4 + C) long: the token of each column of the last table given out.
+    #: (rows, 4 + C) long: the token of each column of the last table given out, the dictionary's number.
     table: Tensor
 
     def __init__(
-        self, models: Any, beam_size: int, allowed: Allowed | None = None, prefix_steps: int = 0
+        self,
+        models: Any,
+        beam_size: int,
+        numbers: Numbers | None = None,
+        allowed: Allowed | None = None,
+        prefix_steps: int = 0,
     ) -> None:
         super().__init__(models)
         self.allowed = allowed
         self.prefix_steps = prefix_steps
         self.wanted = 2 * beam_size
         self.heads: list[OutputHead] = [model.decoder.head for model in models]
+        self.numbers = numbers or Numbers()
         # Made once a search: heads keep what they work out of these very tensors.
-        self._specials = torch.arange(SPECIALS, device=self.heads[0].codebook_slots.device)
+        device = self.heads[0].codebook_slots.device
+        self._specials = self.numbers(torch.arange(SPECIALS, device=device))
         self._kept: Tensor | None = None
 
     @property
@@ -57,10 +87,12 @@ class CompactEnsemble(EnsembleModel):
 
     @property
     def columns(self) -> Tensor:
-        """(4 + C,) bool: which columns of a table may be found; candidates are all allowed."""
+        """(4 + C,) bool: columns of a table that may be found: all candidates, and the end."""
         assert self.allowed is not None
         mask = self.allowed.on(self._specials.device)
-        return torch.cat([mask[:SPECIALS], mask.new_ones(self.wanted)])
+        columns = torch.cat([mask[self._specials], mask.new_ones(self.wanted)])
+        columns[END] = True
+        return columns
 
     @classmethod
     def fits(cls, vocab_size: int, beam_size: int) -> bool:
@@ -75,7 +107,7 @@ class CompactEnsemble(EnsembleModel):
         temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
         """As fairseq's, with (rows, 4 + C) log-probabilities. ``temperature`` must be 1."""
-        readings, attention = [], None
+        readings, attention, tokens = [], None, self.numbers(tokens)
         for i, model in enumerate(self.models):
             encoder_out = encoder_outs[i] if self.has_encoder() else None
             out, extra = model.decoder(
@@ -102,11 +134,12 @@ class CompactEnsemble(EnsembleModel):
 
         Shape: log_probs (rows, 4 + C), written to; tokens (rows,) -> (rows,), the columns.
         """
-        value = self._mean([each.log_prob_of(tokens.unsqueeze(1)) for each in self._readings]).squeeze(1)
+        names = self.numbers(tokens)
+        value = self._mean([each.log_prob_of(names.unsqueeze(1)) for each in self._readings]).squeeze(1)
         # As fairseq does with the columns that are there already.
         value = value.masked_fill(value.isnan(), -torch.inf)
         other = tokens >= SPECIALS
-        self.table[:, SPECIALS] = torch.where(other, tokens, self.table[:, SPECIALS])
+        self.table[:, SPECIALS] = torch.where(other, names, self.table[:, SPECIALS])
         log_probs[:, SPECIALS] = torch.where(other, value, log_probs[:, SPECIALS])
         return tokens.where(~other, torch.full_like(tokens, SPECIALS))
 
@@ -154,7 +187,7 @@ class CompactEnsemble(EnsembleModel):
             if self.allowed is not None:
                 # A model that allows fewer than k filled up with others.
                 scores = scores.masked_fill(~self.allowed.on(tokens.device)[tokens], -torch.inf)
-            scores, tokens = _best_others(*_without_copies(scores, tokens), self.wanted)
+            scores, tokens = _best_others(*_without_copies(scores, tokens), self._specials, self.wanted)
             bound = self._mean([each.scores[:, -1] for each in found])
             # Written so that NaN does not go round for ever.
             if k >= vocab or not bool((bound > scores[:, -1]).any()):
@@ -186,7 +219,7 @@ class CompactBeamSearch(BeamSearch):
         original_batch_idxs: Tensor | None = None,
         candidate_multiple: int = 2,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As fairseq's; lprobs (B, beam, 4 + C). The tokens returned are the dictionary's."""
+        """As fairseq's; lprobs (B, beam, 4 + C). The tokens returned have the search's numbers."""
         batch, beam, _ = lprobs.shape
         known = None if step == 0 or scores is None else scores[:, :, step - 1]
         self._ensemble[0].complete(lprobs, known)
@@ -197,7 +230,7 @@ class CompactBeamSearch(BeamSearch):
             totals = (lprobs + known.unsqueeze(-1)).flatten(1)
         best, places = totals.topk(min(candidate_multiple * beam, totals.size(1) - 1))
         tokens = self._ensemble[0].table.view(batch, -1).gather(1, places)
-        return best, tokens, places.div(lprobs.size(2), rounding_mode="trunc")
+        return best, self._ensemble[0].numbers(tokens), places.div(lprobs.size(2), rounding_mode="trunc")
 
 
 def _rows_of(scores: Tensor) -> Tensor:
@@ -205,9 +238,9 @@ def _rows_of(scores: Tensor) -> Tensor:
     return scores.as_strided((scores.numel(),), (scores.stride(1),))
 
 
-def _best_others(scores: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The best of them that are no special symbols. Shape: (R, k), (R, k) -> (R, count), (R, count)."""
-    scores, place = scores.masked_fill(tokens < SPECIALS, -torch.inf).topk(count, dim=1)
+def _best_others(scores: Tensor, tokens: Tensor, special: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The best of them that are not ``special``. Shape: (R, k), (R, k) -> (R, count), (R, count)."""
+    scores, place = scores.masked_fill(torch.isin(tokens, special), -torch.inf).topk(count, dim=1)
     return scores, tokens.gather(1, place)
 
 

@@ -6,6 +6,7 @@ import copy
 import logging
 from typing import Any
 
+import torch
 from fairseq.search import BeamSearch
 from fairseq.sequence_generator import (
     EnsembleModel,
@@ -16,7 +17,7 @@ from fairseq.sequence_generator import (
 from torch import Tensor
 
 from mhe_fairseq.heads import Allowed, OutputHead
-from mhe_fairseq.search.compact import SPECIALS, CompactBeamSearch, CompactEnsemble
+from mhe_fairseq.search.compact import END, SPECIALS, CompactBeamSearch, CompactEnsemble, Numbers
 from mhe_fairseq.search.restricted import forbid, restricted
 
 logger = logging.getLogger(__name__)
@@ -58,9 +59,12 @@ class CompactGeneratorMixin:
             return "suppressed tokens"
         if generator.temperature != 1.0:
             return f"--temperature {generator.temperature}"
-        symbols = (generator.tgt_dict.bos(), generator.pad, generator.eos, generator.unk)
+        words = generator.tgt_dict
+        symbols = (words.bos(), generator.pad, words.eos(), generator.unk)
         if symbols != tuple(range(SPECIALS)):
             return f"special symbols bos, pad, eos, unk are {symbols} and not 0, 1, 2, 3"
+        if generator.eos != END and generator.eos < SPECIALS:
+            return f"{words[generator.eos]} ends hypotheses"
         if not CompactEnsemble.fits(generator.vocab_size, generator.beam_size):
             return f"a vocabulary of {generator.vocab_size} tokens is too small for beam {self.beam_size}"
         if self.allowed is not None and not CompactEnsemble.fits(self.allowed.others, self.beam_size):
@@ -78,10 +82,22 @@ class CompactGeneratorMixin:
         reason = self.why_wide()
         self._say(reason)
         steps = 0 if prefix_tokens is None else prefix_tokens.size(1)
-        generator = self._compact(steps) if reason is None else self._wide(steps)
-        return super(CompactGeneratorMixin, generator)._generate(  # type: ignore[misc]
+        if reason is not None:
+            return super(CompactGeneratorMixin, self._wide(steps))._generate(  # type: ignore[misc]
+                sample, prefix_tokens, constraints, bos_token
+            )
+        generator = self._compact(steps)
+        numbers = generator.model.numbers
+        if prefix_tokens is not None:
+            prefix_tokens = numbers(prefix_tokens)
+        if bos_token is not None:
+            bos_token = int(numbers(torch.tensor(bos_token)))
+        found = super(CompactGeneratorMixin, generator)._generate(  # type: ignore[misc]
             sample, prefix_tokens, constraints, bos_token
         )
+        for hypothesis in (each for sentence in found for each in sentence):
+            hypothesis["tokens"] = numbers(hypothesis["tokens"])
+        return found
 
     def _copy(self) -> Any:
         """For one batch: two threads may share a generator, and what is kept of a table goes with it."""
@@ -99,14 +115,16 @@ class CompactGeneratorMixin:
         wide: CompactGeneratorMixin = generator
         return wide
 
-    def _compact(self, prefix_steps: int) -> CompactGeneratorMixin:
+    def _compact(self, prefix_steps: int) -> Any:
         """This generator, reading tables."""
         generator = self._copy()
-        generator.model = CompactEnsemble(generator.model.models, self.beam_size, self.allowed, prefix_steps)
+        numbers = Numbers(generator.eos)
+        generator.eos = END
+        models = generator.model.models
+        generator.model = CompactEnsemble(models, self.beam_size, numbers, self.allowed, prefix_steps)
         generator.search = CompactBeamSearch(generator.tgt_dict, generator.model)
         generator.vocab_size = generator.model.width
-        compact: CompactGeneratorMixin = generator
-        return compact
+        return generator
 
     def _prefix_tokens(
         self,

@@ -56,7 +56,7 @@ def _arch(name: str, **options: Any) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (_arch("lstm"), "is of --arch lstm; convert is for transformer, transformer_lm and roberta"),
+        (_arch("lstm"), "is of --arch lstm; convert is for transformer, transformer_lm, roberta and bart"),
         (
             _arch("mhe_transformer_tiny", mhe_head="cascade"),
             "has a cascade head already, there is nothing to",

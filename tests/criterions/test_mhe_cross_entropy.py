@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    label_smoothed_nll_loss,
+)
 from torch import Tensor, nn
 
 from mhe_fairseq.coding import Codebook
@@ -25,6 +28,14 @@ class FeatureModel(nn.Module, HeadDecoderMixin):
     """A model whose features are its input."""
 
     has_mhe_head = True
+
+    @property
+    def head_side(self) -> FeatureModel:
+        return self
+
+    def get_targets(self, sample: dict[str, Any], net_output: Any) -> Tensor:
+        target: Tensor = sample["target"]
+        return target
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +101,25 @@ def test_ignored_prefix_and_sentence_average() -> None:
     assert everything.item() == 0 and model.head.weight.grad is not None
 
 
+@pytest.mark.parametrize("options", [{}, {"ignore_prefix_size": 2}])
+@pytest.mark.parametrize("reduce", [True, False])
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_compute_loss_is_fairseqs(eps: float, reduce: bool, options: dict[str, int]) -> None:
+    """Of what a decoder gave; what tasks make of it is of fairseq's shape."""
+    model, batch = FeatureModel(), sample([5, 3, 1])
+    mine = criterion(eps, **options)
+    stock = LabelSmoothedCrossEntropyCriterion(mine.task, False, eps, **options)
+    output = (batch["net_input"]["features"].requires_grad_(), None)
+    results = [each.compute_loss(model, output, batch, reduce) for each in (mine, stock)]
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    results[0][0].sum().backward()
+    assert model.head.weight.grad is not None and output[0].grad is not None
+
+
 def test_model_without_a_head_is_refused() -> None:
+    with pytest.raises(MHEError, match="needs a model with an mhe head.*this one is Linear"):
+        criterion().compute_loss(nn.Linear(2, 2), (torch.zeros(1, 2, 2), None), sample([2]))
     with pytest.raises(MHEError, match="needs a model with an mhe head.*this one is Linear"):
         criterion()(nn.Linear(2, 2), sample([2]))
 

@@ -42,6 +42,9 @@ PLACEHOLDERS = {
     " --nwordssrc 60 --trainpref CORPUS/train --validpref CORPUS/valid --testpref CORPUS/test",
     "LM-DATA-BIN": "fairseq-preprocess --only-source --destdir LM-DATA-BIN --workers 1"
     " --trainpref CORPUS/train.de --validpref CORPUS/valid.de --testpref CORPUS/test.de",
+    "MONO-BIN": "for lang in en de; do fairseq-preprocess --only-source --srcdict DATA-BIN/dict.de.txt"
+    " --destdir MONO-BIN/$lang --workers 1 --trainpref CORPUS/train.$lang --validpref CORPUS/valid.$lang;"
+    " done && cp DATA-BIN/dict.de.txt MONO-BIN/dict.txt",
     "DICT": "cp DATA-BIN/dict.de.txt DICT",
     "LM-DICT": "cp LM-DATA-BIN/dict.txt LM-DICT",
     "CHECKPOINTS": f"{_TRANSLATION} --mhe-head cascade --save-interval-updates 1 --save-dir CHECKPOINTS"

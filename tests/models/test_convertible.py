@@ -42,7 +42,7 @@ def test_every_stock_architecture_has_one_of_ours(arch: str, family: object, our
 @pytest.mark.parametrize(
     ("arch", "options", "sentence"),
     [
-        ("lstm", {}, "it is of --arch lstm; convert is for transformer, transformer_lm and roberta"),
+        ("lstm", {}, "it is of --arch lstm; convert is for transformer, transformer_lm, roberta and bart"),
         ("transformer_align", {}, "it is of --arch transformer_align; convert is for"),
         ("mhe_transformer", {"mhe_head": "cascade"}, "it has a cascade head already"),
         ("mhe_roberta", {"mhe_head": "product"}, "it has a product head, and no softmax of V x d equals it"),

@@ -214,7 +214,8 @@ def test_torch_loads_it_without_the_plugins_allow_list(
         ),
         (
             checkpoint(arch="mhe_nothing"),
-            "it is of --arch mhe_nothing; export is for mhe_transformer, mhe_transformer_lm and mhe_roberta",
+            "it is of --arch mhe_nothing; export is for mhe_transformer, mhe_transformer_lm, mhe_roberta "
+            "and mhe_bart",
         ),
         ({**checkpoint(), "cfg": None}, "it is not one of a fairseq model: it has no options or no weights"),
         ({**checkpoint(), "model": None}, "it is not one of a fairseq model"),

@@ -175,6 +175,17 @@ def test_what_is_tied(name: str) -> None:
     assert ("encoder.head.table.linear.weight" in saved) == (has_own and "cascade" not in name)
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_the_tied_table_has_fairseqs_name(name: str) -> None:
+    model = build(**HEADS[name])
+    if "untied" in name or name in ("product", "mixture", "bottleneck", "sampling batch"):
+        with pytest.raises(AttributeError):
+            _ = model.encoder.lm_head.weight
+    else:
+        assert model.encoder.lm_head.weight is model.encoder.sentence_encoder.embed_tokens.weight
+    assert "encoder.lm_head.weight" not in model.state_dict()
+
+
 def test_nothing_is_built_behind_the_encoder_of_a_classifier() -> None:
     model = build(classifying_task(), mhe_head="cascade")
     stock = build(classifying_task(), arch="roberta_base")
@@ -303,7 +314,7 @@ def test_half_precision() -> None:
 def test_a_classifier_leaves_the_head_out(caplog: pytest.LogCaptureFixture) -> None:
     trained, model = build(mhe_head="cascade"), build(classifying_task())
     state = trained.state_dict()
-    with caplog.at_level(logging.INFO, logger="mhe_fairseq.models.roberta"):
+    with caplog.at_level(logging.INFO, logger="mhe_fairseq.models.classifying"):
         model.load_state_dict(state)
     said = [record.message for record in caplog.records if "left out" in record.message]
     assert len(said) == 1 and said[0].startswith("mhe: the checkpoint's output head (")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,6 +115,36 @@ def test_a_prefix_that_is_no_candidate_is_followed() -> None:
     for word in range(4, 100, 7):
         prefix = torch.tensor([[word, 99 - word + 4], [UNK, PAD]])
         check_equal(*both([model], sentences(100, 2, word), prefix_tokens=prefix, beam_size=2))
+
+
+@pytest.mark.slow
+@settings(max_examples=25)
+@given(toy=toys, chosen=options, data=st.data(), count=counts, seed=seeds, size=st.integers(1, 2))
+def test_a_symbol_of_its_own_ends(
+    toy: Toy, chosen: dict[str, Any], data: st.DataObject, count: int, seed: int, size: int
+) -> None:
+    """As mBART's languages; what a sentence begins with may be it, eos, or any other."""
+    end = data.draw(st.integers(4, toy.vocab - 1))
+    models = [replace(toy, seed=toy.seed + number, end=end).build() for number in range(size)]
+    begin = data.draw(st.sampled_from([None, EOS, end, 4]))
+    # fairseq does not take a prefix of nothing but the end.
+    first = data.draw(st.sampled_from([[], [EOS], [UNK, EOS], [EOS, end]]))
+    prefix = torch.tensor([first] * count) if first else None
+    sample = sentences(toy.vocab, count, seed)
+    # As of the prefixes above.
+    chosen = {**chosen, "max_len_b": 6, "match_source_len": False}
+    ours, stock = both(models, sample, prefix, bos_token=begin, eos=end, **chosen)
+    check_equal(ours, stock, attention=end not in first)
+
+
+def test_hypotheses_end_with_that_symbol() -> None:
+    """And eos is a word like others: here what the first step must say."""
+    model = Toy("cascade 2", seed=3, end=44).build()
+    ours, _ = both([model], sentences(60, 3, 3), torch.full((3, 1), EOS), beam_size=4, eos=44)
+    said = [hypothesis["tokens"].tolist() for found in ours for hypothesis in found]
+    assert len(said) == 12
+    for tokens in said:
+        assert tokens[0] == EOS and tokens[-1] == 44 and 44 not in tokens[:-1]
 
 
 @pytest.mark.parametrize("head", ["product 2", "mixture 3", "cascade 3", "tied 2", "bottleneck 2"])

@@ -62,7 +62,7 @@ WIDE: dict[str, tuple[dict[str, Any], str]] = {
         "LengthConstrainedBeamSearch",
     ),
     "wide beam": ({"beam_size": 30}, "a vocabulary of 60 tokens is too small for beam 30"),
-    "end": ({"eos": 5}, "special symbols bos, pad, eos, unk are (0, 1, 5, 3) and not 0, 1, 2, 3"),
+    "end": ({"eos": 3}, "<unk> ends hypotheses"),
 }
 
 

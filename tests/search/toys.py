@@ -41,7 +41,8 @@ class Toy:
         vocab: V.
         seed: of the weights and of the codebook, which has holes in random places.
         peak: deviation of the logits.
-        eos: added to the scores of eos's digits, so that hypotheses do not all grow to the longest length.
+        eos: added to the scores of ``end``'s digits, so that not all hypotheses grow to the longest length.
+        end: the token that ends hypotheses.
     """
 
     head: str = "product 2"
@@ -50,6 +51,7 @@ class Toy:
     peak: float = 2.0
     eos: float = 1.0
     dtype: torch.dtype = torch.float64
+    end: int = EOS
 
     def build(self) -> MHETransformerModel:
         generator = torch.Generator().manual_seed(self.seed)
@@ -58,7 +60,7 @@ class Toy:
         with torch.no_grad():
             for parameter in model.decoder.head.parameters():
                 parameter.normal_(std=self.peak / 4 if parameter.dim() > 1 else 1.0, generator=generator)
-            _favour_eos(model.decoder.head, self.eos)
+            _favour(self.end, model.decoder.head, self.eos)
         return model.to(self.dtype).eval()
 
 
@@ -119,8 +121,8 @@ def _head(toy: Toy, embed: nn.Embedding, generator: torch.Generator) -> OutputHe
     )  # fmt: skip
 
 
-def _favour_eos(head: OutputHead, by: float) -> None:
-    digits = head.codebook.digits(torch.tensor([EOS]))[0].tolist()
+def _favour(token: int, head: OutputHead, by: float) -> None:
+    digits = head.codebook.digits(torch.tensor([token]))[0].tolist()
     if isinstance(head, CascadeHead):
         head.group.bias.view(-1, head.group.prototypes)[digits[0]] += by
     if isinstance(head, ProductHead):
@@ -146,6 +148,7 @@ def both(
     prefix_tokens: Tensor | None = None,
     constraints: Tensor | None = None,
     wide: str | None = None,
+    bos_token: int | None = None,
     **options: Any,
 ) -> tuple[Hypotheses, Hypotheses]:
     """Hypotheses of the compact generator and of fairseq's own.
@@ -155,6 +158,7 @@ def both(
         sample: a batch.
         prefix_tokens: (B, P).
         constraints: packed.
+        bos_token: what hypotheses begin after; None: what they end with.
         wide: the reason that the compact generator gives for a V-wide search; None: it must be compact.
         options: of ``SequenceGenerator``; ``search_strategy`` is a function of the dictionary.
     """
@@ -167,7 +171,11 @@ def both(
         generator = kind(list(models), words, search_strategy=strategy(words), **options)
         if kind is CompactGenerator:
             assert generator.why_wide() == wide
-        found.append(generator.generate(models, sample, prefix_tokens=prefix_tokens, constraints=constraints))
+        found.append(
+            generator.generate(
+                models, sample, prefix_tokens=prefix_tokens, constraints=constraints, bos_token=bos_token
+            )
+        )
     return found[0], found[1]
 
 
