@@ -5,11 +5,12 @@
 
 Nothing is trained: features and rows are those of a trained model, a softmax or a sampling head, on text of
 its training. Groups are drawn many times, and what each estimate gives is compared with the exact softmax.
-Estimates are in sampling_estimates.py. Prints a line of JSON for each: how many groups a token is scored on; of
-log Z the mean error and its noise, in nats; of the gradients by the features and by the table's rows the error
-of the mean over draws ("bias") and the deviation of one draw ("noise"), as shares of the exact gradient's
-length; the cosine of the mean gradient by the features and the exact one; and how hard the half of the groups
-that is drawn least is pushed down, as a share of what would be right ("rare").
+Estimates are in sampling_estimates.py. Prints a line of JSON for each: how many groups a token is scored on;
+of log Z the mean error and its noise, in nats; of the gradients by the features and by the table's rows the
+error of the mean over draws ("bias") and the deviation of one draw ("noise"), as shares of the exact
+gradient's length; the cosine of the mean gradient by the features and the exact one; how hard the half of the
+groups that is drawn least is pushed down, as a share of what would be right ("rare"); and of predicted masses
+their divergence from the exact ones, in nats.
 """
 
 from __future__ import annotations
@@ -34,11 +35,9 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import SamplingHead, SoftmaxHead
 from mhe_fairseq.heads.sampling.group_sample import expected_share, inclusion_probabilities, sample_groups
 from mhe_fairseq.heads.sampling.head import PARTS
+from mhe_fairseq.heads.sampling.predicted import ANYWAY, capped, systematic_rows
 from scripts.study import sampling_estimates as estimates
-from scripts.study.sampling_estimates import Drawn, Estimator, capped, systematic_rows
-
-#: Of what draws by predicted masses, the share that is as without a prediction: no mass is predicted at 0.
-ANYWAY = 0.2
+from scripts.study.sampling_estimates import Drawn, Estimator
 
 #: Width that the gradient by rows is projected to, at random: lengths stay, at an eighth of the work.
 NARROW = 16
@@ -190,7 +189,9 @@ class Draws:
             assert predicted is not None
             share = (1 - ANYWAY) * predicted.double().softmax(1) + ANYWAY * prior
             if kind == "parts by mass":
-                share = torch.cat([share[a:b].mean(0, keepdim=True).expand(b - a, -1) for a, b in self._parts])
+                share = torch.cat(
+                    [share[a:b].mean(0, keepdim=True).expand(b - a, -1) for a, b in self._parts]
+                )
             inclusion = capped(share, groups)
         self._inclusion = inclusion
         self._gold = torch.zeros_like(inclusion, dtype=torch.bool)
@@ -218,7 +219,11 @@ class Draws:
 
 
 def measure(
-    masses: Masses, exact: Exact, draws: Draws, methods: dict[str, tuple[Estimator, Tensor | None]], count: int
+    masses: Masses,
+    exact: Exact,
+    draws: Draws,
+    methods: dict[str, tuple[Estimator, Tensor | None]],
+    count: int,
 ) -> Iterator[dict[str, Any]]:
     """A record for each of several estimates from the same draws.
 
@@ -246,7 +251,7 @@ def measure(
     rare = rarely_drawn(masses.head)
     lengths = [float(each.square().sum()) for each in (exact.by_features, exact.by_rows)]
     for name in methods:
-        error, off = torch.stack(errors[name]), [each - exact.share for each in sums[name]]
+        error, means = torch.stack(errors[name]), [each - exact.share for each in sums[name]]
         squares = torch.tensor(noise[name], dtype=torch.float64).nanmean(0).tolist()
         record: dict[str, Any] = {
             "estimate": name,
@@ -255,7 +260,7 @@ def measure(
             "log_z_noise": round(float(error.var(0).mean().sqrt()), 5),
         }
         for at, (side, of) in enumerate((("features", exact.features_of), ("rows", exact.rows_of))):
-            one, other = of(off[0]), of(off[1])
+            one, other = of(means[0]), of(means[1])
             # Two halves of the draws: their own noise is not alike, so it does not count as bias.
             bias = max(0.0, float((one * other).sum()))
             record[f"{side}_bias"] = round((bias / lengths[at]) ** 0.5, 4)
@@ -303,7 +308,10 @@ def study(fit: Masses, masses: Masses, groups: int, draws: int) -> Iterator[dict
     for kind, count, predicted, source, methods in ways:
         drawing = Draws(masses, count, kind, predicted)
         for record in measure(masses, exact, drawing, methods, draws):
-            lost = 0.0 if predicted is None else float((known * (oracle.log_softmax(1) - predicted.log_softmax(1))).sum(1).mean())
+            lost = 0.0
+            if predicted is not None:
+                ratio = oracle.log_softmax(1) - predicted.log_softmax(1)
+                lost = float((known * ratio).sum(1).mean())
             yield {"drawn": kind, "by": source, "divergence": round(lost, 4), **record}
 
 
@@ -321,8 +329,8 @@ def features_and_targets(model: LoadedModel, subset: Subset, count: int) -> tupl
             features, target = (torch.cat(each)[:count] for each in zip(*found, strict=True))
             return features, target
     raise MHEError(
-        f"the split {subset.name} has {sum(len(target) for _, target in found)} tokens and {count} are needed; "
-        "give --tokens a lower number"
+        f"the split {subset.name} has {sum(len(target) for _, target in found)} tokens and {count} are "
+        "needed; give --tokens or --fitted a lower number"
     )
 
 
@@ -339,23 +347,30 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("checkpoint", type=Path, help="with a softmax or a sampling head")
     parser.add_argument("--data", required=True, help="folder of fairseq-preprocess")
-    parser.add_argument("--codebook", type=Path, action="append", default=[], help="one more to group tokens by")
+    parser.add_argument(
+        "--codebook", type=Path, action="append", default=[], help="one more to group tokens by"
+    )
     parser.add_argument("--subset", default="train", help="split of the data (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=2048, help="measured (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=64, help="of each way (default: %(default)s)")
     parser.add_argument(
-        "--fitted", type=int, default=FITTED, help="tokens that predictions are fitted on (default: %(default)s)"
+        "--fitted",
+        type=int,
+        default=FITTED,
+        help="tokens that predictions are fitted on (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     try:
-        for name, least in (("tokens", PARTS), ("draws", 8), ("fitted", 1024)):
+        for name, least in (("tokens", PARTS), ("draws", 8), ("fitted", 256)):
             if getattr(args, name) < least:
                 raise MHEError(f"--{name} must be at least {least}, got {getattr(args, name)}")
         check_folders(args.data)
         model = LoadedModel(args.checkpoint, args.data, torch.device("cpu"), purpose="sampling_bias.py")
         head = getattr(model.side, "head", None)
         if not isinstance(head, SoftmaxHead):
-            raise MHEError(f"checkpoint {args.checkpoint} has a head of {model.head}; give one of softmax or sampling")
+            raise MHEError(
+                f"checkpoint {args.checkpoint} has a head of {model.head}; give one of softmax or sampling"
+            )
         books = {"the head's": head.codebook} | {str(path): Codebook.load(path) for path in args.codebook}
         for name, book in books.items():
             if len(book) != len(head.codebook):
@@ -364,7 +379,10 @@ def main(argv: list[str] | None = None) -> int:
         features, target = features_and_targets(model, subset, args.tokens + args.fitted)
         for name, book in books.items():
             own = with_codebook(head.table.weight.detach(), book)
-            parts = [(features[: args.tokens], target[: args.tokens]), (features[args.tokens :], target[args.tokens :])]
+            parts = [
+                (features[: args.tokens], target[: args.tokens]),
+                (features[args.tokens :], target[args.tokens :]),
+            ]
             masses, fit = (Masses.of(own, *each) for each in parts)
             for record in study(fit, masses, own.groups, args.draws // 2 * 2):
                 print(json.dumps({"codebook": name, **record}), flush=True)

@@ -92,9 +92,9 @@ def jackknife(given: Drawn) -> Estimate:
 def conditional(given: Drawn) -> Estimate:
     """Each group's share by a normaliser that is unbiased given that this group is drawn.
 
-    A group meets Z_hat only when it is drawn, and then Z_hat is large: its own mass counts 1 / pi times. Here it
-    counts once in the normaliser that its own share is of, and the others as is their chance beside it. What is
-    left is E[1 / Z_hat] > 1 / Z, for all groups alike, taken back to second order.
+    A group meets Z_hat only when it is drawn, and then Z_hat is large: its own mass counts 1 / pi times. Here
+    it counts once in the normaliser of its own share, and the others count as is their chance beside it. What
+    is left is E[1 / Z_hat] > 1 / Z, for all groups alike, taken back to second order.
     """
     log_z, weighted = plain(given)
     chosen = given.drawn & ~given.sure
@@ -110,8 +110,8 @@ def conditional(given: Drawn) -> Estimate:
 
 
 def difference(given: Drawn, floor: float = 0.1) -> Estimate:
-    """Z_hat = sum of all m_g + sum over drawn groups of (Z_g - m_g) / pi_g, m_g the predicted masses; at least
-    the masses seen, and ``floor`` of those predicted."""
+    """Z_hat = sum of all m_g + sum over drawn groups of (Z_g - m_g) / pi_g, m_g the predicted masses; at
+    least the masses seen, and ``floor`` of those predicted."""
     assert given.predicted is not None
     scale = torch.maximum(given.predicted.logsumexp(dim=1), given.log_weighted().logsumexp(dim=1))
     predicted = (given.predicted - scale.unsqueeze(1)).exp()
@@ -123,7 +123,7 @@ def difference(given: Drawn, floor: float = 0.1) -> Estimate:
 
 
 def ratio(given: Drawn) -> Estimate:
-    """Z_hat = sum of all m_g x (sum over drawn groups of Z_g / pi_g) / (sum over drawn groups of m_g / pi_g)."""
+    """Z_hat = sum of all m_g x (sum of Z_g / pi_g) / (sum of m_g / pi_g), those over drawn groups."""
     assert given.predicted is not None
     seen = (given.predicted - given.inclusion.log()).masked_fill(~given.drawn, -torch.inf)
     weighted = given.log_weighted()
@@ -137,35 +137,3 @@ def filled(given: Drawn) -> Estimate:
     assert given.predicted is not None
     log_z = torch.where(given.drawn, given.log_mass, given.predicted).logsumexp(1)
     return log_z, (given.log_weighted() - log_z.unsqueeze(1)).exp()
-
-
-# ---- what is drawn
-
-
-def capped(share: Tensor, count: int) -> Tensor:
-    """``inclusion_probabilities`` of every row: in proportion to its shares, at most 1, adding up to ``count``.
-
-    Shape: (N, L) positive -> (N, L).
-    """
-    free = torch.ones_like(share, dtype=torch.bool)
-    while True:
-        left = count - (~free).sum(1, keepdim=True)
-        inclusion = torch.where(free, share * left / (share * free).sum(1, keepdim=True), 1.0)
-        over = free & (inclusion >= 1)
-        if not bool(over.any()):
-            return inclusion
-        free &= ~over
-
-
-def systematic_rows(inclusion: Tensor, generator: torch.Generator) -> Tensor:
-    """A sample for every row: groups in one random order, a shift for each row. Shape: (N, L) -> (N, L) bool."""
-    order = torch.randperm(inclusion.size(1), generator=generator)
-    ends = inclusion.double()[:, order].cumsum(1)
-    shift = torch.rand(len(inclusion), 1, generator=generator, dtype=torch.float64)
-    # Sums of numbers that are whole together are not quite: the last end is.
-    ends[:, -1] = ends[:, -1].round()
-    points = (ends + shift).floor()
-    met = points.diff(dim=1, prepend=shift.floor()) > 0
-    drawn = torch.zeros_like(met)
-    drawn[:, order] = met
-    return drawn | (inclusion >= 1)
