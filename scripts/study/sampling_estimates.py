@@ -129,11 +129,3 @@ def ratio(given: Drawn) -> Estimate:
     weighted = given.log_weighted()
     log_z = given.predicted.logsumexp(1) + weighted.logsumexp(1) - seen.logsumexp(1)
     return log_z, (weighted - log_z.unsqueeze(1)).exp()
-
-
-def filled(given: Drawn) -> Estimate:
-    """Z_hat = masses of the drawn groups + predicted masses of the others, with the shares of ``plain``: the
-    estimate has no noise of drawing at all, and the predictor's bias."""
-    assert given.predicted is not None
-    log_z = torch.where(given.drawn, given.log_mass, given.predicted).logsumexp(1)
-    return log_z, (given.log_weighted() - log_z.unsqueeze(1)).exp()
