@@ -49,7 +49,8 @@ class Family:
     @property
     def ignored(self) -> tuple[str, ...]:
         """What only the plugin reads."""
-        return (self.head + "codebook_slots", self.head + "codebook_lengths")
+        names = ("codebook_slots", "codebook_lengths", "predictor.weight", "predictor.bias")
+        return tuple(self.head + name for name in names)
 
 
 TRANSFORMER = Family(

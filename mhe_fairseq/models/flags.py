@@ -51,7 +51,8 @@ FLAGS = {
     "mhe_sampling": (
         "KIND",
         "sampling head: train on the gold group and random groups that the batch shares (shared, default), "
-        "on the gold group alone (own), or on all gold groups of the batch (batch)",
+        "on it and groups drawn for each token by what they are predicted to hold (predicted), on the gold "
+        "group alone (own), or on all gold groups of the batch (batch)",
     ),
     "mhe_exact_last": (
         "SHARE",

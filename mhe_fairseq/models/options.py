@@ -25,7 +25,7 @@ from mhe_fairseq.heads import (
 )
 from mhe_fairseq.heads.cascade.head import SMOOTHING_FORMS
 from mhe_fairseq.heads.sampling.exact_end import ExactEnd
-from mhe_fairseq.heads.sampling.head import EXACT_ROWS, VARIANTS, default_groups
+from mhe_fairseq.heads.sampling.head import DRAWING, EXACT_ROWS, VARIANTS, default_groups
 from mhe_fairseq.heads.sharded.state import ShardedHead
 from mhe_fairseq.models import sharding
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
@@ -128,8 +128,14 @@ class HeadOptions:
         exact_after = _whole(args, "mhe_exact_after", 0)
         chunk = _whole(args, "mhe_chunk", 0)
         shard = _switch(args, "mhe_shard")
-        _check_groups_are_drawn(groups, "--mhe-sampling", sampling, "shared")
+        if sampling not in DRAWING:
+            _check_groups_are_drawn(groups, "--mhe-sampling", sampling, "shared")
         _check_groups_are_drawn(groups, "--mhe-smoothing", smoothing, "sampled")
+        if shard and sampling == "predicted":
+            raise MHEError(
+                "--mhe-sampling predicted draws groups for each token, which --mhe-shard cannot; leave out "
+                "one of the two"
+            )
         if exact_last is not None and exact_after is not None:
             raise MHEError(
                 f"--mhe-exact-last {exact_last:g} and --mhe-exact-after {exact_after} both say when the "
@@ -139,7 +145,7 @@ class HeadOptions:
         if restored:
             _check_symbols(getattr(args, "mhe_dictionary", None), symbols)
         codebook = _restored_codebook(args, symbols) if restored else _codebook(args, symbols)
-        if head == "sampling" and sampling in (None, "shared") and groups is None:
+        if head == "sampling" and (sampling or "shared") in DRAWING and groups is None:
             groups = default_groups(codebook)
         if head in _ONLY_FOR["mhe_group_rows"] and group_rows is None:
             # Checkpoints from before there was a choice have rows of their own.
@@ -322,7 +328,7 @@ def _lengths(args: Any) -> str | Sequence[int]:
 
 def _usual_exact_last(sampling: str | None) -> float:
     """Where none is given. The paper's variants are as in the paper."""
-    return DEFAULT_EXACT_LAST if sampling in (None, "shared") else 0.0
+    return DEFAULT_EXACT_LAST if (sampling or "shared") in DRAWING else 0.0
 
 
 def _check_groups_are_drawn(groups: int | None, other: str, word: str | None, drawing: str) -> None:

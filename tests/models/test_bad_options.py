@@ -64,7 +64,7 @@ def resolve(**flags: object) -> HeadOptions:
         ),
         (
             {"mhe_head": "sampling", "mhe_sampling": "all"},
-            "--mhe-sampling must be one of shared, own, batch; got 'all'",
+            "--mhe-sampling must be one of shared, predicted, own, batch; got 'all'",
         ),
         # A flag that the head does not read.
         (

@@ -25,7 +25,9 @@ from tests.masked_lm import Ended, pretrain, run_lines
 SYMBOLS = [f"w{n}" for n in range(100)]
 SAMPLING = ["--mhe-head", "sampling", "--mhe-groups", "1", "--mhe-chunk", "16"]
 #: A checkpoint after every update, named by its epoch and its number.
-EVERY = ["--save-interval-updates", "1", "--disable-validation"]
+EVERY = ["--save-interval-updates", "1"]
+#: A training that goes on in a later epoch makes its batches anew; one without a break keeps the first ones.
+ANEW = ["--disable-validation", "--update-epoch-batch-itr", "True"]
 #: Trainings of eight updates, four in an epoch, with the last three exact; and of three epochs of two
 #: updates, with the last two exact: the end is in the middle of neither. Checkpoints to go on from are from
 #: before, at and after the change.
@@ -113,7 +115,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(toy_data: Path, lm_data: Path, folder: Path) -> dict[str, Ended]:
     """How trainings ended; checkpoints of some lie in ``folder``, by name."""
     short = ["--max-update", "3", "--no-save", "--mhe-exact-after", "1"]
-    lines = {name: line(toy_data, folder / name, *flags, *EVERY) for name, flags in TRAININGS.items()}
+    lines = {name: line(toy_data, folder / name, *flags, *EVERY, *ANEW) for name, flags in TRAININGS.items()}
     lines["sampled"] = line(toy_data, folder / "sampled", *short[:3])
     lines["softmax"] = line(toy_data, folder / "softmax", *short[:3], "--mhe-exact-after", "0")
     lines["fp16"] = line(toy_data, folder / "fp16", *short, "--fp16", "--fp16-init-scale", "16")
@@ -133,7 +135,7 @@ def resumed(toy_data: Path, folder: Path, trained: dict[str, Ended]) -> dict[str
             own = folder / f"{name} {done}"
             own.mkdir()
             shutil.copy(folder / name / checkpoint, own / "checkpoint_last.pt")
-            lines[own.name] = line(toy_data, own, *TRAININGS[name], "--disable-validation")
+            lines[own.name] = line(toy_data, own, *TRAININGS[name], *ANEW)
     return run_lines(folder / "logs of resumed ones", lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +16,14 @@ from mhe_fairseq.heads.sampling import kernels as sampling_kernels
 from mhe_fairseq.heads.sampling.exact_end import ExactEnd
 from mhe_fairseq.heads.sampling.group_sample import expected_share, inclusion_probabilities, sample_groups
 from mhe_fairseq.heads.sampling.plan import GroupRows, Plan, consecutive
+from mhe_fairseq.heads.sampling.predicted import Predictor, chances, systematic_rows
 from mhe_fairseq.heads.sampling.scores import SampledScores
 from mhe_fairseq.heads.softmax import SoftmaxHead
 
-VARIANTS = ("shared", "own", "batch")
+VARIANTS = ("shared", "predicted", "own", "batch")
+
+#: Those that draw groups, and correct for it.
+DRAWING = ("shared", "predicted")
 
 #: Tokens that a row is scored on when not told: an eighth of the vocabulary, but no fewer and no more.
 SAMPLED_TOKENS = (2048, 8192)
@@ -75,6 +80,12 @@ class SamplingHead(SoftmaxHead):
     The smoothing term in training is log Z_hat minus the mean logit of all V tokens, which is exact: it
     is x . mean_v W_v.
 
+    Variant "predicted" draws G groups for each row by itself, with probabilities in proportion to the shares
+    of the row's probability that a linear soft-max over groups, ``predictor``, expects them to have (mixed
+    with those of the text). It learns from the estimate's own shares, beside the loss: its gradient goes to
+    its weights alone, and the loss's value is without it. The better it predicts, the less is the variance
+    of Z_hat; it predicts best with a codebook of clusters. Nothing but the training's draws reads it.
+
     The paper's own variants: "own" normalises over the gold group only, "batch" over the union of the
     batch's gold groups, both without correction and with the smoothing term over the same tokens.
 
@@ -84,9 +95,9 @@ class SamplingHead(SoftmaxHead):
     Args:
         dim: d.
         codebook: tokens <-> digits, at least two digits.
-        groups: G, groups drawn (variant "shared" only; default: ``default_groups``).
+        groups: G, groups drawn (variants "shared" and "predicted" only; default: ``default_groups``).
         tied: an ``nn.Embedding`` with a (V, d) weight to use as W.
-        variant: "shared", "own" or "batch".
+        variant: "shared", "predicted", "own" or "batch".
         chunk: as in ``SoftmaxHead``, for the exact loss.
 
     Attributes:
@@ -125,9 +136,14 @@ class SamplingHead(SoftmaxHead):
         super().__init__(dim, codebook, tied=tied, chunk=chunk)
         self.groups = (default_groups(codebook) or 1) if groups is None else groups
         self.variant = variant
+        self.predictor: Predictor | None = None
         for name in ("group_of_token", "place_in_group", "tokens_by_group"):
             self.register_buffer(name, torch.empty(len(codebook), dtype=torch.long), persistent=False)
         self._codebook_changed()
+        if variant == "predicted":
+            prior = torch.zeros(codebook.lengths[0], dtype=torch.float64)
+            prior[self._first_digits] = self._share
+            self.predictor = Predictor(dim, prior)
 
     def forward(
         self, features: Tensor, target: Tensor, smoothing: bool = True, accuracy: bool = False
@@ -139,25 +155,38 @@ class SamplingHead(SoftmaxHead):
             if whole is not None:
                 return whole
         if not self.samples:
-            return self._as_sampled(super().forward(features, target, smoothing, accuracy))
+            exact = self._as_sampled(super().forward(features, target, smoothing, accuracy))
+            if self.training and self.predictor is not None:
+                # Every parameter has a gradient in every update: what averages them over ranks waits for it.
+                idle = sum(parameter.sum() for parameter in self.predictor.parameters())
+                exact = exact._replace(nll=exact.nll + 0.0 * idle)
+            return exact
         device = features.device.type
         if torch.is_autocast_enabled(device):
             features = features.to(torch.get_autocast_dtype(device))
         # The products are in the features' type; autocast would make the sums after them half precision.
         with torch.autocast(device, enabled=False):
-            plan = self._plan(target)
-            log_z, gold, mean, best, *_ = SampledScores.apply(
+            gold_group, shares, inclusion = self.group_of_token[target], None, None
+            if self.predictor is not None:
+                shares = self.predictor(features.detach(), self._first_digits.to(features.device))
+                inclusion = chances(shares, self._share, self.groups)
+            plan = self._plan(target, gold_group, inclusion)
+            log_z, gold, mean, best, share, *_ = SampledScores.apply(
                 features,
                 self.table.weight,
                 GroupRows(self.tokens_by_group, self._starts, self._first),
                 plan,
-                self._log_weights(plan, wide(features[:0]).dtype),
+                self._log_weights(plan, wide(features[:0]).dtype, inclusion),
                 smoothing,
                 accuracy,
-                self.variant == "shared",
+                self.variant in DRAWING,
             )
-        nll = log_z - gold
-        stats = {"sampled_nll": nll.detach()}
+            nll = log_z - gold
+            stats = {"sampled_nll": nll.detach()}
+            if shares is not None:
+                entropy = -share * shares[plan.rows, plan.groups]
+                taught = torch.zeros_like(nll).index_add(0, plan.rows, entropy.to(nll.dtype))
+                nll = nll + (taught - taught.detach())
         if accuracy:
             stats["sampled_accuracy"] = gold.detach().ge(best).to(nll.dtype)
         return HeadLoss(nll, log_z - mean if smoothing else None, stats)
@@ -177,10 +206,18 @@ class SamplingHead(SoftmaxHead):
             stats["sampled_accuracy"] = loss.stats["accuracy"]
         return loss._replace(stats=stats)
 
-    def _plan(self, target: Tensor) -> Plan:
-        """Which groups are scored for which rows of the batch."""
-        gold = self.group_of_token[target]
-        return Plan.of(self._meets(gold), gold, self.place_in_group[target], self._sizes)
+    def _plan(self, target: Tensor, gold: Tensor, inclusion: Tensor | None) -> Plan:
+        """Which groups are scored for which rows of the batch.
+
+        Args:
+            inclusion: (N, L) of each row's groups; None: the variant has none.
+        """
+        if inclusion is None:
+            meets = self._meets(gold)
+        else:
+            meets = systematic_rows(inclusion, self._generator()).T.contiguous()
+            meets[gold, torch.arange(len(gold), device=gold.device)] = True
+        return Plan.of(meets, gold, self.place_in_group[target], self._sizes)
 
     def _meets(self, gold: Tensor) -> Tensor:
         """Which groups rows with these gold groups are scored on. Shape: (N,) -> (groups, N) bool."""
@@ -190,9 +227,12 @@ class SamplingHead(SoftmaxHead):
         meets[gold, torch.arange(len(gold), device=gold.device)] = True
         return meets
 
-    def _log_weights(self, plan: Plan, dtype: torch.dtype) -> Tensor:
+    def _log_weights(self, plan: Plan, dtype: torch.dtype, inclusion: Tensor | None) -> Tensor:
         """Of every pair of a row and a group. Shape: (R,) of ``dtype``."""
-        log_weight = self._log_weight.to(plan.groups.device, dtype)[plan.groups]
+        if inclusion is None:
+            log_weight = self._log_weight.to(plan.groups.device, dtype)[plan.groups]
+        else:
+            log_weight = -inclusion[plan.rows, plan.groups].log().to(dtype)
         log_weight[plan.home] = 0.0  # the gold group is in every sample
         return log_weight
 
@@ -231,7 +271,7 @@ class SamplingHead(SoftmaxHead):
     def _codebook_changed(self) -> None:
         first, order = self._groups_of(self.codebook)
         sizes = torch.bincount(first)
-        if self.variant == "shared" and not 1 <= self.groups < len(sizes):
+        if self.variant in DRAWING and not 1 <= self.groups < len(sizes):
             raise MHEError(
                 f"a sampling head draws some of the {len(sizes)} groups of its codebook besides the gold "
                 f"one: groups must be 1..{len(sizes) - 1}, got {self.groups}"
@@ -247,15 +287,33 @@ class SamplingHead(SoftmaxHead):
         self._starts: list[int] = starts.tolist()
         self._first = consecutive(order, self._starts)
         self._sizes = sizes
+        self._share = expected_share(first, sizes)
+        self._first_digits = self.codebook.slots.div(
+            self.codebook.size // self.codebook.lengths[0], rounding_mode="floor"
+        ).unique()
         # Not buffers: `model.half()` would round them.
         self.inclusion = torch.zeros(0, dtype=torch.float64)
         self._log_weight = torch.zeros(len(sizes), dtype=torch.float64)
         if self.variant == "shared":
-            self.inclusion = inclusion_probabilities(expected_share(first, sizes), self.groups)
+            self.inclusion = inclusion_probabilities(self._share, self.groups)
             self._log_weight = -self.inclusion.log()
         self._inclusion = self.inclusion.numpy()
         self._sure, self._drawn = np.flatnonzero(self._inclusion == 1), np.flatnonzero(self._inclusion < 1)
         self._kernel_tables = None
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Of a checkpoint without a predictor, or with one of other groups, it begins anew; one that is not
+        asked for is left out."""
+        own = {} if self.predictor is None else dict(self.predictor.named_parameters())
+        for name in ("weight", "bias"):
+            key = f"{prefix}predictor.{name}"
+            if name not in own:
+                state_dict.pop(key, None)
+            elif key not in state_dict or state_dict[key].shape != own[name].shape:
+                state_dict[key] = own[name].detach()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @staticmethod
     def _groups_of(codebook: Codebook) -> tuple[Tensor, Tensor]:
@@ -265,5 +323,5 @@ class SamplingHead(SoftmaxHead):
         return first.unique(return_inverse=True)[1], order
 
     def extra_repr(self) -> str:
-        drawn = f", groups={self.groups} of {len(self._starts) - 1}" if self.variant == "shared" else ""
+        drawn = f", groups={self.groups} of {len(self._starts) - 1}" if self.variant in DRAWING else ""
         return f"dim={self.dim}, vocab={self.vocab_size}, variant={self.variant}{drawn}"

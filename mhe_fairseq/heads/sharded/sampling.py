@@ -27,7 +27,7 @@ class ShardedSamplingHead(ShardedHead, SamplingHead):
         shard: which groups are this rank's.
 
     Raises:
-        MHEError: as ``SamplingHead``; fewer groups than ranks; ``tied``.
+        MHEError: as ``SamplingHead``; fewer groups than ranks; ``tied``; variant "predicted".
     """
 
     table: ShardedLevel  # type: ignore[assignment]

@@ -56,6 +56,8 @@ class ShardedHead(nn.Module):
             raise MHEError(
                 "a table that is split over ranks cannot be tied to an embedding, which every rank has whole"
             )
+        if kwargs.get("variant") == "predicted":
+            raise MHEError("a table that is split over ranks draws groups for a batch, not for each token")
         self.shard = shard  # read while the parts are made
         super().__init__(dim, codebook, **kwargs)  # the whole head's
 

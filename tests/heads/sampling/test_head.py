@@ -153,7 +153,7 @@ def test_an_adopted_codebook_changes_the_groups() -> None:
         ({"groups": 0}, r"groups must be 1\.\.3, got 0"),
         ({"groups": 4}, r"groups must be 1\.\.3, got 4"),
         ({"groups": -1}, r"groups must be 1\.\.3, got -1"),
-        ({"variant": "union"}, "one of shared, own, batch; got 'union'"),
+        ({"variant": "union"}, "one of shared, predicted, own, batch; got 'union'"),
         ({"groups": 1, "tied": nn.Embedding(10, DIM)}, r"cannot be tied to an embedding of \(10, 5\)"),
     ],
 )
