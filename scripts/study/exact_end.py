@@ -103,7 +103,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     study = comparison.study()
     if study.updates % SAVED:
         raise StudyError(f"--updates must be a multiple of {SAVED}, got {study.updates}")
-    study = replace(study, every=study.updates // SAVED)
+    study = replace(study, every=study.updates // SAVED, vocab_size=args.vocab_size or study.vocab_size)
     softmax, sampling = study.chosen(f"{study.baseline},{args.variant}")
     where, seeds = Folders(args.out), parse_seeds(args.seeds)
     comparison.run(where.out, prepare_steps(study, args.source, where, [softmax, sampling]))
@@ -181,6 +181,7 @@ def shares(text: str) -> list[float]:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "exact-end")
     add = parser.add_argument
+    add("--vocab-size", type=int, help="pieces of the dictionary (default: the study's)")
     add("--variant", default="sampling", help="with a sampling head (default: %(default)s)")
     add("--shares", type=shares, default=[0, 0.05, 0.1, 0.2], help="default: 0,0.05,0.1,0.2")
     add("--seeds", default="1", help="default: %(default)s")
