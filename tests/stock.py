@@ -13,7 +13,7 @@ from tests.masked_lm import SMALL as SMALL_ENCODER
 #: With the plugin imported for what it mends in fairseq on numpy 2.
 _COMMON = [
     "--optimizer", "adam", "--lr", "0.005", "--clip-norm", "1.0", "--max-tokens", "500", *ALL_SENTENCES,
-    "--cpu", "--num-workers", "0", "--seed", "1", "--no-epoch-checkpoints", "--max-update", "12",
+    "--cpu", "--num-workers", "0", "--seed", "1", "--no-epoch-checkpoints", "--max-update", "40",
 ]  # fmt: skip
 
 

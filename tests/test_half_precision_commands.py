@@ -156,7 +156,7 @@ def watched(self, *args, **kwargs):
 torch.nn.Module.__call__ = watched
 name, way, *sys.argv[1:] = sys.argv[1:]
 if way == "-m":
-    sys.modules.pop(name)
+    sys.modules.pop(name, None)
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 else:
     importlib.import_module(name).cli_main()

@@ -95,46 +95,51 @@ def _architectures() -> Iterator[str]:
         yield f":   {', '.join(f'`{name}`' for name in sorted(names))}\n"
 
 
-def _criterions() -> Iterator[tuple[str, Any, Any, list[str]]]:
+def _criterions() -> Iterator[tuple[str, Any, list[str]]]:
     from fairseq.criterions import CRITERION_REGISTRY
 
     for name, chosen in CRITERION_REGISTRY.items():
         if name.startswith("mhe_"):
-            yield name, chosen, chosen.__dataclass, []
+            yield name, chosen, []
 
 
-def _tasks() -> Iterator[tuple[str, Any, Any, list[str]]]:
+def _tasks() -> Iterator[tuple[str, Any, list[str]]]:
     from fairseq.tasks import TASK_REGISTRY
 
     for name, chosen in TASK_REGISTRY.items():
         if name.startswith("mhe_"):
             stock = TASK_REGISTRY[name.removeprefix("mhe_")]
-            yield name, chosen, chosen.__dataclass, list(_dataclass_flags(stock.__dataclass))
+            yield name, chosen, list(_names_of_flags(stock))
 
 
-def _registered(flag: str, things: Iterable[tuple[str, Any, Any, list[str]]]) -> Iterator[str]:
-    """What a registry of fairseq's has of ours: name, class, dataclass of its flags, flags not to repeat."""
-    for name, chosen, dataclass, known in things:
+def _registered(flag: str, things: Iterable[tuple[str, Any, list[str]]]) -> Iterator[str]:
+    """What a registry of fairseq's has of ours: name, class, flags not to repeat."""
+    for name, chosen, known in things:
         yield f"### `{flag} {name}`\n"
         yield f"Class [`{chosen.__name__}`][{_public_name(chosen)}].\n"
         parser = argparse.ArgumentParser(prog="fairseq-train")
-        _add_dataclass(parser, dataclass)
+        _add_flags(parser, chosen)
         parser._actions = [action for action in parser._actions if action.dest not in known]
         if known:
             yield f"Its flags are those of fairseq's `{flag} {name.removeprefix('mhe_')}`.\n"
         yield from _flags(parser)
 
 
-def _add_dataclass(parser: argparse.ArgumentParser, dataclass: Any) -> None:
+def _add_flags(parser: argparse.ArgumentParser, registered: Any) -> None:
+    """Of a class that has a dataclass of them, or that adds them by itself as fairseq's older ones do."""
     from fairseq.dataclass.utils import gen_parser_from_dataclass
 
-    gen_parser_from_dataclass(parser, dataclass())
+    dataclass = getattr(registered, "__dataclass", None)
+    if dataclass is None:
+        registered.add_args(parser)
+    else:
+        gen_parser_from_dataclass(parser, dataclass())
 
 
-def _dataclass_flags(dataclass: Any) -> Iterator[str]:
+def _names_of_flags(registered: Any) -> Iterator[str]:
     """Names of the values that they give."""
     parser = argparse.ArgumentParser()
-    _add_dataclass(parser, dataclass)
+    _add_flags(parser, registered)
     return (action.dest for action in parser._actions)
 
 

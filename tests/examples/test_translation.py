@@ -222,7 +222,7 @@ def test_a_source_without_a_side(tmp_path: Path) -> None:
 def test_opus100_scores_by_packed_tags(tmp_path: Path) -> None:
     """Of a --source, whose files may be .xz."""
     last = (RECIPES / "opus100" / "run.sh").read_text().partition("stage evaluate\n")[2]
-    script = f'TEXT="$1"; translate() {{ :; }}; evaluate() {{ echo "$*"; }}\n{last}'
+    script = f'METHOD=tags; TEXT="$1"; translate() {{ :; }}; evaluate() {{ echo "$*"; }}\n{last}'
     for name in ("test.tags.xz", "test.tags"):
         (tmp_path / name).write_bytes(b"")
         done = run_command(["bash", "-euc", script, "_", str(tmp_path)])

@@ -215,7 +215,7 @@ def tuned(models: Runs, mono: Path, toy_data: Path, lm_data: Path, folder: Path)
         "mbart": folder / "mbart", "toy": toy_data,
     }  # fmt: skip
     filled = {name: str(path) for name, path in paths.items()}
-    lines["hub"] = ["python", HUB.format(source=source, **filled)]
+    lines["hub"] = ["python", "-c", HUB.format(source=source, **filled)]
     return trained | run_lines(folder / "logs", lines)
 
 

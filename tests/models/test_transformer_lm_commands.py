@@ -40,7 +40,7 @@ def test_perplexity_is_the_validations(
             ["validate", "", *common, *path, "--valid-subset", "valid", "--max-tokens", "500", *ALL_SENTENCES]
             + ["--log-format", "json"]
         )
-        lines.append(["eval_lm", "", *common, *path, "--gen-subset", "valid", "--softmax-batch", "64"])
+        lines.append(["eval-lm", "", *common, *path, "--gen-subset", "valid", "--softmax-batch", "64"])
     _, said = run_all(lines, tmp_path)
     losses = [float(loss) for loss in re.findall(r"Loss \(base 2\): ([\d.]+), Perplexity", said)]
     validated = logged(said, "valid_nll_loss", kind="valid")

@@ -49,7 +49,7 @@ def test_a_file(many_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixtur
     file = tmp_path / "tokens"
     # A token, a line of a dictionary, padding, which is never allowed, and strange ones.
     file.write_text("ba\nBE 17\nbax 3 #fairseq:overwrite\n<unk>\n<pad>\n\nhello\nwide world\n")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="mhe_fairseq.tasks.allowed"):
         allowed = read_allowed(str(file), dictionary, "bb", str(many_data))
     assert {dictionary[int(token)] for token in allowed.mask.nonzero()} == {
         "ba",

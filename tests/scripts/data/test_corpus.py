@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -254,7 +256,8 @@ def test_fetching(
 
 def limited(kilobytes: int, *line: str) -> tuple[int, str]:
     """Run a script where no file may become larger, as on a disk that is full."""
-    command = f'ulimit -f {kilobytes}; exec python "$@"'
+    # Not "python": that is forked, from a process without the limit.
+    command = f'ulimit -f {kilobytes}; exec {shlex.quote(sys.executable)} "$@"'
     done = run_command(["bash", "-c", command, "bash", *line], check=False)
     return done.returncode, done.stderr
 

@@ -30,12 +30,12 @@ def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
     assert [row["share"] for row in record["rows"]] == [None, 0, 0.05]
     assert softmax["behind"] is None and softmax["length"] == 1
     assert 4 < exact["bits"] < 12 and exact["bits"] != whole["bits"]
-    # The last two updates only: the rest is of the other training, and so are two of the averaged four.
+    # The last two updates only: the rest is of the other training, and so are two of those that are averaged.
     (train,) = (line for line in record["commands"] if "--restore-file" in line)
     assert "--mhe-exact-last 0.05" in train
     assert "--restore-file exact-end/sampling-1/checkpoints/checkpoint_2_38.pt" in train
     saved = {path.name for path in (out / "sampling-0.05-1" / "checkpoints").glob("checkpoint_*_*.pt")}
-    assert saved == {f"checkpoint_2_{update}.pt" for update in (37, 38, 39, 40)}
+    assert saved == {f"checkpoint_2_{update}.pt" for update in (37, 38, 39)}
     said = (out / "sampling-0.05-1" / "train.log").read_text()
     assert said.count("exact softmax from update 38 on") == 1
 
