@@ -256,8 +256,8 @@ def test_fetching(
 
 def limited(kilobytes: int, *line: str) -> tuple[int, str]:
     """Run a script where no file may become larger, as on a disk that is full."""
-    # Not "python": that is forked, from a process without the limit.
-    command = f'ulimit -f {kilobytes}; exec {shlex.quote(sys.executable)} "$@"'
+    # Not "python": that is forked, from a process without the limit. Modules are not compiled into files.
+    command = f'ulimit -f {kilobytes}; exec {shlex.quote(sys.executable)} -B "$@"'
     done = run_command(["bash", "-c", command, "bash", *line], check=False)
     return done.returncode, done.stderr
 

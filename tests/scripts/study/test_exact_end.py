@@ -37,7 +37,7 @@ def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
     saved = {path.name for path in (out / "sampling-0.05-1" / "checkpoints").glob("checkpoint_*_*.pt")}
     assert saved == {f"checkpoint_2_{update}.pt" for update in (37, 38, 39)}
     said = (out / "sampling-0.05-1" / "train.log").read_text()
-    assert said.count("exact softmax from update 38 on") == 1
+    assert said.count("exact softmax from update 39 on") == 1
 
 
 def test_bad_shares_are_one_sentence() -> None:
