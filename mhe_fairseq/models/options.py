@@ -29,6 +29,7 @@ from mhe_fairseq.heads.sampling.head import DRAWING, EXACT_ROWS, VARIANTS, defau
 from mhe_fairseq.heads.sharded.state import ShardedHead
 from mhe_fairseq.models import sharding
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
+from mhe_fairseq.models.flag_values import share_of, switch_of, whole_of, word_of
 from mhe_fairseq.models.flags import DEFAULT_EXACT_LAST, DEFAULT_HEAD, HEADS, flag
 
 #: What the rows of the first digit are, where the embeddings are shared.
@@ -116,18 +117,18 @@ class HeadOptions:
             value = getattr(args, name, None)
             if value is not None and value is not False and head not in heads:
                 raise MHEError(f"{flag(name)} is for --mhe-head {' or '.join(heads)}; the head is {head}")
-        mixtures = _whole(args, "mhe_mixtures", 1)
-        group_rows = _word(args, "mhe_group_rows", GROUP_ROWS)
-        bottleneck = _whole(args, "mhe_bottleneck", 1)
-        prototypes = _whole(args, "mhe_group_prototypes", 1)
-        smoothing = _word(args, "mhe_smoothing", SMOOTHING_FORMS)
-        dropout = _share(args, "mhe_dropout")
-        groups = _whole(args, "mhe_groups", 1)
-        sampling = _word(args, "mhe_sampling", VARIANTS)
-        exact_last = _share(args, "mhe_exact_last", whole=True)
-        exact_after = _whole(args, "mhe_exact_after", 0)
-        chunk = _whole(args, "mhe_chunk", 0)
-        shard = _switch(args, "mhe_shard")
+        mixtures = whole_of(args, "mhe_mixtures", 1)
+        group_rows = word_of(args, "mhe_group_rows", GROUP_ROWS)
+        bottleneck = whole_of(args, "mhe_bottleneck", 1)
+        prototypes = whole_of(args, "mhe_group_prototypes", 1)
+        smoothing = word_of(args, "mhe_smoothing", SMOOTHING_FORMS)
+        dropout = share_of(args, "mhe_dropout")
+        groups = whole_of(args, "mhe_groups", 1)
+        sampling = word_of(args, "mhe_sampling", VARIANTS)
+        exact_last = share_of(args, "mhe_exact_last", whole=True)
+        exact_after = whole_of(args, "mhe_exact_after", 0)
+        chunk = whole_of(args, "mhe_chunk", 0)
+        shard = switch_of(args, "mhe_shard")
         if sampling not in DRAWING:
             _check_groups_are_drawn(groups, "--mhe-sampling", sampling, "shared")
         _check_groups_are_drawn(groups, "--mhe-smoothing", smoothing, "sampled")
@@ -176,7 +177,7 @@ class HeadOptions:
             exact_last=exact_last,
             exact_after=exact_after,
             chunk=chunk,
-            bias=_switch(args, "mhe_bias"),
+            bias=switch_of(args, "mhe_bias"),
             shard=shard,
         )
 
@@ -360,47 +361,3 @@ def _split(head: OutputHead) -> str:
 
 def _rows_in_input(head: OutputHead) -> str:
     return "; rows of groups are part of the input embeddings" if head.has_input_rows else ""
-
-
-# ---- one flag
-
-
-def _whole(args: Any, name: str, lowest: int) -> int | None:
-    value = getattr(args, name, None)
-    if value is None:
-        return None
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = lowest - 1
-    if number < lowest:
-        raise MHEError(f"{flag(name)} must be a whole number of at least {lowest}, got {value!r}")
-    return number
-
-
-def _switch(args: Any, name: str) -> bool:
-    value = getattr(args, name, None)
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    raise MHEError(f"{flag(name)} is true or false, got {value!r}")
-
-
-def _share(args: Any, name: str, whole: bool = False) -> float | None:
-    value = getattr(args, name, None)
-    if value is None:
-        return None
-    try:
-        number = float(str(value))
-    except ValueError:
-        number = math.nan
-    if not (0.0 <= number < 1.0 or (whole and number == 1.0)):
-        least_and_most = "from 0 to 1" if whole else "of at least 0 and below 1"
-        raise MHEError(f"{flag(name)} must be a number {least_and_most}, got {value!r}")
-    return number
-
-
-def _word(args: Any, name: str, words: tuple[str, ...]) -> str | None:
-    value = getattr(args, name, None)
-    if value is None or value in words:
-        return value
-    raise MHEError(f"{flag(name)} must be one of {', '.join(words)}; got {value!r}")

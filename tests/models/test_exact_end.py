@@ -116,7 +116,7 @@ def trained(toy_data: Path, lm_data: Path, folder: Path) -> dict[str, Ended]:
     """How trainings ended; checkpoints of some lie in ``folder``, by name."""
     short = ["--max-update", "3", "--no-save", "--mhe-exact-after", "1"]
     lines = {name: line(toy_data, folder / name, *flags, *EVERY, *ANEW) for name, flags in TRAININGS.items()}
-    lines["sampled"] = line(toy_data, folder / "sampled", *short[:3])
+    lines["sampled"] = line(toy_data, folder / "sampled", *short[:3], "--mhe-exact-last", "0")
     lines["softmax"] = line(toy_data, folder / "softmax", *short[:3], "--mhe-exact-after", "0")
     lines["fp16"] = line(toy_data, folder / "fp16", *short, "--fp16", "--fp16-init-scale", "16")
     lines["bf16"] = line(toy_data, folder / "bf16", *short, "--bf16")
