@@ -11,7 +11,6 @@ fairseq quantises what it finds by class: linear layers, embeddings, convolution
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +22,7 @@ from torch import nn
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import OutputHead
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
+from mhe_fairseq.models.wrapped import wrap
 
 #: Modules whose weights are read row by row.
 _READ_BY_ROW = (OutputHead, DigitEmbedding)
@@ -30,16 +30,8 @@ _READ_BY_ROW = (OutputHead, DigitEmbedding)
 
 def install() -> None:
     """Take the place of fairseq's functions, for models with a head or with embeddings of ours."""
-    _wrap(quantization_utils, "quantize_model_scalar", _refused)
-    _wrap(pq, "quantize_model_", _checked)
-
-
-def _wrap(owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    given = getattr(owner, name)
-    if not hasattr(given, "mhe_wrapped"):
-        wrapped: Any = functools.wraps(given)(wrapper(given))
-        wrapped.mhe_wrapped = True
-        setattr(owner, name, wrapped)
+    wrap(quantization_utils, "quantize_model_scalar", _refused)
+    wrap(pq, "quantize_model_", _checked)
 
 
 @contextmanager

@@ -136,16 +136,17 @@ class CompactGeneratorMixin:
         beam_size: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As fairseq's, which reads the prefix as columns: each gets a column of the table first."""
-        free = prefix_tokens[:, step].eq(self.pad).repeat_interleave(beam_size)
+        given = prefix_tokens[:, step]
         if isinstance(self.model, CompactEnsemble):
             prefix_tokens = prefix_tokens.clone()
-            columns = self.model.give_columns(lprobs, prefix_tokens[:, step].repeat_interleave(beam_size))
+            columns = self.model.give_columns(lprobs, given.repeat_interleave(beam_size))
             prefix_tokens[:, step] = columns[::beam_size]
         lprobs, tokens, scores = super()._prefix_tokens(  # type: ignore[misc]
             step, lprobs, scores, tokens, prefix_tokens, beam_size
         )
         if self.allowed is not None:
-            is_compact = isinstance(self.model, CompactEnsemble)
+            is_compact, free = isinstance(self.model, CompactEnsemble), given.eq(self.pad)
+            free = free.repeat_interleave(beam_size)
             forbid(lprobs, self.model.columns if is_compact else self.allowed.on(lprobs.device), free)
         return lprobs, tokens, scores
 

@@ -36,16 +36,19 @@ class Comparison:
     Args:
         args: of ``make_parser``.
         name: that the record has for the folder ``--out``.
+        corpora: and for folders of text; None: "CORPUS" for ``--source``.
     """
 
-    def __init__(self, args: argparse.Namespace, name: str) -> None:
-        self.args, self.name = args, name
+    def __init__(self, args: argparse.Namespace, name: str, corpora: dict[str, str] | None = None) -> None:
+        self.args = args
+        self._names = {**({str(args.source): "CORPUS"} if corpora is None else corpora), str(args.out): name}
         self._said: list[str] = []
 
     def study(self) -> Study:
-        """``--study``, with ``--updates``."""
+        """``--study``, with ``--updates`` and, where there is such a flag, ``--vocab-size``."""
         study = read_study(self.args.study)
-        return replace(study, updates=self.args.updates or study.updates)
+        vocab_size = getattr(self.args, "vocab_size", None) or study.vocab_size
+        return replace(study, updates=self.args.updates or study.updates, vocab_size=vocab_size)
 
     def run(
         self,
@@ -67,7 +70,7 @@ class Comparison:
         """
         commands = Commands(
             folder,
-            {"source": str(self.args.source), **settings},
+            settings,
             lambda line: print(line.strip(), flush=True),
         )
 
@@ -82,7 +85,9 @@ class Comparison:
 
     def shown(self, text: str) -> str:
         """With names in place of this machine's folders."""
-        return text.replace(str(self.args.source), "CORPUS").replace(str(self.args.out), self.name)
+        for folder, name in self._names.items():
+            text = text.replace(folder, name)
+        return text
 
     def record(
         self, *, columns: list[dict[str, Any]], rows: list[dict[str, Any]], seeds: str, **about: str
@@ -99,31 +104,65 @@ class Comparison:
         }
 
 
-def make_parser(description: str | None, out: str) -> argparse.ArgumentParser:
-    """The flags that such studies share; ``out``: the default of --out."""
+def make_parser(description: str | None, out: str, has_source: bool = True) -> argparse.ArgumentParser:
+    """The flags that such studies share.
+
+    Args:
+        description: of the script.
+        out: the default of ``--out``.
+        has_source: there is one corpus, ``--source``.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--study", type=Path, default=ROOT / "examples/translation/study.toml", help="default: %(default)s")
-    add("--source", type=Path, required=True, help="folder of {train,valid,test}.{src,tgt}[.xz]")
+    if has_source:
+        add("--source", type=Path, required=True, help="folder of {train,valid,test}.{src,tgt}[.xz]")
     add("--out", type=Path, default=Path(out), help="default: %(default)s")
-    add("--updates", type=int, help="of the first training (default: the study's)")
+    add("--updates", type=int, help="of a training from nothing (default: the study's)")
     return parser
 
 
+def _source_from_root(args: argparse.Namespace) -> None:
+    args.source = from_root(args.source)
+
+
 def run_study(
-    program: str, args: argparse.Namespace, compare: Callable[[argparse.Namespace], dict[str, Any]]
+    program: str,
+    args: argparse.Namespace,
+    compare: Callable[[argparse.Namespace], dict[str, Any]],
+    corpora_from_root: Callable[[argparse.Namespace], None] = _source_from_root,
+    errors: tuple[type[Exception], ...] = (),
 ) -> int:
-    """Make a record and write it to ``--out``/record.json; the exit status."""
-    args.study, args.source = Path(os.path.abspath(args.study)), from_root(args.source)
-    args.out = from_root(args.out)
-    os.chdir(ROOT)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    """Make a record and write it to ``--out``/record.json.
+
+    Args:
+        program: name of the script, for its errors.
+        args: of ``make_parser``, written to.
+        compare: makes the record; it runs in the root of the repository.
+        corpora_from_root: has folders of text in ``args`` named from there.
+        errors: further ones that are one sentence.
+
+    Returns:
+        The exit status.
+    """
+    told: tuple[type[Exception], ...] = (
+        CommandError,
+        LogError,
+        StudyError,
+        TranslationError,
+        OSError,
+        *errors,
+    )
     try:
+        args.study, args.out = Path(os.path.abspath(args.study)), from_root(args.out)
+        corpora_from_root(args)
+        os.chdir(ROOT)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         made = compare(args)
         write_whole(args.out / "record.json", [json.dumps(made, indent=2).encode() + b"\n"])
-    except (CommandError, LogError, StudyError, TranslationError, OSError) as error:
+    except told as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
     print(f"{args.out / 'record.json'}")

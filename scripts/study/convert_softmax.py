@@ -60,7 +60,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     where = Folders(args.out)
 
     def run(folder: Path, steps: list[Step]) -> None:
-        comparison.run(folder, steps, seed=args.seed)
+        comparison.run(folder, steps, source=str(args.source), seed=args.seed)
 
     run(where.out, prepare_steps(study, args.source, where, [variant]))
     stock = Trained("stock", train_step(study, where, variant, args.seed, study.updates), study, where)

@@ -103,10 +103,11 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     study = comparison.study()
     if study.updates % SAVED:
         raise StudyError(f"--updates must be a multiple of {SAVED}, got {study.updates}")
-    study = replace(study, every=study.updates // SAVED, vocab_size=args.vocab_size or study.vocab_size)
+    study = replace(study, every=study.updates // SAVED)
     softmax, sampling = study.chosen(f"{study.baseline},{args.variant}")
     where, seeds = Folders(args.out), parse_seeds(args.seeds)
-    comparison.run(where.out, prepare_steps(study, args.source, where, [softmax, sampling]))
+    source = str(args.source)
+    comparison.run(where.out, prepare_steps(study, args.source, where, [softmax, sampling]), source=source)
     folders: dict[float | None, list[Path]] = {share: [] for share in (None, *sorted({0.0, *args.shares}))}
     first = study.updates - (AVERAGED - 1) * study.every
     for seed in seeds:
@@ -123,7 +124,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
                 step = begun(training(study, where, variant, seed), earlier, end)
                 before = partial(link_last, step, earlier, first, end)
             folder = step.makes.parent.parent
-            comparison.run(folder, [step, *scored_steps(study, where, step)], before, seed=seed)
+            steps = [step, *scored_steps(study, where, step)]
+            comparison.run(folder, steps, before, source=source, seed=seed)
             folders[share].append(folder)
     references = reference_lines(study, where)
     lines = {

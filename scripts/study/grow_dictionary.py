@@ -80,7 +80,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     places = [Folders(args.out / str(size)) for size in (args.small, args.large)]
 
     def run(folder: Path, steps: list[Step]) -> None:
-        comparison.run(folder, steps, seed=args.seed)
+        comparison.run(folder, steps, source=str(args.source), seed=args.seed)
 
     for size, where in zip(sizes, places, strict=True):
         run(where.out, prepare_steps(size, args.source, where, [variant]))

@@ -17,7 +17,6 @@ with the softmax's of the same seed. Updates are timed with the models taking tu
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -29,14 +28,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mhe_fairseq.bench.machine import cpu_model  # noqa: E402
-from scripts.common.checkpoints import mend_last_checkpoint  # noqa: E402
-from scripts.common.commands import CommandError, Commands, Step, from_root  # noqa: E402
-from scripts.common.curves import LogError  # noqa: E402
-from scripts.common.files import PrepareError, write_whole  # noqa: E402
+from scripts.common.commands import Step, from_root  # noqa: E402
+from scripts.common.files import PrepareError  # noqa: E402
 from scripts.data.prepare_pairs import Pair  # noqa: E402
-from scripts.study.study import USER_DIR, parse_seeds, versions  # noqa: E402
-from scripts.study.study_config import Study, StudyError, read_study  # noqa: E402
+from scripts.study.comparison import Comparison, make_parser, run_study  # noqa: E402
+from scripts.study.study import USER_DIR, parse_seeds  # noqa: E402
+from scripts.study.study_config import Study  # noqa: E402
 from scripts.study.time_updates import TimingError, measure  # noqa: E402
 from scripts.study.translations import TranslationError, bootstrap, read_translations, score  # noqa: E402
 
@@ -157,23 +154,15 @@ def searched_a_second(log: Path) -> float:
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Train, translate, score, time; the record."""
-    study = read_study(args.study)
-    study = replace(
-        study,
-        updates=args.updates or study.updates,
-        every=min(study.every, args.updates or study.every),
-        vocab_size=args.vocab_size or study.vocab_size,
-    )
+    corpora = {str(pair.folder): f"CORPUS/{pair.folder.name}" for pair in args.pair}
+    comparison = Comparison(args, "many-languages", corpora)
+    study = comparison.study()
+    study = replace(study, every=min(study.every, study.updates))
     seeds = study.seeds if args.seeds is None else parse_seeds(args.seeds)
     where = Where(args.out, args.pair, args.temperature)
-    said: list[str] = []
 
     def run(folder: Path, seed: int, steps: list[Step]) -> None:
-        settings = {"seed": seed, "pairs": [f"{pair}={pair.folder}" for pair in where.pairs]}
-        commands = Commands(folder, settings, lambda line: print(line.strip(), flush=True))
-        for each in steps:
-            commands.run(each, lambda: mend_last_checkpoint(folder / "checkpoints", print))
-            said.append(str(each))
+        comparison.run(folder, steps, seed=seed, pairs=[f"{pair}={pair.folder}" for pair in where.pairs])
 
     run(where.out, 0, prepare_steps(study, where))
     softmax, cascade = where.models()
@@ -201,7 +190,19 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     medians = {model.name: each.median for model, each in zip(where.models(), timed, strict=True)}
     for row in rows:
         row["update"] = round(medians[row["model"].partition(",")[0]], 4)
-    return record(args, study, seeds, rows, list(dict.fromkeys(said)))
+    log = (args.out / "assign.log").read_text(encoding="utf-8")
+    groups = [" ".join(line.split()) for line in log.splitlines() if " different, in " in line]
+    return comparison.record(
+        about="Many languages in one model: the softmax against a cascade",
+        data=f"pairs {', '.join(map(str, args.pair))}, both directions; {study.vocab_size:,} pieces of "
+        f"sentencepiece, joined; sentences drawn at temperature {args.temperature:g}; {'; '.join(groups)}",
+        setup=f"body and optimiser of {from_root(args.study)}, {study.updates:,} updates; p: that chance "
+        "makes so large a difference in BLEU to the softmax of the same seed (paired bootstrap), none if all "
+        "translations are the same; updates timed with the models taking turns",
+        seeds=", ".join(map(str, seeds)),
+        columns=COLUMNS,
+        rows=rows,
+    )
 
 
 def scored(
@@ -227,66 +228,27 @@ def scored(
     return rows
 
 
-def record(
-    args: argparse.Namespace, study: Study, seeds: tuple[int, ...], rows: list[dict[str, Any]],
-    commands: list[str],
-) -> dict[str, Any]:  # fmt: skip
-    """As scripts/study/report_records.py reads it."""
+def pairs_from_root(args: argparse.Namespace) -> None:
+    """Read ``--pair``, and name its folders from the root of the repository.
 
-    def shown(text: str) -> str:
-        """With names in place of this machine's folders."""
-        for pair in args.pair:
-            text = text.replace(str(pair.folder), f"CORPUS/{pair.folder.name}")
-        return text.replace(str(args.out), "many-languages")
-
-    log = (args.out / "assign.log").read_text(encoding="utf-8")
-    groups = [" ".join(line.split()) for line in log.splitlines() if " different, in " in line]
-    return {
-        "about": "Many languages in one model: the softmax against a cascade",
-        "data": f"pairs {', '.join(map(str, args.pair))}, both directions; {study.vocab_size:,} pieces of "
-        f"sentencepiece, joined; sentences drawn at temperature {args.temperature:g}; {'; '.join(groups)}",
-        "setup": f"body and optimiser of {from_root(args.study)}, {study.updates:,} updates; p: that chance "
-        "makes so large a difference in BLEU to the softmax of the same seed (paired bootstrap), none if all "
-        "translations are the same; updates timed with the models taking turns",
-        "commands": [shown(command) for command in commands],
-        "seeds": ", ".join(map(str, seeds)),
-        "machine": f"{cpu_model()}, {os.environ['OMP_NUM_THREADS']} of {os.cpu_count()} cores",
-        "versions": versions(),
-        "columns": COLUMNS,
-        "rows": rows,
-    }
+    Raises:
+        PrepareError: one that is no pair.
+    """
+    pairs = [Pair.read(text) for text in args.pair]
+    args.pair = [replace(pair, folder=from_root(pair.folder)) for pair in pairs]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "many-languages", has_source=False)
     add = parser.add_argument
-    add("--study", type=Path, default=ROOT / "examples/translation/study.toml", help="default: %(default)s")
     add("--pair", action="append", required=True, metavar="AA-BB=DIR[:XX-YY]", help="may be repeated")
-    add("--out", type=Path, default=Path("many-languages"), help="default: %(default)s")
     add("--temperature", type=float, default=2.0, help="sentences are drawn at (default: %(default)s)")
     add("--vocab-size", type=int, help="pieces (default: the study's)")
-    add("--updates", type=int, help="of each training (default: the study's)")
     add("--seeds", help="such as 1,2 (default: the study's)")
     add("--rounds", type=int, default=6, help="turns of each model that is timed (default: %(default)s)")
     add("--turn", type=int, default=5, help="updates in a turn (default: %(default)s)")
     args = parser.parse_args(argv)
-    args.study, args.out = Path(os.path.abspath(args.study)), from_root(args.out)
-    try:
-        pairs = [Pair.read(text) for text in args.pair]
-        args.pair = [replace(pair, folder=from_root(pair.folder)) for pair in pairs]
-        os.chdir(ROOT)
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        made = compare(args)
-        write_whole(args.out / "record.json", [json.dumps(made, indent=2).encode() + b"\n"])
-    except (
-        CommandError, LogError, PrepareError, StudyError, TimingError, TranslationError, OSError
-    ) as error:  # fmt: skip
-        print(f"many_languages.py: error: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.out / 'record.json'}")
-    return 0
+    return run_study("many_languages.py", args, compare, pairs_from_root, (PrepareError, TimingError))
 
 
 if __name__ == "__main__":
