@@ -16,7 +16,7 @@ HEADS: dict[str, list[str]] = {
 #: By two ranks with fairseq's default --ddp-backend, where each parameter has to get a gradient.
 RANKS: dict[str, list[str]] = {
     "cascade": ["--mhe-head", "cascade", "--share-all-embeddings"],
-    "sampling": ["--mhe-head", "sampling", "--mhe-groups", "3"],
+    "sampling": ["--mhe-head", "sampling", "--mhe-groups", "3", "--mhe-exact-last", "0"],
 }
 
 
