@@ -44,8 +44,9 @@ def checks(settings: Settings) -> Sequence[Check]:
 def spec(head: str, vocab: int, settings: Settings) -> dict[str, Any]:
     """A ``search_case.Spec``, as a dictionary."""
     names = ("dim", "layers", "sentences", "batch", "length", "beam", "rounds")
-    sizes = (16, 1, 4, 2, 4, 2, 1) if settings.smoke else (512, 6, 128, 64, 25, _BEAM, 3)
-    told = {"head": head, "vocab": vocab, "dtypes": ["fp16", "bf16"], "device": settings.device.type}
+    sizes = (16, 1, 4, 2, 2, 2, 1) if settings.smoke else (512, 6, 128, 64, 25, _BEAM, 3)
+    dtypes = ["fp16"] if settings.smoke else ["fp16", "bf16"]
+    told = {"head": head, "vocab": vocab, "dtypes": dtypes, "device": settings.device.type}
     return told | dict(zip(names, sizes, strict=True))
 
 
@@ -74,12 +75,13 @@ def _generate(vocab: int, settings: Settings) -> Seen:
         "wide": (paths["cascade"], "translation"),
         "stock": (paths["stock, not tied"], "translation"),
     }
+    beam = 2 if settings.smoke else _BEAM
     seen: dict[str, Translated] = {}
     flags: dict[str, list[str]] = {}
     for name, (path, task) in searches.items():
         flags[name] = [
             str(data), "-s", SOURCE, "-t", TARGET, *train_flags.PLUGIN, "--task", task, "--path", str(path),
-            "--gen-subset", "test", "--beam", str(_BEAM), "--min-len", str(text.longest), "--max-len-a", "0",
+            "--gen-subset", "test", "--beam", str(beam), "--min-len", str(text.longest), "--max-len-a", "0",
             "--max-len-b", str(text.longest), "--batch-size", "64", "--required-batch-size-multiple", "1",
             "--no-progress-bar", *train_flags.place(settings, "fp16"),
         ]  # fmt: skip

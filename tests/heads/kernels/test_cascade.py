@@ -60,8 +60,11 @@ def test_losses_and_gradients_are_those_of_plain_torch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["plain", "bottleneck", "tied"])
-@pytest.mark.parametrize("book", [HOLED, DEEP], ids=["2 digits", "3 digits"])
+@pytest.mark.parametrize(
+    ("kind", "book"),
+    [("plain", HOLED), ("bottleneck", HOLED), ("tied", DEEP)],
+    ids=["plain", "bottleneck", "tied, 3 digits"],
+)
 def test_groups_of_many_columns_and_rows(kind: str, book: Codebook) -> None:
     model, head = build(kind, book, FLOAT, std=0.3, dim=40, groups_sampled=3)
     x, y = features_for(75, 40, FLOAT, 1), targets_for(book, 75, 1)

@@ -1,9 +1,12 @@
-"""Triton's language is replaced once a launch, not once a call of a function inside a kernel.
+"""Triton's language is replaced once a launch, not once a call of a function inside a kernel; shapes are
+checked once.
 
 That kernels compute the same is what tests/heads/kernels tests, by this interpreter.
 """
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -32,11 +35,44 @@ def test_as_often_for_many_blocks_as_for_one(monkeypatch: pytest.MonkeyPatch) ->
         return True
 
     head, found = ProductHead(4, Codebook((3, 5))), []
-    for rows in (3, 300):
+    for rows in (3, 3, 300):  # the first use of a function is another
         replaced.clear()
+        blocks.clear()
         with launch.watched(saw), torch.no_grad():
             head(torch.randn(rows, 4), torch.zeros(rows, dtype=torch.long))
-        found.append(len(replaced))
-    half = len(blocks) // 2
-    assert sum(blocks[half:]) > sum(blocks[:half])
-    assert found[0] == found[1] > 0
+        found.append((len(replaced), sum(blocks)))
+    assert found[2][1] > found[1][1]
+    assert found[2][0] == found[1][0] > 0
+
+
+@pytest.mark.parametrize("sizes", [[4, 2], [8]])
+def test_types_and_tensors_have_tritons_shapes(sizes: list[int]) -> None:
+    import triton.language as tl
+
+    assert hasattr(tl.block_type, "once"), "a version of Triton that is left alone"
+    kinds = [tl.float32, tl.int32, tl.pointer_type(tl.float32)]
+    blocks = [tl.block_type(kind, shape) for kind in kinds for shape in (sizes, map_constexpr(sizes))]
+    for number, block in enumerate(blocks):
+        kind = kinds[number // 2]
+        assert block.scalar == kind and list(block.shape) == sizes and block.numel == math.prod(sizes)
+        assert str(kind) in block.name and block == blocks[number - number % 2]
+        value = tl.tensor(number, block)
+        assert value.handle == number and value.type is block and value.dtype == kind
+        assert [size.value for size in value.shape] == sizes and value.numel.value == math.prod(sizes)
+    assert tl.tensor(1, tl.int32).shape.values == []
+
+
+def test_bad_shapes_are_refused() -> None:
+    import triton.language as tl
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="power of 2"):
+            tl.block_type(tl.float32, [3])
+        with pytest.raises(TypeError, match="0d"):
+            tl.block_type(tl.float32, [])
+
+
+def map_constexpr(sizes: list[int]) -> list[object]:
+    import triton.language as tl
+
+    return [tl.constexpr(size) for size in sizes]
