@@ -99,7 +99,7 @@ class RankingSums:
 
 
 def percentages(sums: dict[str, float], documents: float) -> dict[str, float]:
-    """"P@1": 57.9 and so on, in percent.
+    """ "P@1": 57.9 and so on, in percent.
 
     Args:
         sums: of ``RankingSums``, of one or of many batches.

@@ -235,9 +235,7 @@ class CascadeHead(OutputHead):
         """
         return multilabel.scores(self, features, top_groups)
 
-    def multilabel_loss(
-        self, features: Tensor, targets: Labels, top_groups: int
-    ) -> Tensor:
+    def multilabel_loss(self, features: Tensor, targets: Labels, top_groups: int) -> Tensor:
         """The paper's loss: binary cross-entropy of the groups, plus that of the labels of candidate groups.
 
         Candidates are the ``top_groups`` best groups, the gold ones always among them.

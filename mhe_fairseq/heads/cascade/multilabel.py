@@ -48,9 +48,7 @@ def scores(head: CascadeHead, features: Tensor, top_groups: int) -> tuple[Tensor
     return labels.gather(1, order), score.clamp(min=0.0)
 
 
-def loss(
-    head: CascadeHead, features: Tensor, targets: Labels, top_groups: int
-) -> Tensor:
+def loss(head: CascadeHead, features: Tensor, targets: Labels, top_groups: int) -> Tensor:
     """See ``CascadeHead.multilabel_loss``."""
     _check_top_groups(top_groups)
     labels = padded_labels(targets, len(features), head.vocab_size).to(features.device)

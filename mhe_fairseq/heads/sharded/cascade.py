@@ -49,9 +49,7 @@ class ShardedCascadeHead(ShardedHead, CascadeHead):
     def multilabel_scores(self, features: Tensor, top_groups: int) -> tuple[Tensor, Tensor]:
         raise MHEError("multi-label scores are not offered by a head split over ranks; join it first")
 
-    def multilabel_loss(
-        self, features: Tensor, targets: Labels, top_groups: int
-    ) -> Tensor:
+    def multilabel_loss(self, features: Tensor, targets: Labels, top_groups: int) -> Tensor:
         raise MHEError("a multi-label loss is not offered by a head split over ranks")
 
     def _last_level(self, prefixes: int, length: int, width: int, tied: nn.Embedding | None) -> Level:
