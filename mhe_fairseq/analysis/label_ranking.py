@@ -1,13 +1,14 @@
-"""How good ranked labels are: P@k, nDCG@k and propensity-scored P@k, the measures of extreme multi-label text.
+"""How good ranked labels are: P@k, nDCG@k and propensity-scored P@k, as for extreme multi-label text.
 
 Of a document with labels Y and its labels l_1, l_2, ... best first:
 
 - P@k is the share of right ones among the first k.
-- nDCG@k is sum_{i <= k} [l_i in Y] / log2(i + 1), divided by what the best ranking has, which is the same sum
-  over the first min(k, |Y|) places.
-- PSP@k weighs a right label by 1 / p(l), its propensity: how probable it is that the label is noted where it is
-  right, 1 / (1 + C (N_l + B)^-A) with C = (log N - 1) (B + 1)^A, for N training documents of which N_l have
-  the label (Jain et al., 2016). As is usual, sums are over all documents, divided by those of the best ranking.
+- nDCG@k is sum_{i <= k} [l_i in Y] / log2(i + 1), divided by what the best ranking has, which is the same
+  sum over the first min(k, |Y|) places.
+- PSP@k weighs a right label by 1 / p(l), its propensity: how probable it is that the label is noted where it
+  is right, 1 / (1 + C (N_l + B)^-A) with C = (log N - 1) (B + 1)^A, for N training documents of which N_l
+  have the label (Jain et al., 2016). As is usual, sums over all documents are divided by those of the best
+  ranking.
 
 Documents without labels are left out of the means.
 """

@@ -52,7 +52,9 @@ class LabelText:
         """
         for name in _OF_TEXT:
             if getattr(args, name):
-                raise MHEError(f"--{name.replace('_', '-')} is about tokens of text; with --labels leave it out")
+                raise MHEError(
+                    f"--{name.replace('_', '-')} is about tokens of text; with --labels leave it out"
+                )
         return cls(Path(args.data))
 
     @property

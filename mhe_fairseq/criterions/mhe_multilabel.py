@@ -35,7 +35,8 @@ class MHEMultilabelCriterion(FairseqCriterion):
         super().__init__(task)
         if getattr(task, "label_names", None) is None:
             raise MHEError(
-                f"--criterion mhe_multilabel is for --task mhe_multilabel, and the task is {type(task).__name__}"
+                "--criterion mhe_multilabel is for --task mhe_multilabel, and the task is "
+                f"{type(task).__name__}"
             )
 
     def forward(

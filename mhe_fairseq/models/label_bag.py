@@ -1,4 +1,4 @@
-"""``--arch mhe_label_bag``: labels from a bag of embeddings, the fast baseline of extreme multi-label text."""
+"""``--arch mhe_label_bag``: labels from a bag of embeddings, the usual small and fast body."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _SIZES = {
     "mhe_bag_layers": (1, "number of these layers (default: 1)"),
     "mhe_pair_buckets": (
         0,
-        "embeddings that pairs of neighbouring tokens share by a hash, 0: pairs are not read (default: 65536)",
+        "embeddings that pairs of neighbouring tokens share by a hash, 0: pairs are not read (default: "
+        "65536)",
     ),
 }
 

@@ -48,8 +48,8 @@ class LabelModel(BaseFairseqModel):
     """fairseq's model of ``--task mhe_multilabel``. A subclass says what the body is.
 
     ``forward`` gives features (B, d), and with ``labels`` the loss of every document, computed inside the
-    call: so gradients are reduced and parameters gathered by whatever wraps the model. Every label has a bias:
-    features have a 1 behind them.
+    call: so gradients are reduced and parameters gathered by whatever wraps the model. Every label has a
+    bias: features have a 1 behind them.
 
     Args:
         args: flags, with ``mhe_options``.
@@ -169,19 +169,14 @@ def build_label_model(make: Any, args: Any, task: Any) -> Any:
     head = getattr(args, "mhe_head", None)
     if head is not None and head not in LABEL_HEADS:
         raise MHEError(f"for labels --mhe-head is one of {', '.join(LABEL_HEADS)}; got {head!r}")
+    # What was planned for a checkpoint's head is written into its flags.
+    is_new = getattr(args, "mhe_fingerprint", None) is None
     for name in _NOT_FOR_LABELS:
-        # What was planned for a checkpoint's head is written into its flags.
-        if getattr(args, name, None) and getattr(args, "mhe_fingerprint", None) is None:
+        if is_new and getattr(args, name, None):
             flag = "--" + name.replace("_", "-")
             raise MHEError(f"{flag} is not for models that give documents labels; leave it out")
-    if (
-        getattr(args, "mhe_groups", None)
-        and head != "sampling"
-        and not getattr(args, "mhe_fingerprint", None)
-    ):
-        raise MHEError(
-            "--mhe-groups is for --mhe-head sampling where documents are given labels; leave it out"
-        )
+    if is_new and getattr(args, "mhe_groups", None) and head != "sampling":
+        raise MHEError("for labels --mhe-groups is for --mhe-head sampling; leave it out")
     with resolved(args, names) as flat:
         return make(flat, task)
 
@@ -193,7 +188,7 @@ def add_args_of_base(parser: argparse.ArgumentParser) -> None:
 
 def _begin_biases(head: OutputHead, column: int) -> None:
     """Rows begin without a bias; one against all with one at which few labels are expected."""
-    for name, weight in head.named_parameters():
+    for weight in head.parameters():
         if weight.dim() > 1:
             weight[..., column:] = 0.0
     if type(head) is SoftmaxHead:

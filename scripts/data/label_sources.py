@@ -1,10 +1,10 @@
 """Documents with labels, in the formats of extreme multi-label text.
 
-- One line a document, ``label,label<TAB>text``, in ``{train,valid,test}.tsv``; labels may be separated by blanks
-  instead, and a label with commas in it stands in quotation marks.
+- One line a document, ``label,label<TAB>text``, in ``{train,valid,test}.tsv``; labels may be separated by
+  blanks instead, and a label with commas in it stands in quotation marks.
 - A file of labels and one of texts, line by line: ``trn_X_Y.txt`` and ``tst_X_Y.txt`` of the extreme
-  classification repository (a first line of two numbers, then ``label:1 label:1``, names in ``Y.txt``), or labels
-  as they are in ``Y.trn.txt`` or ``train_labels.txt``.
+  classification repository (a first line of two numbers, then ``label:1 label:1``, names in ``Y.txt``), or
+  labels as they are in ``Y.trn.txt`` or ``train_labels.txt``.
 """
 
 from __future__ import annotations
@@ -139,13 +139,15 @@ class Source:
     def _name(self, number: int, label: str) -> str:
         if not label.isdecimal():
             raise PrepareError(
-                f"line {number + 1} of {self.labels} has '{label}'; numbers of labels, as in 17:1, were expected"
+                f"line {number + 1} of {self.labels} has '{label}'; numbers of labels, as in 17:1, were "
+                "expected"
             )
         if self.names is None:
             return label
         if int(label) >= len(self.names):
             raise PrepareError(
-                f"line {number + 1} of {self.labels} has label {label}, and there are names of {len(self.names)}"
+                f"line {number + 1} of {self.labels} has label {label}, and there are names of "
+                f"{len(self.names)}"
             )
         return self.names[int(label)]
 
@@ -177,8 +179,8 @@ def find_sources(folder: Path, separator: str | None) -> dict[str, Source]:
             raise PrepareError(f"{here} is one of two files, and the other is missing: {', '.join(names)}")
         elif split != "valid":
             raise PrepareError(
-                f"there is no {split} set in {folder}: neither {split}.tsv[.xz], nor {_LABELS[split][0]} with "
-                f"{_TEXTS[split][0]}"
+                f"there is no {split} set in {folder}: neither {split}.tsv[.xz], nor {_LABELS[split][0]} "
+                f"with {_TEXTS[split][0]}"
             )
     word = separator or ("comma" if _has_comma(found["train"]) else "blank")
     char = {"comma": ",", "blank": " "}[word]

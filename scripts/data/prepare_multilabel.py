@@ -2,16 +2,17 @@
 """Binarise documents with labels, for --task mhe_multilabel.
 
     python scripts/data/prepare_multilabel.py --source DIR --out OUT
-    python scripts/data/prepare_multilabel.py --source DIR --out OUT --dict PRETRAINING/dict.txt --model spm.model
+    python scripts/data/prepare_multilabel.py --source DIR --out OUT --dict dict.txt --model spm.model
 
-DIR has {train,valid,test}.tsv, plain or .xz, a line a document: its labels (label,label or label label; "a, b" in
-quotation marks where a label has commas), a tab and its text. Or the files of the extreme classification
-repository: trn_X_Y.txt and tst_X_Y.txt with their raw texts trn_X.txt and tst_X.txt, and names in Y.txt. Without a
-validation set some of the training documents are one.
+DIR has {train,valid,test}.tsv, plain or .xz, a line a document: its labels (label,label or label label; a
+label with commas in quotation marks), a tab and its text. Or the files of the extreme classification
+repository: trn_X_Y.txt and tst_X_Y.txt with their raw texts trn_X.txt and tst_X.txt, and names in Y.txt.
+Without a validation set some of the training documents are one. --dict and --model are a pretraining's.
 
-Writes OUT/data-bin, and OUT/labels.codes, the codebook of labels for --mhe-codebook. Labels are in the order of
-their frequency in the training set; a blank in a label becomes '\u2581'. Training documents without a label are left
-out; labels that no training document has can be found by no model, and count as not found. Both are told.
+Writes OUT/data-bin, and OUT/labels.codes, the codebook of labels for --mhe-codebook. Labels are in the order
+of their frequency in the training set; a blank in a label becomes '\u2581'. Training documents without a
+label are left out; labels that no training document has can be found by no model, and count as not found.
+Both are told.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -179,7 +180,9 @@ class Split:
 
     def documents(self) -> Iterator[Document]:
         for document in self.source.documents():
-            if (document.labels or not self.needs_label) and (self.lines is None or document.line in self.lines):
+            if (document.labels or not self.needs_label) and (
+                self.lines is None or document.line in self.lines
+            ):
                 yield document
 
     def texts(self) -> Iterator[bytes]:
