@@ -36,6 +36,8 @@ PLACEHOLDERS = {
     "TEXT": "mkdir TEXT; for split in train valid test; do cp CORPUS/$split.de TEXT/$split; done",
     "LABELLED": "mkdir LABELLED; for split in train valid test; do"
     ' awk \'{print "kind" NR % 10 "\\t" $0}\' CORPUS/$split.de > LABELLED/$split.tsv; done',
+    "DOCUMENTS": "mkdir DOCUMENTS; for split in train valid test; do"
+    ' awk \'{print "kind" NR % 10 " half" NR % 2 "\\t" $0}\' CORPUS/$split.de > DOCUMENTS/$split.tsv; done',
     "DATA-BIN": "fairseq-preprocess -s en -t de --joined-dictionary --destdir DATA-BIN --workers 1"
     " --trainpref CORPUS/train --validpref CORPUS/valid --testpref CORPUS/test",
     "NEW-BIN": "fairseq-preprocess -s en -t de --joined-dictionary --destdir NEW-BIN --workers 1"
