@@ -12,6 +12,7 @@ from mhe_fairseq.cli.data import read_dictionary
 from mhe_fairseq.coding.assign import Floats, Ints, Progress
 from mhe_fairseq.coding.label_vectors import Lists, label_vectors
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.models.labelling import LabelNames
 from mhe_fairseq.tasks.binarised import BinarisedText
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class LabelText:
                         "scripts/data/prepare_multilabel.py writes them"
                     )
         self._labels = read_dictionary(folder / "label" / "dict.txt", [])
+        #: Of labels alone: fairseq's own symbols are none.
+        self.dictionary: Any = LabelNames(self._labels.symbols[self._labels.nspecial :])
         self.by_language: dict[str, Ints] = {}
 
     @classmethod
@@ -56,14 +59,6 @@ class LabelText:
                     f"--{name.replace('_', '-')} is about tokens of text; with --labels leave it out"
                 )
         return cls(Path(args.data))
-
-    @property
-    def dictionary(self) -> Any:
-        """Of labels alone: fairseq's own symbols are none."""
-        # Here: it imports fairseq, and bad arguments should be told before.
-        from mhe_fairseq.models.labelling import LabelNames
-
-        return LabelNames(self._labels.symbols[self._labels.nspecial :])
 
     def count(self, vocab_size: int, progress: Progress) -> Ints:
         """(V,) documents of each label."""

@@ -90,8 +90,8 @@ def _architectures() -> Iterator[str]:
         if name.startswith("mhe_"):
             by_class.setdefault(model, []).append(name)
     yield (
-        "An architecture has the sizes of fairseq's of the same name without `mhe_`, or `mhe_label_`; fairseq "
-        "has none like `mhe_label_bag`.\n"
+        "An architecture has the sizes of fairseq's of the same name without `mhe_`, or without "
+        "`mhe_label_`. fairseq has none like `mhe_label_bag`.\n"
     )
     for model, names in by_class.items():
         yield f"[`{model.__name__}`][{_public_name(model)}]"

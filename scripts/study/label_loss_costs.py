@@ -53,7 +53,8 @@ def measure(labels: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     book = Codebook(plan_lengths(labels), vocab_size=labels)
     features, chosen = batch(args.documents, labels, args.each, args.dim)
     features.requires_grad_()
-    steps, rows = {}, []
+    steps: list[tuple[OutputHead, Callable[[], Tensor]]] = []
+    rows: list[dict[str, Any]] = []
     for name, make in HEADS.items():
         torch.manual_seed(1)
         head = make(args.dim, book)
@@ -62,10 +63,10 @@ def measure(labels: int, args: argparse.Namespace) -> list[dict[str, Any]]:
             return head.label_loss(features, chosen).mean()
 
         peak = measure_peak(loss, list(head.parameters()))
-        steps[name] = (head, loss)
+        steps.append((head, loss))
         rows.append({"labels": labels, "head": name, "extra_bytes": peak.extra, "seconds": []})
     for _ in range(args.rounds + 1):
-        for row, (head, loss) in zip(rows, steps.values(), strict=True):
+        for row, (head, loss) in zip(rows, steps, strict=True):
             features.grad = None
             head.zero_grad(set_to_none=True)
             began = time.process_time()
