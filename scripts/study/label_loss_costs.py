@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -58,10 +59,7 @@ def measure(labels: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     for name, make in HEADS.items():
         torch.manual_seed(1)
         head = make(args.dim, book)
-
-        def loss(head: OutputHead = head) -> Tensor:
-            return head.label_loss(features, chosen).mean()
-
+        loss = partial(_loss, head, features, chosen)
         peak = measure_peak(loss, list(head.parameters()))
         steps.append((head, loss))
         rows.append({"labels": labels, "head": name, "extra_bytes": peak.extra, "seconds": []})
@@ -76,6 +74,10 @@ def measure(labels: int, args: argparse.Namespace) -> list[dict[str, Any]]:
         # The first warms up.
         row["seconds"] = median(row["seconds"][1:])
     return rows
+
+
+def _loss(head: OutputHead, features: Tensor, chosen: Tensor) -> Tensor:
+    return head.label_loss(features, chosen).mean()
 
 
 def main(argv: list[str] | None = None) -> int:

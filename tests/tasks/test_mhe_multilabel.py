@@ -105,7 +105,7 @@ def test_fairseq_validate_and_unknown_labels(folder: Path, trained: dict[str, st
     assert len(path.read_text().splitlines()) == SIZES["test"]
     assert "39 documents with labels" in said
     for name in ("P@1", "nDCG@3", "PSP@5"):
-        (value,) = re.findall(rf"{name} ([\d.]+)", said)
+        (value,) = re.findall(rf" {name} ([\d.]+)", said)
         (of_fairseq,) = re.findall(rf'"(?:\w*_)?{name}": "?([\d.]+)', done)
         assert float(of_fairseq) == pytest.approx(float(value), abs=0.006)
 
