@@ -59,7 +59,7 @@ def measure(labels: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     for name, make in HEADS.items():
         torch.manual_seed(1)
         head = make(args.dim, book)
-        loss = partial(_loss, head, features, chosen)
+        loss: Callable[[], Tensor] = partial(_loss, head, features, chosen)
         peak = measure_peak(loss, list(head.parameters()))
         steps.append((head, loss))
         rows.append({"labels": labels, "head": name, "extra_bytes": peak.extra, "seconds": []})
