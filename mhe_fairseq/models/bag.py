@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,8 +44,10 @@ class BagOfEmbeddings(nn.Module):
         self.tokens, self.first, self.padding, self.buckets = tokens, first, padding, buckets
         self.dropout = dropout
         self.table = nn.Parameter(torch.empty(tokens + buckets, dim))
-        # Of length 1, whatever the width: a mean of a hundred of them is small as it is.
-        nn.init.normal_(self.table)
+        # As fairseq's transformers have their embeddings: small weights, of which Adam's steps are a large
+        # part, and a factor behind them. With weights as large as their product a training was slow.
+        nn.init.normal_(self.table, std=dim**-0.5)
+        self.scale = math.sqrt(dim)
         sizes = [dim, *[width] * layers]
         self.layers = nn.ModuleList(
             nn.Linear(before, after) for before, after in zip(sizes, sizes[1:], strict=False)
@@ -52,7 +56,7 @@ class BagOfEmbeddings(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         numbers, counts = self.numbers(tokens)
         starts = counts.cumsum(dim=0) - counts
-        x = F.embedding_bag(numbers, self.table, starts, mode="mean")
+        x = self.scale * F.embedding_bag(numbers, self.table, starts, mode="mean")
         x = F.dropout(x, self.dropout, self.training)
         for layer in self.layers:
             x = F.dropout(F.relu(layer(x)), self.dropout, self.training)

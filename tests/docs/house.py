@@ -102,7 +102,7 @@ def not_to_be_run(block: Block) -> str:
 
 def placeholders(block: Block) -> set[str]:
     """Words in capitals that begin an argument of a command, or its value."""
-    pattern = re.compile(r"(?:[\w-]+=)?([A-Z][A-Z0-9]*(?:-[A-Z0-9]+)*)(?![\w=-])")
+    pattern = re.compile(r"(?:[\w-]+=)?([A-Z][A-Z0-9]*(?:-[A-Z0-9]+)*)(?![\w=@-])")
     words = (word for command in commands(block) for word in command.words[1:])
     return {match[1] for word in words if (match := pattern.match(word))}
 

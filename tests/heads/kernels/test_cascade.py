@@ -247,14 +247,20 @@ def test_what_kernels_cannot_is_plain_torchs(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_loss_of_several_labels_is_that_of_plain_torch(book: Codebook) -> None:
     model, head = build("plain", book, FLOAT, std=0.5, dim=16)
     labels = [[3, 70, 4], [], [149], [5, 6]]
-    found = []
+    found: list[list[torch.Tensor]] = []
+    launched: list[launch.Launch] = []
+
+    def seen(each: launch.Launch) -> bool:
+        launched.append(each)
+        return True
+
     for by_kernels in (True, False):
         features = features_for(4, 16, FLOAT, 1).requires_grad_()
+        launched.clear()
+        with contextlib.nullcontext() if by_kernels else plain_torch(), launch.watched(seen):
+            loss = head.label_loss(features, labels)
+        assert bool(launched) == by_kernels
         with contextlib.nullcontext() if by_kernels else plain_torch():
-            launched: list[launch.Launch] = []
-            with launch.watched(lambda each, seen=launched: seen.append(each) is None):
-                loss = head.label_loss(features, labels)
-            assert bool(launched) == by_kernels
             found.append([loss, *torch.autograd.grad(loss.sum(), [features, *model.parameters()])])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
