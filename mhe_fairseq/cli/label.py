@@ -10,11 +10,11 @@ from typing import IO, Any
 
 import torch
 
-from mhe_fairseq.analysis.label_ranking import PLACES, RankingSums, percentages
 from mhe_fairseq.bench.machine import find_device
 from mhe_fairseq.cli.bars import Bars
 from mhe_fairseq.cli.checkpoint import read_with_data, said, set_up_task
 from mhe_fairseq.cli.output import check_output, write_whole
+from mhe_fairseq.criterions.label_ranking import PLACES, RankingSums, percentages
 from mhe_fairseq.errors import MHEError
 
 

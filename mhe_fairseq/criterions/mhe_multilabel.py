@@ -10,7 +10,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch import Tensor
 
-from mhe_fairseq.analysis.label_ranking import PLACES, RankingSums, percentages
+from mhe_fairseq.criterions.label_ranking import PLACES, RankingSums, percentages
 from mhe_fairseq.errors import MHEError
 
 #: Of what is logged, sums that measures are made of; fairseq does not print names that begin so.

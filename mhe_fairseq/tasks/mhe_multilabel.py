@@ -29,7 +29,7 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 from torch import Tensor
 
-from mhe_fairseq.analysis.label_ranking import PROPENSITY, inverse_propensities
+from mhe_fairseq.criterions.label_ranking import PROPENSITY, inverse_propensities
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.labelling import LabelNames
 

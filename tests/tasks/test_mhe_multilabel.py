@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mhe_fairseq.analysis.label_ranking import PLACES
 from mhe_fairseq.cli.main import main
+from mhe_fairseq.criterions.label_ranking import PLACES
 from tests.commands import ALL_SENTENCES, PLUGIN, logged
 from tests.helpers import run_command
 from tests.labelled import LABELS, SIZES, prepare, train_line, write_documents

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mhe_fairseq.analysis.label_ranking import RankingSums, inverse_propensities, percentages
+from mhe_fairseq.criterions.label_ranking import RankingSums, inverse_propensities, percentages
 from mhe_fairseq.errors import MHEError
 
 
