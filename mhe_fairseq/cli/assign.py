@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mhe_fairseq.cli.assign_labels import LabelText
 from mhe_fairseq.cli.assign_report import Assigned, report
 from mhe_fairseq.cli.assign_text import ManyTexts, OneText, Text, add_language_args
 from mhe_fairseq.cli.bars import Bars
@@ -84,6 +85,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="SYMBOL",
         help="a symbol that the task adds to the dictionary; masked_lm adds '<mask>'; may be repeated",
     )
+    parser.add_argument(
+        "--labels",
+        action="store_true",
+        help="a codebook of the labels of documents, for --task mhe_multilabel; clusters are of the words of "
+        "each label's documents (TF-IDF)",
+    )
     add_language_args(parser)
     parser.add_argument(
         "--contexts",
@@ -114,7 +121,11 @@ def run(args: argparse.Namespace) -> int:
     if args.from_checkpoint is not None and args.by != "cluster":
         raise MHEError(f"--from-checkpoint clusters an embedding; it cannot be combined with --by {args.by}")
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
-    text: Text = OneText.of(args) if args.lang_pairs is None else ManyTexts.of(args)
+    text: Text
+    if args.labels:
+        text = LabelText.of(args)
+    else:
+        text = OneText.of(args) if args.lang_pairs is None else ManyTexts.of(args)
     dictionary = text.dictionary
     vocab_size = len(dictionary)
     if lengths is not None:
@@ -160,7 +171,8 @@ def assign_slots(
             raise MHEError(f"the training text in {args.data} is empty; {what}")
     if reads_text:
         weights, vectors, words = text.neighbours(vocab_size, args.contexts, args.seed, bars.update)
-        source = f"clusters of neighbours in {words}, seed {args.seed}"
+        what = "labels by" if args.labels else "neighbours in"
+        source = f"clusters of {what} {words}, seed {args.seed}"
     elif args.from_checkpoint is not None:
         vectors = embedding_vectors(read_embedding(Path(args.from_checkpoint), vocab_size), seed=args.seed)
         source = f"clusters of the embedding in {args.from_checkpoint}, seed {args.seed}"

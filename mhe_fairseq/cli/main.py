@@ -15,7 +15,7 @@ from mhe_fairseq.version import __version__
 
 #: Modules of this package, one a command. Each has ``add_parser(subparsers)``, which sets the default
 #: ``run``, and ``run(args) -> int``, the exit status.
-COMMANDS = ("plan", "assign", "analyze", "bench", "convert", "export", "signature")
+COMMANDS = ("plan", "assign", "analyze", "bench", "convert", "export", "label", "signature")
 
 
 class _Parser(argparse.ArgumentParser):

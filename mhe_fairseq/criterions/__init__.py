@@ -2,5 +2,6 @@
 
 from mhe_fairseq.criterions.mhe_cross_entropy import MHECrossEntropyCriterion
 from mhe_fairseq.criterions.mhe_masked_lm import MHEMaskedLMCriterion
+from mhe_fairseq.criterions.mhe_multilabel import MHEMultilabelCriterion
 
-__all__ = ["MHECrossEntropyCriterion", "MHEMaskedLMCriterion"]
+__all__ = ["MHECrossEntropyCriterion", "MHEMaskedLMCriterion", "MHEMultilabelCriterion"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads.labels import Labels, label_pairs
 from mhe_fairseq.heads.reading import Reading
 from mhe_fairseq.heads.rows.input_rows import MARK
 
@@ -48,7 +49,10 @@ class Candidates(NamedTuple):
 
 
 #: Of a head, what is called from outside with features.
-_CALLED = ("forward", "log_probs", "log_prob", "topk", "log_prob_of", "candidates", "beam_candidates")
+_CALLED = (
+    "forward", "log_probs", "log_prob", "topk", "log_prob_of", "candidates", "beam_candidates", "label_loss",
+    "label_topk",
+)  # fmt: skip
 
 
 def _on_its_device(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -186,6 +190,34 @@ class OutputHead(nn.Module, ABC):
         found, tokens = self.topk(features, min(self.vocab_size, k + len(without)))
         found, place = found.masked_fill(torch.isin(tokens, without), -torch.inf).topk(k, dim=1)
         return found, tokens.gather(1, place)
+
+    def label_loss(self, features: Tensor, labels: Labels) -> Tensor:
+        """Loss of rows that have several labels, where tokens are labels: the sum of -log p over a row's
+        labels.
+
+        p is the probability that a label drawn from a row's labels is this one. Where each row has as many
+        labels as the loss says, the order of p is that of how probable labels are to be right.
+
+        Args:
+            features: (N, d).
+            labels: of every row: N lists, or (N, M) long padded with -1; those of a row all different.
+
+        Returns:
+            (N,) fp32 or wider; 0 for a row without labels.
+
+        Raises:
+            MHEError: another number of rows, a label outside 0..V-1.
+        """
+        rows, tokens = label_pairs(labels, features, self.vocab_size)
+        nll = self.forward(features.index_select(0, rows), tokens, smoothing=False).nll
+        return nll.new_zeros(len(features)).index_add(0, rows, nll)
+
+    def label_topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best labels, as ``label_loss`` has learnt them; equal to those of scores of all V labels.
+
+        Shape: (N, d) -> (N, k) log-probabilities, descending, and (N, k) labels.
+        """
+        return self.topk(features, k)
 
     def read(self, features: Tensor) -> Reading:
         """Features (N, d), of which several things are asked."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import HeadLoss, OutputHead, wide
+from mhe_fairseq.heads.labels import Labels, padded_labels
 from mhe_fairseq.heads.pieces import loss_in_pieces
 from mhe_fairseq.heads.rows.tied import OutputTable
 from mhe_fairseq.heads.wide_product import wide_linear
@@ -66,6 +67,23 @@ class SoftmaxHead(OutputHead):
         best, tokens = logits.topk(k, dim=-1)
         return best - logits.logsumexp(dim=-1, keepdim=True), tokens
 
+    def label_loss(self, features: Tensor, labels: Labels) -> Tensor:
+        """One against all, the usual dense layer of multi-label classification: binary cross-entropy of
+        every label, sigmoid(W x), summed over the V labels.
+
+        Args and errors: those of ``OutputHead.label_loss``; ``chunk`` bounds the rows of logits held.
+        """
+        padded = padded_labels(labels, len(features), self.vocab_size).to(features.device)
+        if 0 < self.chunk < features.size(0):
+            return loss_in_pieces(_binary, self.chunk, features, self.table.weight, padded)
+        return _binary(features, self.table.weight, padded)
+
+    def label_topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """As ``OutputHead.label_topk``; scores are logs of sigmoids."""
+        self._check_k(k)
+        best, labels = wide_linear(features, self.table.weight).topk(k, dim=-1)
+        return F.logsigmoid(best), labels
+
     def _pieces(self, features: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
         size = self.chunk or max(1, features.size(0))
         return list(zip(features.split(size), target.split(size), strict=True)) or [(features, target)]
@@ -76,6 +94,15 @@ class SoftmaxHead(OutputHead):
             F.linear(x, self.table.weight).argmax(dim=-1).eq(y) for x, y in self._pieces(features, target)
         ]
         return wide(torch.cat(parts).to(features.dtype))
+
+
+def _binary(features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """(N, d), (V, d), (N, M) padded below 0 -> (N,)."""
+    logits = wide(F.linear(features, weight))
+    row, place = (labels >= 0).nonzero(as_tuple=True)
+    # log(1 + e^z) of every label, less z of the right ones: without a table of the V targets.
+    right = logits[row, labels[row, place]]
+    return F.softplus(logits).sum(dim=-1).index_add(0, row, -right)
 
 
 def _nll(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ class BinarisedText:
         self._parts = [(prefix, self._open(prefix)) for prefix in prefixes]
         self.tokens = sum(int(np.sum(part.sizes)) for _, part in self._parts)
         self.sentences = sum(len(part) for _, part in self._parts)
+        #: (sentences,) tokens of each, with its end.
+        self.sizes = np.concatenate([np.asarray(part.sizes, dtype=np.int64) for _, part in self._parts])
 
     def __iter__(self) -> Iterator[Ints]:
         from fairseq.data.indexed_dataset import MMapIndexedDataset, data_file_path

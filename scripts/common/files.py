@@ -20,7 +20,7 @@ class PrepareError(Exception):
     """Bad input, said in one sentence."""
 
 
-def read_lines(path: Path, blank: bool = False) -> Iterator[str]:
+def read_lines(path: Path, blank: bool = False, strip: bool = True) -> Iterator[str]:
     """The lines of a file, plain or ``.xz``, refused when it is no UTF-8 or has a line without text.
 
     Only a line feed ends a line: Python's other line ends (such as U+2028) occur inside sentences and would
@@ -30,6 +30,7 @@ def read_lines(path: Path, blank: bool = False) -> Iterator[str]:
     Args:
         path: the file.
         blank: allow lines without text, which come as "".
+        strip: without blanks at the ends of lines, tabs too.
 
     Raises:
         PrepareError: as above, or the file is missing, empty or damaged.
@@ -39,10 +40,12 @@ def read_lines(path: Path, blank: bool = False) -> Iterator[str]:
     try:
         with lzma.open(path) if path.suffix == ".xz" else open(path, "rb") as file:
             for raw in file:
-                line = raw.decode("utf-8").replace("\r", " ").strip()
+                line = raw.decode("utf-8").replace("\r", " ")
+                line = line.strip() if strip else line.removesuffix("\n")
                 number += 1
-                text = text or bool(line)
-                if not line and not blank:
+                has_text = bool(line.strip())
+                text = text or has_text
+                if not has_text and not blank:
                     raise PrepareError(f"line {number} of {path} is empty; every line needs a sentence")
                 yield line
     except UnicodeDecodeError as error:

@@ -89,7 +89,10 @@ def _architectures() -> Iterator[str]:
     for name, model in ARCH_MODEL_REGISTRY.items():
         if name.startswith("mhe_"):
             by_class.setdefault(model, []).append(name)
-    yield "An architecture has the sizes of fairseq's of the same name without `mhe_`.\n"
+    yield (
+        "An architecture has the sizes of fairseq's of the same name without `mhe_`, or without "
+        "`mhe_label_`. fairseq has none like `mhe_label_bag`.\n"
+    )
     for model, names in by_class.items():
         yield f"[`{model.__name__}`][{_public_name(model)}]"
         yield f":   {', '.join(f'`{name}`' for name in sorted(names))}\n"
@@ -108,8 +111,8 @@ def _tasks() -> Iterator[tuple[str, Any, list[str]]]:
 
     for name, chosen in TASK_REGISTRY.items():
         if name.startswith("mhe_"):
-            stock = TASK_REGISTRY[name.removeprefix("mhe_")]
-            yield name, chosen, list(_names_of_flags(stock))
+            stock = TASK_REGISTRY.get(name.removeprefix("mhe_"))
+            yield name, chosen, [] if stock is None else list(_names_of_flags(stock))
 
 
 def _registered(flag: str, things: Iterable[tuple[str, Any, list[str]]]) -> Iterator[str]:

@@ -152,7 +152,7 @@ choose_machine() {
             DISTRIBUTED+=(--distributed-backend gloo)
         fi
         echo "$RECIPE: on the CPU$( ((WORLD == 1)) || echo ", $WORLD processes")"
-        [[ $SCALE == tiny ]] ||
+        [[ $SCALE == tiny || -n ${LIGHT:-} ]] ||
             echo "$RECIPE: a full-size model takes months without a GPU; --scale tiny tries the recipe out"
     fi
     if [[ $PRECISION != fp32 ]]; then DEVICE+=("--$PRECISION"); fi

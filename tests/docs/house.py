@@ -36,6 +36,8 @@ PLACEHOLDERS = {
     "TEXT": "mkdir TEXT; for split in train valid test; do cp CORPUS/$split.de TEXT/$split; done",
     "LABELLED": "mkdir LABELLED; for split in train valid test; do"
     ' awk \'{print "kind" NR % 10 "\\t" $0}\' CORPUS/$split.de > LABELLED/$split.tsv; done',
+    "DOCUMENTS": "mkdir DOCUMENTS; for split in train valid test; do"
+    ' awk \'{print "kind" NR % 10 " half" NR % 2 "\\t" $0}\' CORPUS/$split.de > DOCUMENTS/$split.tsv; done',
     "DATA-BIN": "fairseq-preprocess -s en -t de --joined-dictionary --destdir DATA-BIN --workers 1"
     " --trainpref CORPUS/train --validpref CORPUS/valid --testpref CORPUS/test",
     "NEW-BIN": "fairseq-preprocess -s en -t de --joined-dictionary --destdir NEW-BIN --workers 1"
@@ -100,7 +102,7 @@ def not_to_be_run(block: Block) -> str:
 
 def placeholders(block: Block) -> set[str]:
     """Words in capitals that begin an argument of a command, or its value."""
-    pattern = re.compile(r"(?:[\w-]+=)?([A-Z][A-Z0-9]*(?:-[A-Z0-9]+)*)(?![\w=-])")
+    pattern = re.compile(r"(?:[\w-]+=)?([A-Z][A-Z0-9]*(?:-[A-Z0-9]+)*)(?![\w=@-])")
     words = (word for command in commands(block) for word in command.words[1:])
     return {match[1] for word in words if (match := pattern.match(word))}
 

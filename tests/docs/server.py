@@ -57,6 +57,8 @@ def _small(arguments: list[str]) -> list[str]:
     arch = arguments[arguments.index("--arch") + 1]
     sides: Sequence[str] = ("encoder", "decoder")
     widths = dict(_WIDTHS)
+    if arch == "mhe_label_bag":
+        return ["--mhe-bag-dim=16", "--mhe-pair-buckets=64"]
     if "_lm" in arch:
         sides = ("decoder",)
         widths |= {"input-dim": 16, "output-dim": 16}

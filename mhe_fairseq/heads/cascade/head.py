@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from mhe_fairseq.heads.cascade.group import GroupLinear
 from mhe_fairseq.heads.cascade.level import Level, LevelLoss
 from mhe_fairseq.heads.cascade.reading import CascadeReading
 from mhe_fairseq.heads.cascade.search import best_first
+from mhe_fairseq.heads.labels import Labels
 from mhe_fairseq.heads.rows.input_rows import prefix_rows
 from mhe_fairseq.heads.rows.tied import check_embedding
 from mhe_fairseq.heads.slot_names import SlotNames
@@ -213,12 +213,17 @@ class CascadeHead(OutputHead):
         # A row of NaN may have holes among its best; let them be some token.
         return best, self.token_of_slot(slots).clamp(min=0)
 
+    def label_loss(self, features: Tensor, labels: Labels) -> Tensor:
+        """As ``OutputHead.label_loss``; a group of several of a row's labels is opened once."""
+        if cascade_kernels.serves(self, features):
+            return super().label_loss(features, labels)
+        return multilabel.nll(self, features, labels)
+
     def multilabel_scores(self, features: Tensor, top_groups: int) -> tuple[Tensor, Tensor]:
         """Labels of the best groups with the paper's multi-label score, a product of sigmoids.
 
-        Here tokens are labels, any number of which may be right. The first digit's sigmoids choose the
-        ``top_groups`` best groups (with H = 3 then as many of their subgroups); a label's score is the
-        sigmoid of its group times that of its local digit.
+        The first digit's sigmoids choose the ``top_groups`` best groups (with H = 3 then as many of their
+        subgroups); a label's score is the sigmoid of its group times that of its local digit.
 
         Shape: (N, d) -> (N, C) labels and (N, C) scores, best first; C = min(top_groups, groups) x L.
         Where a row has fewer candidates the label is -1 and the score 0.
@@ -228,12 +233,9 @@ class CascadeHead(OutputHead):
         """
         return multilabel.scores(self, features, top_groups)
 
-    def multilabel_loss(
-        self, features: Tensor, targets: Sequence[Sequence[int]] | Tensor, top_groups: int
-    ) -> Tensor:
-        """Binary cross-entropy of the groups, plus that of the labels of candidate groups.
-
-        Candidates are the ``top_groups`` best groups, the gold ones always among them.
+    def multilabel_loss(self, features: Tensor, targets: Labels, top_groups: int) -> Tensor:
+        """The paper's loss: binary cross-entropy of groups, plus that of the labels of candidate groups: the
+        ``top_groups`` best ones, and the gold ones always.
 
         Args:
             features: (N, d).

@@ -1,8 +1,7 @@
-"""A cascade over labels any number of which may be right (the paper's use of MHC: sigmoids, not soft-max)."""
+"""A cascade over labels any number of which may be right: by soft-max, and by the paper's sigmoids."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +10,24 @@ from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import wide
+from mhe_fairseq.heads.labels import Labels, label_pairs, padded_labels
 
 if TYPE_CHECKING:
     from mhe_fairseq.heads.cascade.head import CascadeHead
     from mhe_fairseq.heads.cascade.level import Level
+
+
+def nll(head: CascadeHead, features: Tensor, labels: Labels) -> Tensor:
+    """See ``CascadeHead.label_loss``."""
+    rows, tokens = label_pairs(labels, features, head.vocab_size)
+    digits = head.digits(tokens)
+    lost = -head.group_log_probs(features)[rows, digits[:, 0]]
+    for h, (level, x) in enumerate(zip(head.levels, head.inputs(features), strict=True), start=1):
+        # Labels of one row in one group read the same soft-max.
+        pair, place = (rows * level.prefixes + head.prefix(digits, h)).unique(return_inverse=True)
+        row, prefix = pair.div(level.prefixes, rounding_mode="floor"), pair % level.prefixes
+        lost = lost - level.log_softmax(x, prefix, row)[place, digits[:, h]]
+    return lost.new_zeros(len(features)).index_add(0, rows, lost)
 
 
 def scores(head: CascadeHead, features: Tensor, top_groups: int) -> tuple[Tensor, Tensor]:
@@ -35,12 +48,10 @@ def scores(head: CascadeHead, features: Tensor, top_groups: int) -> tuple[Tensor
     return labels.gather(1, order), score.clamp(min=0.0)
 
 
-def loss(
-    head: CascadeHead, features: Tensor, targets: Sequence[Sequence[int]] | Tensor, top_groups: int
-) -> Tensor:
+def loss(head: CascadeHead, features: Tensor, targets: Labels, top_groups: int) -> Tensor:
     """See ``CascadeHead.multilabel_loss``."""
     _check_top_groups(top_groups)
-    labels = _padded(targets, len(features), head.vocab_size).to(features.device)
+    labels = padded_labels(targets, len(features), head.vocab_size).to(features.device)
     is_label = labels >= 0
     digits = head.digits(labels.clamp(min=0))
     logits = _first_logits(head, features)
@@ -108,27 +119,6 @@ def _gold(logits: Tensor, prefix: Tensor, gold_prefix: Tensor, digit: Tensor, is
     row, place, label = match.nonzero(as_tuple=True)
     gold[row, place, digit[row, label]] = 1.0
     return gold
-
-
-def _padded(targets: Sequence[Sequence[int]] | Tensor, count: int, vocab_size: int) -> Tensor:
-    """(N, M) long, -1 after the last label of a row."""
-    if not isinstance(targets, Tensor):
-        rows = [torch.as_tensor(row, dtype=torch.long) for row in targets]
-        padded = torch.full((len(rows), max((len(row) for row in rows), default=0)), -1)
-        for i, row in enumerate(rows):
-            padded[i, : len(row)] = row
-        targets = padded
-    if targets.dim() != 2 or len(targets) != count:
-        raise MHEError(
-            f"labels are a list for every one of the {count} rows of features, or a matrix padded with -1; "
-            f"got shape {tuple(targets.shape)}"
-        )
-    if targets.numel() and not -1 <= int(targets.min()) <= int(targets.max()) < vocab_size:
-        raise MHEError(
-            f"labels must be 0..{vocab_size - 1} (-1 pads a row), got {int(targets.min())} .. "
-            f"{int(targets.max())}"
-        )
-    return targets
 
 
 def _check_top_groups(top_groups: int) -> None:

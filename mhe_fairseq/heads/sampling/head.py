@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads.base import HeadLoss, wide
+from mhe_fairseq.heads.base import HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.sampling import kernels as sampling_kernels
 from mhe_fairseq.heads.sampling.exact_end import ExactEnd
 from mhe_fairseq.heads.sampling.group_sample import expected_share, inclusion_probabilities, sample_groups
@@ -190,6 +190,10 @@ class SamplingHead(SoftmaxHead):
         if accuracy:
             stats["sampled_accuracy"] = gold.detach().ge(best).to(nll.dtype)
         return HeadLoss(nll, log_z - mean if smoothing else None, stats)
+
+    # Of a soft-max, whose training is on a sample: not the dense layer's sigmoids.
+    label_loss = OutputHead.label_loss
+    label_topk = OutputHead.label_topk
 
     @property
     def samples(self) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import OutputHead
 from mhe_fairseq.heads.cascade.head import CascadeHead
 from mhe_fairseq.heads.cascade.level import Level
+from mhe_fairseq.heads.labels import Labels
 from mhe_fairseq.heads.sharded.level import ShardedLevel
 from mhe_fairseq.heads.sharded.state import ShardedHead
 
@@ -44,12 +43,13 @@ class ShardedCascadeHead(ShardedHead, CascadeHead):
     def sharded(self) -> ShardedLevel:
         return self.local
 
+    def label_loss(self, features: Tensor, labels: Labels) -> Tensor:
+        raise MHEError("a loss of several labels is not offered by a head split over ranks")
+
     def multilabel_scores(self, features: Tensor, top_groups: int) -> tuple[Tensor, Tensor]:
         raise MHEError("multi-label scores are not offered by a head split over ranks; join it first")
 
-    def multilabel_loss(
-        self, features: Tensor, targets: Sequence[Sequence[int]] | Tensor, top_groups: int
-    ) -> Tensor:
+    def multilabel_loss(self, features: Tensor, targets: Labels, top_groups: int) -> Tensor:
         raise MHEError("a multi-label loss is not offered by a head split over ranks")
 
     def _last_level(self, prefixes: int, length: int, width: int, tied: nn.Embedding | None) -> Level:

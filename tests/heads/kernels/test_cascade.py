@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -243,3 +244,26 @@ def test_what_kernels_cannot_is_plain_torchs(monkeypatch: pytest.MonkeyPatch) ->
         _, wide = build("plain", HOLED, torch.float64, dim=16)
         wide(features_for(5, 16, torch.float64, 1), targets_for(HOLED, 5, 1))
     assert not launches
+
+
+@pytest.mark.parametrize("book", [HOLED, DEEP], ids=["2 digits", "3 digits"])
+def test_the_loss_of_several_labels_is_that_of_plain_torch(book: Codebook) -> None:
+    model, head = build("plain", book, FLOAT, std=0.5, dim=16)
+    labels = [[3, 70, 4], [], [149], [5, 6]]
+    found: list[list[torch.Tensor]] = []
+    launched: list[launch.Launch] = []
+
+    def seen(each: launch.Launch) -> bool:
+        launched.append(each)
+        return True
+
+    for by_kernels in (True, False):
+        features = features_for(4, 16, FLOAT, 1).requires_grad_()
+        launched.clear()
+        with contextlib.nullcontext() if by_kernels else plain_torch(), launch.watched(seen):
+            loss = head.label_loss(features, labels)
+        assert bool(launched) == by_kernels
+        with contextlib.nullcontext() if by_kernels else plain_torch():
+            found.append([loss, *torch.autograd.grad(loss.sum(), [features, *model.parameters()])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -58,5 +58,6 @@ def not_split() -> None:
             lambda make=make: make(DIM, book, Shard.of(), tied=nn.Embedding(20, DIM))  # type: ignore[misc]
         )
     head = ShardedCascadeHead(DIM, book, Shard.of())
+    assert "several labels" in told(lambda: head.label_loss(torch.zeros(1, DIM), [[1]]))
     assert "multi-label" in told(lambda: head.multilabel_scores(torch.zeros(1, DIM), 1))
     assert "multi-label" in told(lambda: head.multilabel_loss(torch.zeros(1, DIM), [[1]], 1))

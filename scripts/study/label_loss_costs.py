@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""What a step of the loss of documents with several labels costs: a cascade beside the dense layer.
+
+    python scripts/study/label_loss_costs.py --labels 10000,500000 --json FILE
+
+Features and labels are made up: labels are drawn by Zipf's law, the cascade's groups are those of its order.
+A step is the loss of a batch and all its gradients. Times are medians of CPU seconds, of steps of the two in
+turns; memory is the peak beside parameters and their gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from mhe_fairseq.bench.memory import measure_peak  # noqa: E402
+from mhe_fairseq.coding import Codebook, plan_lengths  # noqa: E402
+from mhe_fairseq.errors import MHEError  # noqa: E402
+from mhe_fairseq.heads import CascadeHead, OutputHead, SoftmaxHead  # noqa: E402
+
+HEADS: dict[str, Callable[[int, Codebook], OutputHead]] = {
+    "dense": lambda dim, book: SoftmaxHead(dim, book),
+    "cascade": lambda dim, book: CascadeHead(dim, book),
+}
+
+
+def batch(count: int, labels: int, each: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Features (N, d) and labels (N, M), those of a document all different."""
+    generator = torch.Generator().manual_seed(1)
+    weights = 1.0 / torch.arange(1, labels + 1, dtype=torch.float64)
+    chosen = torch.multinomial(weights.expand(count, -1), each, generator=generator)
+    return torch.randn(count, dim, generator=generator), chosen
+
+
+def measure(labels: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each head.
+
+    Args:
+        labels: V.
+        args: the flags.
+    """
+    book = Codebook(plan_lengths(labels), vocab_size=labels)
+    features, chosen = batch(args.documents, labels, args.each, args.dim)
+    features.requires_grad_()
+    steps: list[tuple[OutputHead, Callable[[], Tensor]]] = []
+    rows: list[dict[str, Any]] = []
+    for name, make in HEADS.items():
+        torch.manual_seed(1)
+        head = make(args.dim, book)
+        loss: Callable[[], Tensor] = partial(_loss, head, features, chosen)
+        peak = measure_peak(loss, list(head.parameters()))
+        steps.append((head, loss))
+        rows.append({"labels": labels, "head": name, "extra_bytes": peak.extra, "seconds": []})
+    for _ in range(args.rounds + 1):
+        for row, (head, loss) in zip(rows, steps, strict=True):
+            features.grad = None
+            head.zero_grad(set_to_none=True)
+            began = time.process_time()
+            loss().backward()
+            row["seconds"].append(time.process_time() - began)
+    for row in rows:
+        # The first warms up.
+        row["seconds"] = median(row["seconds"][1:])
+    return rows
+
+
+def _loss(head: OutputHead, features: Tensor, chosen: Tensor) -> Tensor:
+    return head.label_loss(features, chosen).mean()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--labels", default="10000,500000", metavar="V,...", help="(default: %(default)s)")
+    parser.add_argument("--documents", type=int, default=128, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--each", type=int, default=5, metavar="M", help="labels of one (default: %(default)s)"
+    )
+    parser.add_argument("--dim", type=int, default=256, metavar="D", help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="steps that are timed (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
+    args = parser.parse_args(argv)
+    try:
+        sizes = [int(text) for text in args.labels.split(",")]
+        if min(*sizes, 2**62) <= args.each or min(args.documents, args.each, args.dim, args.rounds) < 1:
+            raise ValueError
+    except ValueError:
+        print(
+            "label_loss_costs.py: error: --labels are whole numbers above --each, and all others at least 1; "
+            f"got --labels {args.labels} --each {args.each}",
+            file=sys.stderr,
+        )
+        return 1
+    try:
+        rows = [row for size in sizes for row in measure(size, args)]
+    except MHEError as error:
+        print(f"label_loss_costs.py: error: {error}", file=sys.stderr)
+        return 1
+    for row in rows:
+        print(
+            f"{row['labels']:>9,} labels  {row['head']:8} {row['seconds'] * 1e3:9.1f} ms of CPU  "
+            f"{row['extra_bytes'] / 2**20:9.1f} MiB"
+        )
+    if args.json is not None:
+        args.json.write_text(
+            json.dumps({"flags": vars(args) | {"json": None}, "rows": rows}, indent=1) + "\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
