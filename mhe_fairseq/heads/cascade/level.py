@@ -144,9 +144,9 @@ class Level(MaybeTied):
         pairs = Pairs.of(prefix, rows)
         logits = wide(grouped_linear(x, self.weight, self.layout, pairs))
         masked = self._mask(logits, pairs.groups)
-        log_sum = masked.logsumexp(dim=-1)
         column = digit.index_select(0, pairs.order)
-        picked = masked.gather(-1, column.unsqueeze(-1)).squeeze(-1)
+        picked, summed = self._picked(masked, column)
+        log_sum = summed.logsumexp(dim=-1)
         largest = right = None
         if best:
             largest, place = masked.detach().max(dim=-1)
@@ -154,6 +154,10 @@ class Level(MaybeTied):
             largest = pairs.restore(largest)
         means = pairs.restore(self._mean(logits, pairs.groups)) if mean else None
         return PairScores(pairs.restore(log_sum), pairs.restore(picked), means, largest, right)
+
+    def _picked(self, logits: Tensor, digit: Tensor) -> tuple[Tensor, Tensor]:
+        """The digits' logits, and those to sum over. Shape: (R, L), (R,) -> (R,), (R, L)."""
+        return logits.gather(-1, digit.unsqueeze(-1)).squeeze(-1), logits
 
     def _mean(self, logits: Tensor, prefix: Tensor) -> Tensor:
         """Mean logit over the tokens of a prefix. Shape: (R, L), (R,) -> (R,)."""
