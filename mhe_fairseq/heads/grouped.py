@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mhe_fairseq.heads.base import to_list, wide
-from mhe_fairseq.heads.margin import unit, unit_gradient
+from mhe_fairseq.heads.base import to_list
 from mhe_fairseq.heads.once import once
 
 #: Bytes from which on a gradient on the CPU lies in huge pages.
@@ -110,9 +109,8 @@ class Layout:
             logits = logits.index_select(-1, self._tokens.flatten())
         return logits.unflatten(-1, (self.groups, self.length))
 
-    def write_product(self, grad: Tensor, weight: Tensor, group: int, left: Tensor, right: Tensor) -> None:
-        """Write left (m, L)^T @ right (m, d), of which a group's rows of ``weight`` get their gradient, where
-        ``read`` reads from."""
+    def write_product(self, grad: Tensor, group: int, left: Tensor, right: Tensor) -> None:
+        """Write left (m, L)^T @ right (m, d) where ``read`` reads from."""
         if self._tokens is None and grad.dtype == left.dtype:
             transposed_product(left, right, out=grad[group])
             return
@@ -136,17 +134,6 @@ class Layout:
         if end - begin < self.length:
             block = block.index_select(0, self._places[begin:end])
         return self._own[begin:end], block
-
-
-class UnitLayout(Layout):
-    """Of a weight (G, L, d) whose rows are read with length 1, as a margin has them."""
-
-    def read(self, weight: Tensor, group: int, dtype: torch.dtype) -> Tensor:
-        return unit(wide(weight[group])).to(dtype)
-
-    def write_product(self, grad: Tensor, weight: Tensor, group: int, left: Tensor, right: Tensor) -> None:
-        rows = wide(weight[group])
-        grad[group].copy_(unit_gradient(rows, (left.T @ right).to(rows.dtype)))
 
 
 def grouped_linear(x: Tensor, weight: Tensor, layout: Layout, pairs: Pairs) -> Tensor:
@@ -207,7 +194,7 @@ def _gradients(
     for group, begin, end in runs:
         d, own = d_logits[begin:end], rows[begin:end]
         if d_weight is not None:
-            layout.write_product(d_weight, weight, group, d, x.index_select(0, own))
+            layout.write_product(d_weight, group, d, x.index_select(0, own))
         if d_x is not None:
             d_x.index_add_(0, own, product(d, layout.read(weight, group, x.dtype)))
     if d_weight is not None:

@@ -106,17 +106,26 @@ class Bent(NamedTuple):
 
 def unit(rows: Tensor) -> Tensor:
     """Rows of length 1, of the same directions; zeros where there is none. Shape: (..., d)."""
-    return rows / _length(rows)
+    return rows * inverse_lengths(rows).unsqueeze(-1)
 
 
-def unit_gradient(rows: Tensor, gradient: Tensor) -> Tensor:
-    """Gradient of ``rows`` from that of ``unit(rows)``. Shape: (n, d), (n, d)."""
-    length = _length(rows)
-    direction = rows / length
-    along = (direction * gradient).sum(dim=-1, keepdim=True)
-    return gradient.addcmul(direction, along, value=-1).div_(length)
+def inverse_lengths(rows: Tensor) -> Tensor:
+    """One over the length of each row, 0 where it has none: ``unit(rows)`` are the rows times these.
+
+    Shape: (..., d) -> (...), fp32 or float64.
+    """
+    length = torch.linalg.vector_norm(rows, dim=-1, dtype=wide(rows[:0]).dtype)
+    return length.masked_fill(length < _SHORTEST, torch.inf).reciprocal()
 
 
-def _length(rows: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return length.masked_fill(length < _SHORTEST, torch.inf)
+@torch.no_grad()
+def along_spheres_(gradient: Tensor, rows: Tensor, inverse: Tensor) -> None:
+    """Take from a gradient, in place, the part along the rows: a row's length changes no score.
+
+    Args:
+        gradient: (V, d), of the rows as if ``inverse`` were constant.
+        rows: (V, d).
+        inverse: (V,), their ``inverse_lengths``.
+    """
+    along = (wide(gradient) * wide(rows)).sum(dim=-1) * inverse * inverse
+    gradient.addcmul_(rows, along.unsqueeze(-1).to(rows.dtype), value=-1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import Margin, SoftmaxHead
-from mhe_fairseq.heads.margin import unit, unit_gradient
+from mhe_fairseq.heads.margin import along_spheres_, inverse_lengths, unit
 from tests.heads.oracle import codebooks, features_for, softmax_logits, targets_for
 
 DIM = 6
@@ -77,7 +77,10 @@ def test_directions_and_their_gradient() -> None:
     torch.testing.assert_close(found.norm(dim=1), torch.tensor([1.0, 1.0, 0.0, 1.0]).double())
     (wanted,) = torch.autograd.grad(found, rows, gradient)
     assert not wanted[2].any()
-    torch.testing.assert_close(unit_gradient(rows.detach(), gradient), wanted)
+    inverse = inverse_lengths(rows.detach())
+    by_hand = gradient * inverse.unsqueeze(1)
+    along_spheres_(by_hand, rows.detach(), inverse)
+    torch.testing.assert_close(by_hand, wanted)
 
 
 # ---- a dense head

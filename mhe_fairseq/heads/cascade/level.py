@@ -142,7 +142,7 @@ class Level(MaybeTied):
         Shape: (N, dim), (R,), (R,) or None where pair i is of row i, (R,) -> (R,) each.
         """
         pairs = Pairs.of(prefix, rows)
-        logits = wide(grouped_linear(x, self.weight, self.layout, pairs))
+        logits = self._of_pairs(x, pairs)
         masked = self._mask(logits, pairs.groups)
         column = digit.index_select(0, pairs.order)
         picked, summed = self._picked(masked, column)
@@ -154,6 +154,10 @@ class Level(MaybeTied):
             largest = pairs.restore(largest)
         means = pairs.restore(self._mean(logits, pairs.groups)) if mean else None
         return PairScores(pairs.restore(log_sum), pairs.restore(picked), means, largest, right)
+
+    def _of_pairs(self, x: Tensor, pairs: Pairs) -> Tensor:
+        """Logits, fp32 or wider, in the order of ``pairs``. Shape: (N, dim), R pairs -> (R, L)."""
+        return wide(grouped_linear(x, self.weight, self.layout, pairs))
 
     def _picked(self, logits: Tensor, digit: Tensor) -> tuple[Tensor, Tensor]:
         """The digits' logits, and those to sum over. Shape: (R, L), (R,) -> (R,), (R, L)."""

@@ -16,7 +16,7 @@ from mhe_fairseq.heads.margin import Margin
 from mhe_fairseq.heads.sampling import kernels as sampling_kernels
 from mhe_fairseq.heads.sampling.exact_end import ExactEnd
 from mhe_fairseq.heads.sampling.group_sample import expected_share, inclusion_probabilities, sample_groups
-from mhe_fairseq.heads.sampling.plan import GroupRows, Plan, UnitRows, consecutive
+from mhe_fairseq.heads.sampling.plan import GroupRows, Plan, consecutive
 from mhe_fairseq.heads.sampling.predicted import Predictor, chances, systematic_rows
 from mhe_fairseq.heads.sampling.scores import SampledScores
 from mhe_fairseq.heads.softmax import SoftmaxHead
@@ -90,8 +90,8 @@ class SamplingHead(SoftmaxHead):
     The paper's own variants: "own" normalises over the gold group only, "batch" over the union of the
     batch's gold groups, both without correction and with the smoothing term over the same tokens.
 
-    With ``margin`` the gold logit of the estimate has it, as that of the exact loss has; rows are brought to
-    length 1 group by group, as they are read. Kernels have no margin: such a head computes in plain torch.
+    With ``margin`` the gold logit of the estimate has it, as that of the exact loss has. Kernels have no
+    margin: such a head computes in plain torch.
 
     Cost: at most (G + 1) V / L_1 x d multiply-adds a token in training and N x (G + 1) V / L_1 logits (less
     by a group where the gold one is in the sample); a gradient of V x d a step. Evaluation: V x d.
@@ -177,13 +177,12 @@ class SamplingHead(SoftmaxHead):
                 shares = self.predictor(features.detach(), self._first_digits.to(features.device))
                 inclusion = chances(shares, self._share, self.groups)
             plan = self._plan(target, gold_group, inclusion)
-            rows, by_head = GroupRows, smoothing and self.margin is not None and self.variant in DRAWING
-            if self.margin is not None:
-                features, rows = self.margin.features(features), UnitRows
+            features = self._angular(features)
+            by_head = smoothing and self.margin is not None and self.variant in DRAWING
             log_z, gold, mean, best, share, *_ = SampledScores.apply(
                 features,
                 self.table.weight,
-                rows(self.tokens_by_group, self._starts, self._first),
+                GroupRows(self.tokens_by_group, self._starts, self._first),
                 plan,
                 self._log_weights(plan, wide(features[:0]).dtype, inclusion),
                 smoothing and not by_head,

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mhe_fairseq.heads.base import to_list, wide
-from mhe_fairseq.heads.margin import unit, unit_gradient
+from mhe_fairseq.heads.base import to_list
 
 
 @dataclass(frozen=True)
@@ -34,37 +33,25 @@ class GroupRows:
         """A group's rows, a view where they lie together. Shape: (V, d) -> (n, d)."""
         if self.first[group] >= 0:
             return table.narrow(0, self.first[group], self.size(group))
-        return table.index_select(0, self.of(group))
+        return table.index_select(0, self._of(group))
 
-    def add_product(self, grad: Tensor, table: Tensor, group: int, left: Tensor, right: Tensor) -> None:
-        """Add left (m, n)^T @ right (m, d), in their type, to the gradient (V, d) of a group's rows of a
-        table."""
+    def add_product(self, table: Tensor, group: int, left: Tensor, right: Tensor) -> None:
+        """Add left (m, n)^T @ right (m, d), in their type, to a group's rows of a (V, d) table."""
         if self.first[group] < 0:
-            grad.index_add_(0, self.of(group), (left.T @ right).to(grad.dtype))
+            table.index_add_(0, self._of(group), (left.T @ right).to(table.dtype))
         else:
-            add_product(grad.narrow(0, self.first[group], self.size(group)), left.T, right)
+            add_product(self.read(table, group), left.T, right)
 
-    def of(self, group: int) -> Tensor:
-        """A group's tokens. Shape: -> (n,) long."""
+    def scale_(self, logits: Tensor, factors: Tensor, chunk: Chunk) -> None:
+        """Multiply the logits of a chunk's pairs by one factor a token, in place.
+
+        Shape: (m, n), (V,) in the order of ``tokens``.
+        """
+        for group, part in chunk.parts():
+            logits[part].mul_(factors[self.starts[group] : self.starts[group + 1]])
+
+    def _of(self, group: int) -> Tensor:
         return self.tokens[self.starts[group] : self.starts[group + 1]]
-
-
-class UnitRows(GroupRows):
-    """Read with length 1, as a margin has them; the gradient is of the rows as they are.
-
-    A batch's products with a group have to come in one ``add_product``.
-    """
-
-    def read(self, table: Tensor, group: int) -> Tensor:
-        return unit(wide(super().read(table, group)))
-
-    def add_product(self, grad: Tensor, table: Tensor, group: int, left: Tensor, right: Tensor) -> None:
-        rows = wide(super().read(table, group))
-        part = unit_gradient(rows, (left.T @ right).to(rows.dtype)).to(grad.dtype)
-        if self.first[group] < 0:
-            grad.index_add_(0, self.of(group), part)
-        else:
-            grad.narrow(0, self.first[group], self.size(group)).add_(part)
 
 
 def add_product(to: Tensor, left: Tensor, right: Tensor) -> None:

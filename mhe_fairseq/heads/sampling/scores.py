@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mhe_fairseq.heads.base import wide
-from mhe_fairseq.heads.margin import Margin
+from mhe_fairseq.heads.margin import Margin, along_spheres_, inverse_lengths
 from mhe_fairseq.heads.once import once
 from mhe_fairseq.heads.sampling.plan import Chunk, GroupRows, Plan, add_product
 
@@ -20,8 +20,8 @@ class SampledScores(torch.autograd.Function):
     ``log_weight``, one of each of the plan's R pairs, is added to the logits of the group. The mean logit is
     over all V tokens (``mean_of_all``) or over the row's scored ones.
 
-    With ``margin``, ``x`` are its features and ``groups`` gives rows of length 1. The gold logit has the
-    margin, also in log Z_hat; the best logit is as far from the gold one as it is without a margin.
+    With ``margin``, ``x`` are its features, and logits are divided by the lengths of W's rows. The gold logit
+    has the margin, also in log Z_hat; the best logit is as far from the gold one as it is without a margin.
 
     Shape: x (N, d), W (V, d), log_weight (R,) -> (N,) four times; (0,) for the best if it is not wanted.
 
@@ -52,6 +52,8 @@ class SampledScores(torch.autograd.Function):
         total = lowest.new_empty(len(rows) if of_scored else 0)
         home = lowest.new_empty(x.size(0))
         slope = lowest.new_empty(x.size(0) if margin else 0)
+        # In the order of groups: those of one lie together.
+        inverse = slope if margin is None else inverse_lengths(weight)[groups.tokens]
         highest = torch.empty_like(best if margin and want_best else best[:0])
         softs = []
         for chunk in plan.chunks:
@@ -60,6 +62,8 @@ class SampledScores(torch.autograd.Function):
             for group, part in chunk.parts():
                 torch.mm(members[part], groups.read(weight, group).to(x.dtype).T, out=logits[part])
             logits = wide(logits)
+            if margin is not None:
+                groups.scale_(logits, inverse, chunk)
             torch.index_select(logits.view(-1), 0, plan.home_cells[chunk.targets], out=home[chunk.targets])
             if margin is not None:
                 if want_best:
@@ -87,7 +91,7 @@ class SampledScores(torch.autograd.Function):
         best = _most_by_row(best if margin is None else highest, rows, x.size(0)) if want_best else best[:0]
         if margin is not None and want_best:
             best = gold + (best - plain)
-        return log_z, gold, mean, best, share, mean_weight, slope, *softs
+        return log_z, gold, mean, best, share, mean_weight, slope, inverse, *softs
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -120,7 +124,7 @@ def _gradients(
     *kept: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Of x and of the weight. ``kept``: the plan's tensors, and what the forward pass gave."""
-    plan, (share, mean_weight, slope, *softs) = Plan._make([*kept[:5], chunks]), kept[5:]
+    plan, (share, mean_weight, slope, inverse, *softs) = Plan._make([*kept[:5], chunks]), kept[5:]
     g_each = None
     if want_mean and mean_of_all:
         row = ((g_mean @ wide(x)) / weight.size(0)).to(weight.dtype)
@@ -142,10 +146,11 @@ def _gradients(
         if len(slope):
             cells, line = plan.home_cells[chunk.targets], d.view(-1)
             line.index_copy_(0, cells, line[cells] * slope[chunk.targets])
+            groups.scale_(d, inverse, chunk)
         d = d.to(x.dtype)
         members = plan.features(x, chunk)
         for group, part in chunk.parts():
-            groups.add_product(grad_weight, weight, group, d[part], members[part])
+            groups.add_product(grad_weight, group, d[part], members[part])
             table = groups.read(weight, group).to(x.dtype)
             if members is x:
                 add_product(grad_x, d, table)
@@ -155,6 +160,8 @@ def _gradients(
         if members is not x:
             grad_x.index_add_(0, plan.rows[chunk.pairs], members.to(grad_x.dtype))
         del d, members  # before the next ones are made
+    if len(slope):
+        along_spheres_(grad_weight, weight, torch.empty_like(inverse).index_copy_(0, groups.tokens, inverse))
     return grad_x.to(x.dtype), grad_weight
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mhe_fairseq.heads.base import wide
 from mhe_fairseq.heads.cascade.level import Level, PairScores
-from mhe_fairseq.heads.grouped import UnitLayout
-from mhe_fairseq.heads.margin import Margin, unit
+from mhe_fairseq.heads.grouped import Pairs
+from mhe_fairseq.heads.margin import Margin, inverse_lengths, unit
 from mhe_fairseq.heads.pieces import loss_in_pieces
 from mhe_fairseq.heads.sharded.exchange import Exchange, exchanges, total_over_ranks
 from mhe_fairseq.heads.sharded.shards import Shard, fingerprint_number, normal_blocks
@@ -40,8 +40,8 @@ class ShardedLevel(Level):
         dim: width of the features.
         groups: L_1, first digits; P is a multiple of it.
         shard: this rank.
-        margin: features are those of the margin, and rows are read with length 1. Of a pair the digit picked
-            is told without the margin, and has it in the log-sum-exp; a digit of -1 is not picked.
+        margin: features are those of the margin, and logits are divided by the rows' lengths. Of a pair the
+            digit picked is told without the margin, and has it in the log-sum-exp; a digit of -1 is not picked.
 
     Raises:
         MHEError: fewer groups than ranks; while running, ranks with different codebooks.
@@ -89,8 +89,6 @@ class ShardedLevel(Level):
     def set_tokens(self, counts: Tensor, token_of_slot: Tensor) -> None:
         """Of the whole level. Shape: (P, L), (P * L,)."""
         super().set_tokens(counts[self.first : self.first + self.own], token_of_slot)
-        if self.margin is not None:
-            self.layout = UnitLayout(self.own, self.length)
 
     def set_fingerprint(self, fingerprint: str) -> None:
         """Of the codebook: compared between ranks whenever they talk."""
@@ -261,6 +259,10 @@ class ShardedLevel(Level):
         """Whose products with features are the logits. Shape: -> (own, L, dim)."""
         weight = self.weight
         return weight if self.margin is None else unit(wide(weight)).to(weight.dtype)
+
+    def _of_pairs(self, x: Tensor, pairs: Pairs) -> Tensor:
+        logits = super()._of_pairs(x, pairs)
+        return logits if self.margin is None else logits * inverse_lengths(self.weight)[pairs.groups]
 
     def _picked(self, logits: Tensor, digit: Tensor) -> tuple[Tensor, Tensor]:
         if self.margin is None:

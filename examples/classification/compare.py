@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Several trainings beside each other: a table, and a picture of accuracy over time.
+
+    python examples/classification/compare.py softmax=runs/softmax cascade=runs/cascade --out accuracy.png
+
+Reads log.jsonl and result.json of train.py, and verify.json of verify.py where there is one. --clock cpu_seconds
+draws over the processor's time: on a machine that does other work beside, seconds are not comparable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
+
+from mhe_fairseq.errors import MHEError  # noqa: E402
+from scripts.study.plot_curves import COLOURS  # noqa: E402
+
+#: Key of a result -> title, form.
+COLUMNS = {
+    "parameters": ("parameters of the layer", "{:,}"),
+    "test_1": ("accuracy at 1", "{:.2f}"),
+    "test_5": ("at 5", "{:.2f}"),
+    "tar_0.01": ("TAR at FAR 1e-2", "{:.2f}"),
+    "tar_0.001": ("at 1e-3", "{:.2f}"),
+    "rank_1": ("rank-1", "{:.2f}"),
+    "cpu_seconds": ("CPU seconds", "{:.0f}"),
+}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Results of a training, and ``log``, its lines.
+
+    Raises:
+        MHEError: it has none.
+    """
+    try:
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise MHEError(
+            f"{folder} is not of a training that has ended ({error}); train.py writes it"
+        ) from None
+    verified = folder / "verify.json"
+    return {**result, **(json.loads(verified.read_text()) if verified.is_file() else {}), "log": log}
+
+
+def table(runs: dict[str, dict[str, Any]]) -> str:
+    """Markdown, of the columns that any has."""
+    keys = [key for key in COLUMNS if any(key in run for run in runs.values())]
+    lines = [["training", *(COLUMNS[key][0] for key in keys)], ["---", *("---:" for _ in keys)]]
+    for name, run in runs.items():
+        lines.append([name, *(COLUMNS[key][1].format(run[key]) if key in run else "" for key in keys)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def draw(runs: dict[str, dict[str, Any]], clock: str, path: Path) -> None:
+    """Validation accuracy at 1 over time.
+
+    Raises:
+        MHEError: no matplotlib, more trainings than colours, or nothing to draw.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MHEError(
+            "matplotlib is not installed; install it with: pip install -c constraints.txt -e '.[plot]'"
+        ) from None
+    if len(runs) > len(COLOURS):
+        raise MHEError(f"at most {len(COLOURS)} trainings can be told apart, got {len(runs)}")
+    if not any("valid_1" in line for run in runs.values() for line in run["log"]):
+        raise MHEError("there is nothing to draw: none of the trainings had valid images")
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    panel = figure.subplots()
+    for (name, run), colour in zip(runs.items(), COLOURS, strict=False):
+        points = [(line[clock], line["valid_1"]) for line in run["log"] if "valid_1" in line]
+        panel.plot(*zip(*points, strict=True), color=colour, label=name, marker="o", markersize=3)
+    panel.set_xlabel("CPU seconds of training" if clock == "cpu_seconds" else "seconds of training")
+    panel.set_ylabel("validation accuracy at 1, %")
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="NAME=FOLDER", help="trainings of train.py")
+    add("--out", type=Path, help="PNG to write (default: none)")
+    add("--clock", choices=("seconds", "cpu_seconds"), default="seconds", help="default: %(default)s")
+    args = parser.parse_args(argv)
+    try:
+        runs = {}
+        for text in args.runs:
+            name, is_named, folder = text.partition("=")
+            if not is_named:
+                raise MHEError(f"a training is NAME=FOLDER, such as softmax=runs/softmax; got {text!r}")
+            runs[name] = read(Path(folder))
+        print(table(runs))
+        if args.out:
+            draw(runs, args.clock, args.out)
+            print(f"written: {args.out}")
+    except (MHEError, OSError) as error:
+        print(f"compare.py: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
