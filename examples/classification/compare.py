@@ -3,8 +3,8 @@
 
     python examples/classification/compare.py softmax=runs/softmax cascade=runs/cascade --out accuracy.png
 
-Reads log.jsonl and result.json of train.py, and verify.json of verify.py where there is one. --clock cpu_seconds
-draws over the processor's time: on a machine that does other work beside, seconds are not comparable.
+Reads log.jsonl and result.json of train.py, and verify.json of verify.py where there is one. With --clock
+cpu_seconds the picture is over the processor's time: seconds do not compare where a machine does other work.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from mhe_fairseq.coding import Codebook, parse_lengths, plan_lengths
 from mhe_fairseq.errors import MHEError
@@ -77,6 +78,11 @@ def build(args: argparse.Namespace, dim: int, classes: int) -> OutputHead:
         MHEError: arguments that do not fit.
     """
     check(args)
+    if args.shard and not dist.is_initialized():
+        raise MHEError(
+            "--shard splits the table over processes, and there is one; start several with torchrun "
+            "--nproc-per-node N"
+        )
     book = codebook_for(args, classes)
     margin = Margin(args.margin, args.scale, args.margin_size) if args.margin else None
     shard: dict[str, Any] = {"shard": Shard.of()} if args.shard else {}

@@ -3,8 +3,8 @@
 
     python examples/classification/time_layer.py --classes 10000 --dim 512 --batch 256
 
-Layers take turns, round after round, and what is told of each is its median and the median of its ratios to the
-dense layer of the same round. Weights and features are random; there is no network below.
+Layers take turns, round after round. Of each the median is told, and the median of its ratios to the first
+layer in the same round. Weights and features are random; there is no network below.
 """
 
 from __future__ import annotations
@@ -68,9 +68,8 @@ def run(args: argparse.Namespace) -> None:
     samples = interleave(steps, args.rounds, wait, clock)
     dense = samples[args.heads[0]]
     print(f"{args.classes:,} classes, {args.dim} dimensions, {args.batch} images, {args.rounds} rounds")
-    print(
-        f"| layer | parameters | ms a step | times faster than {args.heads[0]} |\n| --- | ---: | ---: | ---: |"
-    )
+    print(f"| layer | parameters | ms a step | times faster than {args.heads[0]} |")
+    print("| --- | ---: | ---: | ---: |")
     for name, each in samples.items():
         ratio = statistics.median(a / b for a, b in zip(dense.seconds, each.seconds, strict=True))
         size = sum(parameter.numel() for parameter in steps[name].head.parameters())

@@ -3,10 +3,11 @@
 
     python examples/classification/verify.py --data glyphs --run runs/faces
 
-Verification: every pair of images is accepted if the cosine of their features is above a threshold, which is
-set so that 1%, or 0.1%, of the pairs of different classes are accepted (false accept rate, FAR). The true accept
-rate (TAR) is the share of pairs of one class that are. Identification: the first image of every class is the
-gallery, and each other image is given the class of the nearest of them; rank-1 is the share of right ones.
+Verification: a pair of images is accepted if the cosine of their features is above a threshold, which is set
+so that 1%, or 0.1%, of all pairs of different classes are accepted (false accept rate, FAR). The true accept
+rate (TAR) is the share of the pairs of one class that are. Identification: the first image of every class is
+in the gallery, and each other image gets the class of the nearest one there; rank-1 is the share
+that is right.
 
 DATA/unseen.npz, or DATA/unseen/CLASS/*.png, has the images (--split names another). RUN/verify.json gets the
 results.
@@ -86,8 +87,8 @@ def accept_rates(features: Tensor, labels: Tensor, rates: tuple[float, ...]) -> 
         other += step[later & ~is_same].bincount(minlength=_STEPS).cpu()
     if not same.any() or not other.any():
         raise MHEError(
-            f"{len(labels)} images of {len(labels.unique())} classes have {int(same.sum())} pairs of one class "
-            f"and {int(other.sum())} of two; verification needs both"
+            f"{len(labels)} images of {len(labels.unique())} classes have {int(same.sum())} pairs of one "
+            f"class and {int(other.sum())} of two; verification needs both"
         )
     # Accepted with a threshold at each step.
     same_above, other_above = (each.flip(0).cumsum(0).flip(0) for each in (same, other))

@@ -41,7 +41,7 @@ class ShardedLevel(Level):
         groups: L_1, first digits; P is a multiple of it.
         shard: this rank.
         margin: features are those of the margin, and logits are divided by the rows' lengths. Of a pair the
-            digit picked is told without the margin, and has it in the log-sum-exp; a digit of -1 is not picked.
+            digit picked is told without the margin and has it in the log-sum-exp; -1 is no digit to pick.
 
     Raises:
         MHEError: fewer groups than ranks; while running, ranks with different codebooks.
