@@ -55,6 +55,7 @@ def save(
     progress: dict[str, Any],
     args: dict[str, Any],
     classes: list[str],
+    is_first: bool,
 ) -> None:
     """Collective where the table is split; the first process writes."""
     head = model.head
@@ -68,10 +69,10 @@ def save(
             if kept[name].dim() > 0:
                 kept[name] = head.gather_rows(kept[name])
         states["head"]["state"] = {**states["head"]["state"], place: kept}
-        if own is None:
-            return
     else:
         own = head.state_dict()
+    if not is_first:
+        return
     state = {
         "network": model.network.state_dict(), "head": own, "optimisers": states, "progress": progress,
         "args": {key: value for key, value in args.items() if key not in FREE}, "classes": classes,

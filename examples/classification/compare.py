@@ -5,6 +5,7 @@
 
 Reads log.jsonl and result.json of train.py, and verify.json of verify.py where there is one. With --clock
 cpu_seconds the picture is over the processor's time: seconds do not compare where a machine does other work.
+--record FILE writes columns and rows into a record, as docs/results has them; what else is in it stays.
 """
 
 from __future__ import annotations
@@ -59,6 +60,24 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def write_record(path: Path, runs: dict[str, dict[str, Any]]) -> None:
+    """Columns and rows; the rest of the file is kept.
+
+    Raises:
+        MHEError: it is there, and no record.
+    """
+    try:
+        record = json.loads(path.read_text()) if path.is_file() else {}
+        assert isinstance(record, dict)
+    except (ValueError, AssertionError):
+        raise MHEError(f"{path} is no record, a JSON object; nothing was written to it") from None
+    keys = [key for key in COLUMNS if any(key in run for run in runs.values())]
+    columns: list[dict[str, str]] = [{"key": "training", "title": "training"}]
+    columns += [{"key": key, "title": COLUMNS[key][0], "format": COLUMNS[key][1]} for key in keys]
+    rows = [{"training": name, **{key: run.get(key) for key in keys}} for name, run in runs.items()]
+    path.write_text(json.dumps({**record, "columns": columns, "rows": rows}, indent=2) + "\n")
+
+
 def draw(runs: dict[str, dict[str, Any]], clock: str, path: Path) -> None:
     """Validation accuracy at 1 over time.
 
@@ -95,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("runs", nargs="+", metavar="NAME=FOLDER", help="trainings of train.py")
     add("--out", type=Path, help="PNG to write (default: none)")
+    add("--record", type=Path, help="JSON file to write columns and rows into (default: none)")
     add("--clock", choices=("seconds", "cpu_seconds"), default="seconds", help="default: %(default)s")
     args = parser.parse_args(argv)
     try:
@@ -105,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
                 raise MHEError(f"a training is NAME=FOLDER, such as softmax=runs/softmax; got {text!r}")
             runs[name] = read(Path(folder))
         print(table(runs))
+        if args.record:
+            write_record(args.record, runs)
         if args.out:
             draw(runs, args.clock, args.out)
             print(f"written: {args.out}")

@@ -147,8 +147,9 @@ class Training:
     def save(self) -> None:
         progress = {"epoch": self.epoch, "seconds": self.seconds, "cpu": self.cpu}
         checkpoints.save(
-            self.path, self.model, self.steps, progress, plain(vars(self.args)), self.train.classes
-        )
+            self.path, self.model, self.steps, progress, plain(vars(self.args)), self.train.classes,
+            self.ranks.is_first,
+        )  # fmt: skip
 
 
 def in_order(count: int, size: int) -> list[list[int]]:
