@@ -4,7 +4,7 @@
     python examples/classification/compare.py softmax=runs/softmax cascade=runs/cascade --out accuracy.png
 
 Reads log.jsonl and result.json of train.py, and verify.json of verify.py where there is one. With --clock
-cpu_seconds the picture is over the processor's time: seconds do not compare where a machine does other work.
+cpu_seconds or epoch the picture is over these: seconds do not compare where a machine does other work.
 --record FILE writes columns and rows into a record, as docs/results has them; what else is in it stays.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,11 @@ COLUMNS = {
     "tar_0.01": ("TAR at FAR 1e-2", "{:.2f}"),
     "tar_0.001": ("at 1e-3", "{:.2f}"),
     "rank_1": ("rank-1", "{:.2f}"),
-    "cpu_seconds": ("CPU seconds", "{:.0f}"),
 }
+
+
+#: Key of a line of the log -> title of the axis.
+CLOCKS = {"seconds": "seconds of training", "cpu_seconds": "CPU seconds of training", "epoch": "epoch"}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -84,6 +88,8 @@ def draw(runs: dict[str, dict[str, Any]], clock: str, path: Path) -> None:
     Raises:
         MHEError: no matplotlib, more trainings than colours, or nothing to draw.
     """
+    # It tells of every font that it looks at where logs are verbose.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -99,7 +105,7 @@ def draw(runs: dict[str, dict[str, Any]], clock: str, path: Path) -> None:
     for (name, run), colour in zip(runs.items(), COLOURS, strict=False):
         points = [(line[clock], line["valid_1"]) for line in run["log"] if "valid_1" in line]
         panel.plot(*zip(*points, strict=True), color=colour, label=name, marker="o", markersize=3)
-    panel.set_xlabel("CPU seconds of training" if clock == "cpu_seconds" else "seconds of training")
+    panel.set_xlabel(CLOCKS[clock])
     panel.set_ylabel("validation accuracy at 1, %")
     panel.grid(alpha=0.3)
     panel.legend(frameon=False)
@@ -115,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     add("runs", nargs="+", metavar="NAME=FOLDER", help="trainings of train.py")
     add("--out", type=Path, help="PNG to write (default: none)")
     add("--record", type=Path, help="JSON file to write columns and rows into (default: none)")
-    add("--clock", choices=("seconds", "cpu_seconds"), default="seconds", help="default: %(default)s")
+    add("--clock", choices=tuple(CLOCKS), default="seconds", help="default: %(default)s")
     args = parser.parse_args(argv)
     try:
         runs = {}

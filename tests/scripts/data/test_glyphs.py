@@ -18,6 +18,12 @@ MONO, OBLIQUE = (str(FONTS / f"DejaVuSansMono{each}.ttf") for each in ("", "-Obl
 LATIN = str(FONTS / "cmr10.ttf")
 
 
+def drawn_by(path: str | Path, character: str) -> np.ndarray:
+    pixels = Font(Path(path), 16).draw(character)
+    assert pixels is not None
+    return pixels
+
+
 def arguments(out: Path, *more: str, fonts: tuple[str, ...] = (SANS, BOLD, SERIF)) -> list[str]:
     splits = ["--fonts", *fonts, "--valid-fonts", MONO, "--test-fonts", OBLIQUE, SERIF.replace(".", "-Bold.")]
     return [*splits, "--out", str(out), "--from", "0430-044F", "--size", "16", *more]
@@ -36,7 +42,7 @@ def test_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert images.dtype == np.uint8 and images.shape[1:] == (16, 16)
     assert np.bincount(labels).tolist() == [3] * 20
     # What the fonts draw, class by class.
-    drawn = {name: Font(Path(name), 16).draw(chr(int(classes[7][2:], 16))) for name in (SANS, BOLD, SERIF)}
+    drawn = {name: drawn_by(name, chr(int(classes[7][2:], 16))) for name in (SANS, BOLD, SERIF)}
     for pixels in drawn.values():
         assert any(np.array_equal(pixels, each) for each in images[labels == 7])
     # Again: the same, and not with other settings.
@@ -58,14 +64,14 @@ def test_folders_of_pngs(tmp_path: Path) -> None:
     with Image.open(files[0]) as image:
         assert image.size == (16, 16)
         assert np.array_equal(
-            np.asarray(image), Font(FONTS / f"{files[0].stem}.ttf", 16).draw(chr(int(code[2:], 16)))
+            np.asarray(image), drawn_by(FONTS / f"{files[0].stem}.ttf", chr(int(code[2:], 16)))
         )
 
 
 def test_ink_is_in_the_middle() -> None:
     pixels = Font(Path(SANS), 32).draw("о")
     assert pixels is not None
-    rows, columns = pixels.any(1).nonzero()[0], pixels.any(0).nonzero()[0]
+    rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
     for places in (rows, columns):
         assert abs((places[0] + places[-1]) / 2 - 15.5) <= 1
     # Larger than the square: what fits.
