@@ -33,8 +33,8 @@ class Margin:
         arcface: scale x cos(t + m) where t + m <= pi, and scale x (cos t - m sin m) beyond
         cosface: scale x (cos t - m)
 
-    The score of arcface jumps at t = pi - m, as in its authors' code. Features or a row of zeros have cosine 0
-    with everything, and no gradient.
+    The score of arcface jumps at t = pi - m, as in its authors' code. Features or a row of zeros have cosine
+    0 with everything, and no gradient.
 
     Args:
         kind: "arcface" (arXiv 1801.07698) or "cosface" (arXiv 1801.09414).
