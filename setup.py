@@ -79,6 +79,8 @@ setup(
         "test": ["pytest", "pytest-xdist", "hypothesis"],
         "lint": ["ruff", "mypy"],
         "plot": ["matplotlib"],
+        # Images from font files and folders of images: examples/classification.
+        "images": ["pillow"],
         "docs": ["mkdocs", "mkdocs-material", "mkdocstrings[python]", "latex2mathml"],
         # Translates with exported models (mhe export); has wheels for Linux, macOS and Windows.
         "deploy": ["ctranslate2"],

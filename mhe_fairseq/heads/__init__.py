@@ -3,6 +3,7 @@
 from mhe_fairseq.heads.allowed import Allowed
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead
 from mhe_fairseq.heads.cascade.head import CascadeHead
+from mhe_fairseq.heads.margin import Margin
 from mhe_fairseq.heads.product.head import ProductHead
 from mhe_fairseq.heads.sampling.head import SamplingHead
 from mhe_fairseq.heads.sharded.cascade import ShardedCascadeHead
@@ -15,6 +16,7 @@ __all__ = [
     "Candidates",
     "CascadeHead",
     "HeadLoss",
+    "Margin",
     "OutputHead",
     "ProductHead",
     "SamplingHead",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,13 +13,22 @@ from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.labels import Labels, padded_labels
+from mhe_fairseq.heads.margin import Margin, unit
 from mhe_fairseq.heads.pieces import loss_in_pieces
 from mhe_fairseq.heads.rows.tied import OutputTable
 from mhe_fairseq.heads.wide_product import wide_linear
 
+#: In the state dict of a head whose scores are cosines: their scale.
+SCALE = "cosine_scale"
+
 
 class SoftmaxHead(OutputHead):
     """p(y) = softmax(W x)_y with W of V x d.
+
+    With ``margin`` the logits are scaled cosines of the features and W's rows, and in training the target's
+    has the margin: ``nll`` is then the loss of ArcFace or CosFace. In eval mode, and always in ``log_prob``,
+    ``log_probs`` and ``topk``, they are the scaled cosines alone. The state dict has the scale
+    (``cosine_scale``), and a head of another scale, or without one, refuses it.
 
     Args:
         dim: d.
@@ -24,18 +36,27 @@ class SoftmaxHead(OutputHead):
         tied: an ``nn.Embedding`` with a (V, d) weight to use as W.
         chunk: at most this many rows of the N x V logits at a time, recomputed in the backward pass
             (0: all at once). Memory O(chunk x V) for a third more arithmetic.
+        margin: score by angle, with a margin in training.
 
     Raises:
         MHEError: a negative ``chunk``, or ``tied`` of another shape.
     """
 
     def __init__(
-        self, dim: int, codebook: Codebook, tied: nn.Embedding | None = None, chunk: int = 0
+        self,
+        dim: int,
+        codebook: Codebook,
+        tied: nn.Embedding | None = None,
+        chunk: int = 0,
+        margin: Margin | None = None,
     ) -> None:
         super().__init__(dim, codebook)
         if chunk < 0:
             raise MHEError(f"chunk is a number of rows, 0 for all at once; got {chunk}")
         self.chunk = chunk
+        self.margin = margin
+        if margin is not None:
+            self.register_buffer(SCALE, torch.tensor(margin.scale))
         self._make_table(tied)
 
     def _make_table(self, tied: nn.Embedding | None) -> None:
@@ -44,26 +65,30 @@ class SoftmaxHead(OutputHead):
     def forward(
         self, features: Tensor, target: Tensor, smoothing: bool = True, accuracy: bool = False
     ) -> HeadLoss:
-        weight = self.table.weight
+        features, weight = self._scored(features)
+        loss = _nll if self.margin is None or not self.training else partial(_margin_nll, self.margin)
         if 0 < self.chunk < features.size(0):
-            nll = loss_in_pieces(_nll, self.chunk, features, weight, target)
+            nll = loss_in_pieces(loss, self.chunk, features, weight, target)
         else:
-            nll = _nll(features, weight, target)
+            nll = loss(features, weight, target)
         smooth = None
-        if smoothing:
+        if smoothing and self.margin is not None:
+            score, mean = self._target_and_mean(features, target)
+            smooth = nll + score - mean
+        elif smoothing:
             # mean_v -log p(v) = log Z - x . mean_v W_v = nll + x . (W_target - mean_v W_v): exact, O(d)
             # a token, no second pass over the logits.
             contrast = F.embedding(target, weight) - weight.mean(dim=0)
             smooth = nll + (wide(features) * wide(contrast)).sum(dim=-1)
-        stats = {"accuracy": self._correct(features, target)} if accuracy else {}
+        stats = {"accuracy": self._correct(features, weight, target)} if accuracy else {}
         return HeadLoss(nll, smooth, stats)
 
     def log_probs(self, features: Tensor) -> Tensor:
-        return F.log_softmax(wide_linear(features, self.table.weight), dim=-1)
+        return F.log_softmax(wide_linear(*self._scored(features)), dim=-1)
 
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         self._check_k(k)
-        logits = wide_linear(features, self.table.weight)
+        logits = wide_linear(*self._scored(features))
         best, tokens = logits.topk(k, dim=-1)
         return best - logits.logsumexp(dim=-1, keepdim=True), tokens
 
@@ -73,6 +98,7 @@ class SoftmaxHead(OutputHead):
 
         Args and errors: those of ``OutputHead.label_loss``; ``chunk`` bounds the rows of logits held.
         """
+        self._check_labelled()
         padded = padded_labels(labels, len(features), self.vocab_size).to(features.device)
         if 0 < self.chunk < features.size(0):
             return loss_in_pieces(_binary, self.chunk, features, self.table.weight, padded)
@@ -80,19 +106,68 @@ class SoftmaxHead(OutputHead):
 
     def label_topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """As ``OutputHead.label_topk``; scores are logs of sigmoids."""
+        self._check_labelled()
         self._check_k(k)
         best, labels = wide_linear(features, self.table.weight).topk(k, dim=-1)
         return F.logsigmoid(best), labels
+
+    def _check_labelled(self) -> None:
+        if self.margin is not None:
+            raise MHEError(
+                "a margin is for rows of one label each, and a loss of several labels was asked for; make the "
+                "head with margin=None"
+            )
+
+    def _scored(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and rows whose products are the scores. Shape: (N, d) -> (N, d), (V, d)."""
+        weight = self.table.weight
+        if self.margin is None:
+            return features, weight
+        return self._angular(features), unit(wide(weight)).to(weight.dtype)
+
+    def _angular(self, features: Tensor) -> Tensor:
+        """Those of the margin, if there is one. Shape: (N, d) -> (N, d)."""
+        return features if self.margin is None else self.margin.features(features)
+
+    def _target_and_mean(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The target's score and the mean over all V tokens, of a head with a margin. Differentiable.
+
+        Shape: (N, d) as the margin gives them, (N,) -> (N,), (N,).
+        """
+        weight, x = wide(self.table.weight), wide(x)
+        score = (x * unit(F.embedding(target, weight))).sum(dim=-1)
+        return self._with_margin(score, x @ unit(weight).mean(dim=0))
+
+    def _with_margin(self, score: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """The target's score and the mean over all, from both without the margin, which training has."""
+        if self.margin is None or not self.training:
+            return score, mean
+        bent = self.margin.target(score)
+        return bent, mean + (bent - score) / self.vocab_size
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        own = 0.0 if self.margin is None else self.margin.scale
+        scale = state_dict.get(prefix + SCALE)
+        theirs = 0.0 if scale is None else float(scale)
+        # A model in half precision has rounded it.
+        if prefix + "codebook_slots" in state_dict and abs(theirs - own) > 0.01 * own:
+            kinds = [f"cosines times {each:g}" if each else "products" for each in (theirs, own)]
+            raise MHEError(
+                f"the weights to be loaded were trained for scores that are {kinds[0]} of features and rows, "
+                f"and this head's are {kinds[1]}; make it with "
+                + (f"margin=Margin(scale={theirs:g})" if theirs else "margin=None")
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _pieces(self, features: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
         size = self.chunk or max(1, features.size(0))
         return list(zip(features.split(size), target.split(size), strict=True)) or [(features, target)]
 
     @torch.no_grad()
-    def _correct(self, features: Tensor, target: Tensor) -> Tensor:
-        parts = [
-            F.linear(x, self.table.weight).argmax(dim=-1).eq(y) for x, y in self._pieces(features, target)
-        ]
+    def _correct(self, features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        parts = [F.linear(x, weight).argmax(dim=-1).eq(y) for x, y in self._pieces(features, target)]
         return wide(torch.cat(parts).to(features.dtype))
 
 
@@ -114,3 +189,10 @@ def _nll(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
             nll: Tensor = fused(features, weight, target, reduction="none")
             return nll
     return F.cross_entropy(wide(F.linear(features, weight)), target, reduction="none")
+
+
+def _margin_nll(margin: Margin, features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """``_nll`` with the margin on the target's score; features and rows are the margin's."""
+    logits, place = wide(F.linear(features, weight)), target.unsqueeze(-1)
+    bent = margin.target(logits.gather(-1, place))
+    return F.cross_entropy(logits.scatter(-1, place, bent), target, reduction="none")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mhe_fairseq.coding import Codebook
-from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead, SoftmaxHead
+from mhe_fairseq.heads import CascadeHead, Margin, OutputHead, ProductHead, SamplingHead, SoftmaxHead
 from tests.heads.oracle import cascade_oracle, codebooks, product_oracle, softmax_oracle
 
 DIM = 6
@@ -34,7 +34,8 @@ class Case:
         exact_smoothing: the smoothing term is no estimate, in eval mode at least.
         sums_rows: rows may be sums of weights, which half precision rounds once more; the embedding is read
             where a first digit has one token, and gets a gradient only then.
-        estimates: in training the loss is an estimate, so that only eval mode can be compared.
+        estimates: in training the loss is another, an estimate or one with a margin, so that only eval mode
+            can be compared.
     """
 
     make: Callable[[Codebook, nn.Embedding], OutputHead]
@@ -117,6 +118,16 @@ CASES: dict[str, Case] = {
     "sampling tied": Case(
         lambda book, embed: SamplingHead(DIM, book, groups=1, tied=embed), softmax_oracle, digits=(2, 3),
         groups=2, tied=True, exact_smoothing=True, estimates=True,
+    ),
+    # Not ArcFace's, whose loss jumps at one angle, where half precision may be on either side.
+    "softmax margin": Case(
+        lambda book, _: SoftmaxHead(DIM, book, margin=Margin("cosface", 4.0)), softmax_oracle, max_vocab=200,
+        exact_smoothing=True, estimates=True,
+    ),
+    "sampling margin": Case(
+        lambda book, embed: SamplingHead(DIM, book, groups=1, tied=embed, margin=Margin("cosface", 4.0)),
+        softmax_oracle, digits=(2, 3), groups=2, tied=True, max_vocab=200, exact_smoothing=True,
+        estimates=True,
     ),
 }  # fmt: skip
 every_head = pytest.mark.parametrize("name", CASES)

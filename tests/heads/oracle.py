@@ -38,8 +38,33 @@ def codebooks(draw: st.DrawFn, max_vocab: int = 2000, min_heads: int = 1, max_he
     return Codebook(lengths, slots)
 
 
+def softmax_logits(
+    head: SoftmaxHead, features: Tensor, weight: Tensor, target: Tensor | None = None
+) -> Tensor:
+    """Logits of all tokens; with a margin they are of angles, that of the target, if told, made harder.
+
+    Shape: (N, d), (V, d), (N,) -> (N, V).
+    """
+    margin = head.margin
+    if margin is None:
+        return features @ weight.T
+    lengths = features.norm(dim=1, keepdim=True) * weight.norm(dim=1)
+    cosine = (features @ weight.T) / lengths.masked_fill(lengths == 0, 1.0)
+    if target is not None:
+        is_gold = torch.arange(len(weight)) == target.unsqueeze(1)
+        angle = cosine.detach().clamp(-1, 1).arccos()
+        # cos(t + m) without the inverse's infinite slope at both ends.
+        turned = cosine * math.cos(margin.m) - (1 - cosine**2).clamp(min=0).sqrt() * math.sin(margin.m)
+        beyond = cosine - margin.m * math.sin(margin.m)
+        bent = torch.where(angle + margin.m <= math.pi, turned, beyond)
+        cosine = torch.where(is_gold, bent if margin.kind == "arcface" else cosine - margin.m, cosine)
+    return margin.scale * cosine
+
+
 def softmax_oracle(head: SoftmaxHead, features: Tensor) -> Tensor:
     """(N, V) log-probabilities in float64."""
+    if head.margin is not None:
+        return softmax_logits(head, features.double(), head.table.weight.double()).log_softmax(-1)
     return torch.log_softmax(features.double() @ head.table.weight.double().T, dim=-1)
 
 

@@ -142,11 +142,11 @@ class Level(MaybeTied):
         Shape: (N, dim), (R,), (R,) or None where pair i is of row i, (R,) -> (R,) each.
         """
         pairs = Pairs.of(prefix, rows)
-        logits = wide(grouped_linear(x, self.weight, self.layout, pairs))
+        logits = self._of_pairs(x, pairs)
         masked = self._mask(logits, pairs.groups)
-        log_sum = masked.logsumexp(dim=-1)
         column = digit.index_select(0, pairs.order)
-        picked = masked.gather(-1, column.unsqueeze(-1)).squeeze(-1)
+        picked, summed = self._picked(masked, column)
+        log_sum = summed.logsumexp(dim=-1)
         largest = right = None
         if best:
             largest, place = masked.detach().max(dim=-1)
@@ -154,6 +154,14 @@ class Level(MaybeTied):
             largest = pairs.restore(largest)
         means = pairs.restore(self._mean(logits, pairs.groups)) if mean else None
         return PairScores(pairs.restore(log_sum), pairs.restore(picked), means, largest, right)
+
+    def _of_pairs(self, x: Tensor, pairs: Pairs) -> Tensor:
+        """Logits, fp32 or wider, in the order of ``pairs``. Shape: (N, dim), R pairs -> (R, L)."""
+        return wide(grouped_linear(x, self.weight, self.layout, pairs))
+
+    def _picked(self, logits: Tensor, digit: Tensor) -> tuple[Tensor, Tensor]:
+        """The digits' logits, and those to sum over. Shape: (R, L), (R,) -> (R,), (R, L)."""
+        return logits.gather(-1, digit.unsqueeze(-1)).squeeze(-1), logits
 
     def _mean(self, logits: Tensor, prefix: Tensor) -> Tensor:
         """Mean logit over the tokens of a prefix. Shape: (R, L), (R,) -> (R,)."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import HeadLoss, OutputHead, wide
+from mhe_fairseq.heads.margin import Margin
 from mhe_fairseq.heads.sampling import kernels as sampling_kernels
 from mhe_fairseq.heads.sampling.exact_end import ExactEnd
 from mhe_fairseq.heads.sampling.group_sample import expected_share, inclusion_probabilities, sample_groups
@@ -89,6 +90,9 @@ class SamplingHead(SoftmaxHead):
     The paper's own variants: "own" normalises over the gold group only, "batch" over the union of the
     batch's gold groups, both without correction and with the smoothing term over the same tokens.
 
+    With ``margin`` the gold logit of the estimate has it, as that of the exact loss has. Kernels have no
+    margin: such a head computes in plain torch.
+
     Cost: at most (G + 1) V / L_1 x d multiply-adds a token in training and N x (G + 1) V / L_1 logits (less
     by a group where the gold one is in the sample); a gradient of V x d a step. Evaluation: V x d.
 
@@ -99,6 +103,7 @@ class SamplingHead(SoftmaxHead):
         tied: an ``nn.Embedding`` with a (V, d) weight to use as W.
         variant: "shared", "predicted", "own" or "batch".
         chunk: as in ``SoftmaxHead``, for the exact loss.
+        margin: as in ``SoftmaxHead``.
 
     Attributes:
         exact: train on the exact loss. Set by who trains, before an update.
@@ -125,6 +130,7 @@ class SamplingHead(SoftmaxHead):
         tied: nn.Embedding | None = None,
         variant: str = "shared",
         chunk: int = EXACT_ROWS,
+        margin: Margin | None = None,
     ) -> None:
         if codebook.heads < 2:
             raise MHEError(
@@ -133,7 +139,7 @@ class SamplingHead(SoftmaxHead):
             )
         if variant not in VARIANTS:
             raise MHEError(f"a sampling head's variant is one of {', '.join(VARIANTS)}; got {variant!r}")
-        super().__init__(dim, codebook, tied=tied, chunk=chunk)
+        super().__init__(dim, codebook, tied=tied, chunk=chunk, margin=margin)
         self.groups = (default_groups(codebook) or 1) if groups is None else groups
         self.variant = variant
         self.predictor: Predictor | None = None
@@ -171,17 +177,23 @@ class SamplingHead(SoftmaxHead):
                 shares = self.predictor(features.detach(), self._first_digits.to(features.device))
                 inclusion = chances(shares, self._share, self.groups)
             plan = self._plan(target, gold_group, inclusion)
+            features = self._angular(features)
+            by_head = smoothing and self.margin is not None and self.variant in DRAWING
             log_z, gold, mean, best, share, *_ = SampledScores.apply(
                 features,
                 self.table.weight,
                 GroupRows(self.tokens_by_group, self._starts, self._first),
                 plan,
                 self._log_weights(plan, wide(features[:0]).dtype, inclusion),
-                smoothing,
+                smoothing and not by_head,
                 accuracy,
                 self.variant in DRAWING,
+                self.margin,
             )
             nll = log_z - gold
+            if by_head:
+                mean = self._target_and_mean(features, target)[1]
+            smooth = log_z - mean if smoothing else None
             stats = {"sampled_nll": nll.detach()}
             if shares is not None:
                 entropy = -share * shares[plan.rows, plan.groups]
@@ -189,7 +201,7 @@ class SamplingHead(SoftmaxHead):
                 nll = nll + (taught - taught.detach())
         if accuracy:
             stats["sampled_accuracy"] = gold.detach().ge(best).to(nll.dtype)
-        return HeadLoss(nll, log_z - mean if smoothing else None, stats)
+        return HeadLoss(nll, smooth, stats)
 
     # Of a soft-max, whose training is on a sample: not the dense layer's sigmoids.
     label_loss = OutputHead.label_loss

@@ -59,12 +59,13 @@ class SamplingTables:
 
 def serves(head: SamplingHead, features: Tensor) -> bool:
     """Whether kernels have the loss of these features: the estimate of the variant that draws groups; in eval
-    mode the exact loss without gradients, as the whole table's logits would have to be kept for them.
+    mode the exact loss without gradients, as the whole table's logits would have to be kept for them. A
+    head with a margin is left to plain torch: its scores are products with rows of length 1.
 
     Raises:
         MHEError: ``MHE_KERNELS`` asks for what is not there.
     """
-    if not len(features) or head.variant != "shared" or (head.training and head.exact):
+    if not len(features) or head.variant != "shared" or (head.training and head.exact) or head.margin:
         return False
     if not head.training and torch.is_grad_enabled():
         return False

@@ -42,6 +42,14 @@ class GroupRows:
         else:
             add_product(self.read(table, group), left.T, right)
 
+    def scale_(self, logits: Tensor, factors: Tensor, chunk: Chunk) -> None:
+        """Multiply the logits of a chunk's pairs by one factor a token, in place.
+
+        Shape: (m, n), (V,) in the order of ``tokens``.
+        """
+        for group, part in chunk.parts():
+            logits[part].mul_(factors[self.starts[group] : self.starts[group + 1]])
+
     def _of(self, group: int) -> Tensor:
         return self.tokens[self.starts[group] : self.starts[group + 1]]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mhe_fairseq.heads.base import wide
+from mhe_fairseq.heads.margin import Margin, along_spheres_, inverse_lengths
 from mhe_fairseq.heads.once import once
 from mhe_fairseq.heads.sampling.plan import Chunk, GroupRows, Plan, add_product
 
@@ -18,6 +19,9 @@ class SampledScores(torch.autograd.Function):
 
     ``log_weight``, one of each of the plan's R pairs, is added to the logits of the group. The mean logit is
     over all V tokens (``mean_of_all``) or over the row's scored ones.
+
+    With ``margin``, ``x`` are its features, and logits are divided by the lengths of W's rows. The gold logit
+    has the margin, also in log Z_hat; the best logit is as far from the gold one as it is without a margin.
 
     Shape: x (N, d), W (V, d), log_weight (R,) -> (N,) four times; (0,) for the best if it is not wanted.
 
@@ -39,6 +43,7 @@ class SampledScores(torch.autograd.Function):
         want_mean: bool,
         want_best: bool,
         mean_of_all: bool,
+        margin: Margin | None = None,
     ) -> tuple[Tensor, ...]:
         """What is asked for, and after it what the backward pass needs."""
         lowest, rows = wide(x[:0]), plan.rows
@@ -46,6 +51,10 @@ class SampledScores(torch.autograd.Function):
         of_scored = want_mean and not mean_of_all
         total = lowest.new_empty(len(rows) if of_scored else 0)
         home = lowest.new_empty(x.size(0))
+        slope = lowest.new_empty(x.size(0) if margin else 0)
+        # In the order of groups: those of one lie together.
+        inverse = slope if margin is None else inverse_lengths(weight)[groups.tokens]
+        highest = torch.empty_like(best if margin and want_best else best[:0])
         softs = []
         for chunk in plan.chunks:
             members = plan.features(x, chunk)
@@ -53,7 +62,15 @@ class SampledScores(torch.autograd.Function):
             for group, part in chunk.parts():
                 torch.mm(members[part], groups.read(weight, group).to(x.dtype).T, out=logits[part])
             logits = wide(logits)
+            if margin is not None:
+                groups.scale_(logits, inverse, chunk)
             torch.index_select(logits.view(-1), 0, plan.home_cells[chunk.targets], out=home[chunk.targets])
+            if margin is not None:
+                if want_best:
+                    torch.amax(logits, dim=1, out=highest[chunk.pairs])
+                bent = margin.bend(home[chunk.targets])
+                slope[chunk.targets] = bent.slope
+                logits.view(-1).index_copy_(0, plan.home_cells[chunk.targets], bent.value)
             torch.amax(logits, dim=1, out=best[chunk.pairs])
             if of_scored:
                 torch.sum(logits, dim=1, out=total[chunk.pairs])
@@ -62,7 +79,8 @@ class SampledScores(torch.autograd.Function):
         # A soft-max at its largest is exp(largest logit - log-sum-exp), and at least 1 / n.
         log_sums = best - peak.log_() + log_weight
         log_z = _logsumexp_by_row(log_sums, rows, x.size(0))
-        gold = torch.empty_like(home).index_copy_(0, rows[plan.home], home)
+        plain = torch.empty_like(home).index_copy_(0, rows[plan.home], home)
+        gold = plain if margin is None else margin.target(plain)
         mean, mean_weight = torch.zeros_like(gold), gold.new_zeros(0)
         if of_scored:
             mean = mean.index_add_(0, rows, total) / plan.scored
@@ -70,12 +88,14 @@ class SampledScores(torch.autograd.Function):
             mean_weight = weight.mean(dim=0, dtype=gold.dtype)
             mean = wide(x) @ mean_weight
         share = (log_sums - log_z[rows]).exp_()
-        best = _most_by_row(best, rows, x.size(0)) if want_best else best[:0]
-        return log_z, gold, mean, best, share, mean_weight, *softs
+        best = _most_by_row(best if margin is None else highest, rows, x.size(0)) if want_best else best[:0]
+        if margin is not None and want_best:
+            best = gold + (best - plain)
+        return log_z, gold, mean, best, share, mean_weight, slope, inverse, *softs
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, weight, ctx.groups, plan, _, want_mean, _, mean_of_all = inputs
+        x, weight, ctx.groups, plan, _, want_mean, _, mean_of_all, _ = inputs
         _, _, _, best, *kept = output
         ctx.chunks, ctx.want_mean, ctx.mean_of_all = plan.chunks, want_mean, mean_of_all
         ctx.mark_non_differentiable(best, *kept)
@@ -88,7 +108,7 @@ class SampledScores(torch.autograd.Function):
         x, *saved = ctx.saved_tensors
         given = [wide(x[:0]).new_zeros(len(x)) if grad is None else grad for grad in grads[:3]]
         work = partial(_gradients, ctx.groups, ctx.chunks, ctx.want_mean, ctx.mean_of_all)
-        return *once(work, *given, x, *saved), None, None, None, None, None, None
+        return *once(work, *given, x, *saved), *[None] * 7
 
 
 def _gradients(
@@ -104,7 +124,7 @@ def _gradients(
     *kept: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Of x and of the weight. ``kept``: the plan's tensors, and what the forward pass gave."""
-    plan, (share, mean_weight, *softs) = Plan._make([*kept[:5], chunks]), kept[5:]
+    plan, (share, mean_weight, slope, inverse, *softs) = Plan._make([*kept[:5], chunks]), kept[5:]
     g_each = None
     if want_mean and mean_of_all:
         row = ((g_mean @ wide(x)) / weight.size(0)).to(weight.dtype)
@@ -123,6 +143,10 @@ def _gradients(
         d.view(-1).index_add_(0, plan.home_cells[chunk.targets], g_home[chunk.targets])
         if g_each is not None:
             d += g_each[chunk.pairs]
+        if len(slope):
+            cells, line = plan.home_cells[chunk.targets], d.view(-1)
+            line.index_copy_(0, cells, line[cells] * slope[chunk.targets])
+            groups.scale_(d, inverse, chunk)
         d = d.to(x.dtype)
         members = plan.features(x, chunk)
         for group, part in chunk.parts():
@@ -136,6 +160,8 @@ def _gradients(
         if members is not x:
             grad_x.index_add_(0, plan.rows[chunk.pairs], members.to(grad_x.dtype))
         del d, members  # before the next ones are made
+    if len(slope):
+        along_spheres_(grad_weight, weight, torch.empty_like(inverse).index_copy_(0, groups.tokens, inverse))
     return grad_x.to(x.dtype), grad_weight
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mhe_fairseq.heads.base import wide
 from mhe_fairseq.heads.cascade.level import Level, PairScores
+from mhe_fairseq.heads.grouped import Pairs
+from mhe_fairseq.heads.margin import Margin, inverse_lengths, unit
 from mhe_fairseq.heads.pieces import loss_in_pieces
 from mhe_fairseq.heads.sharded.exchange import Exchange, exchanges, total_over_ranks
 from mhe_fairseq.heads.sharded.shards import Shard, fingerprint_number, normal_blocks
@@ -38,6 +40,8 @@ class ShardedLevel(Level):
         dim: width of the features.
         groups: L_1, first digits; P is a multiple of it.
         shard: this rank.
+        margin: features are those of the margin, and logits are divided by the rows' lengths. Of a pair the
+            digit picked is told without the margin and has it in the log-sum-exp; -1 is no digit to pick.
 
     Raises:
         MHEError: fewer groups than ranks; while running, ranks with different codebooks.
@@ -45,7 +49,15 @@ class ShardedLevel(Level):
 
     bounds: Tensor
 
-    def __init__(self, prefixes: int, length: int, dim: int, groups: int, shard: Shard) -> None:
+    def __init__(
+        self,
+        prefixes: int,
+        length: int,
+        dim: int,
+        groups: int,
+        shard: Shard,
+        margin: Margin | None = None,
+    ) -> None:
         below = prefixes // groups
         bounds = [bound * below for bound in shard.bounds(groups)]
         first, end = bounds[shard.rank : shard.rank + 2]
@@ -53,6 +65,7 @@ class ShardedLevel(Level):
         with torch.random.fork_rng(devices=[]):
             super().__init__(end - first, length, dim)
         self.prefixes = prefixes
+        self.margin = margin
         self.first = first
         self.own = end - first
         self.most = max(b - a for a, b in zip(bounds[:-1], bounds[1:], strict=True))
@@ -121,27 +134,32 @@ class ShardedLevel(Level):
         """Raw logits, -inf at holes. Shape: (N, dim) -> (N, P, L)."""
         return self._joined(self._everywhere(x, lambda x, _: self._padded(self._own_logits(x))))
 
-    def log_sums(self, x: Tensor, chunk: int = 0) -> Tensor:
+    def log_sums(self, x: Tensor, chunk: int = 0, but: Tensor | None = None) -> Tensor:
         """Log-sum-exp over all tokens. Shape: (N, dim) -> (N,).
 
         Args:
+            but: (N,) long: a slot for each row that is left out.
             chunk: where a gradient is wanted, at most so many rows of logits are held at once, and made again
                 in the backward pass (0: all).
         """
 
-        def score(x: Tensor, _: Tensor) -> Tensor:
+        def score(x: Tensor, slots: Tensor) -> Tensor:
+            if but is None:
+                own = torch.full((len(x),), -1, device=x.device)
+            else:
+                own = slots.squeeze(-1) - self.first * self.length
             if 0 < chunk < len(x) and torch.is_grad_enabled():
-                target = torch.empty(len(x), dtype=torch.long, device=x.device)  # not read
-                return loss_in_pieces(self._log_sum, chunk, x, self.weight, target).unsqueeze(-1)
-            return self._log_sum(x, self.weight).unsqueeze(-1)
+                return loss_in_pieces(self._log_sum, chunk, x, self._rows, own).unsqueeze(-1)
+            return self._log_sum(x, self._rows, own).unsqueeze(-1)
 
-        return self._everywhere(x, score).squeeze(-1).logsumexp(dim=0)
+        extra = None if but is None else but.view(1, -1, 1).expand(self.shard.size, -1, -1)
+        return self._everywhere(x, score, extra).squeeze(-1).logsumexp(dim=0)
 
     def mean_row(self, tokens: int) -> Tensor:
         """Mean over the V tokens' rows, in fp32 or wider. Shape: -> (dim,)."""
         share = self.counts.flatten()
         with torch.autocast(self.weight.device.type, enabled=False):
-            rows = wide(self.weight.flatten(0, 1))
+            rows = wide(self._rows.flatten(0, 1))
             return total_over_ranks(share.to(rows.dtype) @ rows, self.shard) / tokens
 
     @torch.no_grad()
@@ -232,13 +250,37 @@ class ShardedLevel(Level):
 
     def _own_logits(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Of this rank's prefixes, -inf at holes. Shape: (N, dim) -> (N, own, L)."""
-        weight = self.weight if weight is None else weight
+        weight = self._rows if weight is None else weight
         logits = wide(F.linear(x, weight.flatten(0, 1))).unflatten(-1, (self.own, self.length))
         return logits.masked_fill(self.counts == 0, -torch.inf)
 
-    def _log_sum(self, x: Tensor, weight: Tensor, _: Tensor | None = None) -> Tensor:
-        """Over this rank's tokens. Shape: (N, dim) -> (N,)."""
-        return self._own_logits(x, weight).flatten(1).logsumexp(dim=-1)
+    @property
+    def _rows(self) -> Tensor:
+        """Whose products with features are the logits. Shape: -> (own, L, dim)."""
+        weight = self.weight
+        return weight if self.margin is None else unit(wide(weight)).to(weight.dtype)
+
+    def _of_pairs(self, x: Tensor, pairs: Pairs) -> Tensor:
+        logits = super()._of_pairs(x, pairs)
+        return logits if self.margin is None else logits * inverse_lengths(self.weight)[pairs.groups]
+
+    def _picked(self, logits: Tensor, digit: Tensor) -> tuple[Tensor, Tensor]:
+        if self.margin is None:
+            return super()._picked(logits, digit)
+        is_picked, place = digit >= 0, digit.clamp(min=0).unsqueeze(-1)
+        picked = logits.gather(-1, place).squeeze(-1)
+        # Where a digit has no token its logit is -inf, and the slope there no number.
+        bent = self.margin.target(picked.where(is_picked, picked.new_zeros(())))
+        return picked, logits.scatter(-1, place, bent.where(is_picked, picked).unsqueeze(-1))
+
+    def _log_sum(self, x: Tensor, weight: Tensor, but: Tensor) -> Tensor:
+        """Over this rank's tokens but one of each row, by its slot here, if it is here. Shape: (N, dim),
+        (own, L, dim), (N,) -> (N,)."""
+        logits = self._own_logits(x, weight).flatten(1)
+        if self.margin is not None:
+            slots = torch.arange(logits.size(1), device=but.device)
+            logits = logits.masked_fill(slots == but.unsqueeze(-1), -torch.inf)
+        return logits.logsumexp(dim=-1)
 
     def _padded(self, scores: Tensor) -> Tensor:
         """As many prefixes on every rank. Shape: (N, own, L) -> (N, most, L)."""

@@ -45,26 +45,33 @@ class ShardedSamplingHead(ShardedHead, SamplingHead):
         if torch.is_autocast_enabled(device):
             features = features.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
+            x = self._angular(features)
             if self.samples:
-                return self._sampled_loss(features, target, smoothing, accuracy)
-            gold = self.table.pair_scores(features, *self._place(target)).picked
-            log_z = self.table.log_sums(features, self.chunk)
-            smooth = log_z - self._mean(features) if smoothing else None
+                return self._sampled_loss(x, target, smoothing, accuracy)
+            plain = self.table.pair_scores(x, *self._place(target)).picked
+            gold, mean = self._with_margin(plain, self._mean(x) if smoothing else plain)
+            if self.margin is not None and self.training:
+                others = self.table.log_sums(x, self.chunk, but=self.codebook_slots[target])
+                log_z = torch.logaddexp(others, gold)
+            else:
+                log_z = self.table.log_sums(x, self.chunk)
             stats = {}
             if accuracy:
                 stats["accuracy"] = self.topk(features, 1)[1].squeeze(-1).eq(target).to(log_z.dtype)
-            return self._as_sampled(HeadLoss(log_z - gold, smooth, stats))
+            return self._as_sampled(HeadLoss(log_z - gold, log_z - mean if smoothing else None, stats))
 
     def log_probs(self, features: Tensor) -> Tensor:
-        logits = self.table.all_logits(features).flatten(1)
+        x = self._angular(features)
+        logits = self.table.all_logits(x).flatten(1)
         return logits.index_select(-1, self.codebook_slots).log_softmax(dim=-1)
 
     @torch.no_grad()
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best tokens; each rank finds those of its own groups. Not differentiable."""
         self._check_k(k)
-        best, slots = self.table.best(features, k)
-        log_z = self.table.log_sums(features)
+        x = self._angular(features)
+        best, slots = self.table.best(x, k)
+        log_z = self.table.log_sums(x)
         return best - log_z.unsqueeze(-1), self.token_of_slot(slots).clamp(min=0)
 
     def _sampled_loss(self, x: Tensor, target: Tensor, smoothing: bool, accuracy: bool) -> HeadLoss:
@@ -73,32 +80,37 @@ class ShardedSamplingHead(ShardedHead, SamplingHead):
         is_home = groups == gold_group[rows]
         home = rows[is_home]
         is_shared = self.variant == "shared"
-        _, _, digit = self._place(target)
+        digit = self._place(target)[2][rows]
+        if self.margin is not None:
+            digit = digit.where(is_home, -1)
         scores = self.table.pair_scores(
             x,
             self._first_digits.to(rows.device)[groups],
             rows,
-            digit[rows],
+            digit,
             mean=smoothing and not is_shared,
             best=accuracy,
         )
         log_weight = self._log_weight.to(rows.device, scores.log_sum.dtype)[groups]
         log_weight[is_home] = 0.0  # the gold group is in every sample
         log_z = _logsumexp_by_row(scores.log_sum + log_weight, rows, count)
-        gold = torch.zeros_like(log_z).index_copy(0, home, scores.picked[is_home])
+        plain = torch.zeros_like(log_z).index_copy(0, home, scores.picked[is_home])
+        gold = plain if self.margin is None else self.margin.target(plain)
         nll = log_z - gold
         smooth = None
         if smoothing:
             if scores.mean is None:
-                mean = self._mean(x)
+                mean = self._with_margin(plain, self._mean(x))[1]
             else:
                 sizes = self._sizes.to(rows.device)[groups].to(log_z.dtype)
                 sums = torch.zeros_like(log_z).index_add(0, rows, scores.mean * sizes)
+                if self.margin is not None:
+                    sums = sums + (gold - plain)
                 mean = sums / torch.zeros_like(log_z).index_add(0, rows, sizes)
             smooth = log_z - mean
         stats = {"sampled_nll": nll.detach()}
         if scores.largest is not None:
-            stats["sampled_accuracy"] = gold.detach().ge(_most(scores.largest, rows, count)).to(nll.dtype)
+            stats["sampled_accuracy"] = plain.detach().ge(_most(scores.largest, rows, count)).to(nll.dtype)
         return HeadLoss(nll, smooth, stats)
 
     def _mean(self, features: Tensor) -> Tensor:
@@ -113,7 +125,7 @@ class ShardedSamplingHead(ShardedHead, SamplingHead):
     def _make_table(self, tied: nn.Embedding | None) -> None:
         book = self.codebook
         groups = book.lengths[0]
-        self.table = ShardedLevel(groups, book.size // groups, self.dim, groups, self.shard)
+        self.table = ShardedLevel(groups, book.size // groups, self.dim, groups, self.shard, self.margin)
         self._draw()
 
     @torch.no_grad()

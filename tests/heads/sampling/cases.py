@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mhe_fairseq.coding import Codebook
+from mhe_fairseq.heads import Margin
 from mhe_fairseq.heads.sampling.group_sample import sample_groups
 from mhe_fairseq.heads.sampling.head import PARTS, VARIANTS, SamplingHead
+from tests.heads.oracle import softmax_logits
 
 DIM = 5
 SPREAD = Codebook((4, 4), torch.tensor([0, 1, 2, 6, 5, 14, 9, 10, 11, 8, 15]))  # sizes 3, 2, 4, 2
@@ -24,10 +26,15 @@ def groups_of(book: Codebook) -> Tensor:
 
 
 def build(
-    book: Codebook, variant: str = "shared", groups: int = 1, seed: int = 1, tied: nn.Embedding | None = None
+    book: Codebook,
+    variant: str = "shared",
+    groups: int = 1,
+    seed: int = 1,
+    tied: nn.Embedding | None = None,
+    margin: Margin | None = None,
 ) -> SamplingHead:
     torch.manual_seed(seed)
-    head = SamplingHead(DIM, book, groups=groups, variant=variant, tied=tied).double()
+    head = SamplingHead(DIM, book, groups=groups, variant=variant, tied=tied, margin=margin).double()
     if tied is None:
         nn.init.normal_(head.table.linear.weight, std=1.0)
     return head
@@ -51,7 +58,7 @@ def dense_estimate(
     """nll and smooth of the training estimate, written out over an N x V table of logits."""
     group = groups_of(head.codebook)
     gold = group[target].unsqueeze(1)
-    logits = x @ weight.T
+    logits = softmax_logits(head, x, weight, target)
     is_gold = group == gold
     log_weight = torch.full_like(logits, -torch.inf)
     if head.variant == "shared":

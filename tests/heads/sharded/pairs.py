@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mhe_fairseq.coding import Codebook
-from mhe_fairseq.heads import CascadeHead, OutputHead, SamplingHead
+from mhe_fairseq.heads import CascadeHead, Margin, OutputHead, SamplingHead
 from mhe_fairseq.heads.sharded.cascade import ShardedCascadeHead
 from mhe_fairseq.heads.sharded.sampling import ShardedSamplingHead
 from mhe_fairseq.heads.sharded.shards import Shard
@@ -33,6 +33,8 @@ SAMPLINGS: dict[str, tuple[dict[str, Any], int]] = {
     "sampling of three digits": ({"groups": 2}, 3),
     "sampling own": ({"variant": "own"}, 2),
     "sampling batch": ({"variant": "batch"}, 2),
+    "sampling arcface": ({"groups": 2, "margin": Margin(scale=6.0)}, 2),
+    "sampling cosface batch": ({"variant": "batch", "margin": Margin("cosface", scale=6.0)}, 3),
 }
 HEADS = {**CASCADES, **SAMPLINGS}
 

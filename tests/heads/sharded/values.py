@@ -228,7 +228,9 @@ def autocast(name: str) -> None:
         losses.append(loss)
         grads.append(features.grad)
     torch.testing.assert_close(losses[1].nll, losses[0].nll, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(losses[1].smooth, losses[0].smooth, atol=1e-4, rtol=1e-4)
+    # With a margin one has the target's score from its product in bf16, the other does it anew in fp32.
+    near = 1e-4 if getattr(whole, "margin", None) is None else 2e-3
+    torch.testing.assert_close(losses[1].smooth, losses[0].smooth, atol=near, rtol=near)
     torch.testing.assert_close(grads[1], grads[0], atol=0.1, rtol=0.05)
 
 
