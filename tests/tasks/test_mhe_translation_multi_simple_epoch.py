@@ -10,6 +10,7 @@ import pytest
 from tests.commands import ALL_SENTENCES, PLUGIN, generate, hypotheses
 from tests.helpers import TOY_SIZES, run_command
 from tests.many_languages import FEW, LANGS, LANGUAGES, MULTI, TRAIN, train_many
+from tests.masked_lm import run_lines
 from tests.tasks.test_commands import check_same, run_all
 
 ASKED = ["--cpu", "--num-workers", "0", "--max-len-a", "1.5", "--max-len-b", "5"]
@@ -167,26 +168,26 @@ def test_dictionaries_that_differ(many_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_other_languages(many_models: dict[str, Path], many_data: Path) -> None:
+def test_a_checkpoint_of_other_languages(
+    many_models: dict[str, Path], many_data: Path, tmp_path: Path
+) -> None:
+    """To translate with, and to train on; as many languages in another order, and more."""
+    lines, wanted = {}, {}
     for langs in ("aa,cc,bb", "aa,bb,cc,dd"):
+        asked = [str(many_data), *PLUGIN, "--task", f"mhe_{MULTI}", *changed(LANGUAGES, langs=langs)]
         for name in ("product", "cascade"):
-            flags = changed(LANGUAGES, langs=langs)
-            done = run_command(
-                [
-                    "fairseq-generate",
-                    str(many_data),
-                    *PLUGIN,
-                    "--task",
-                    f"mhe_{MULTI}",
-                    *flags,
-                    *pair("aa-bb"),
-                ]
-                + ["--path", str(many_models[name]), *ASKED],
-                check=False,
-            )
-            assert done.returncode != 0
-            assert done.stderr.strip().splitlines()[-1] == (
-                "mhe_fairseq: error: the checkpoint was trained with the languages "
-                f"{','.join(LANGS)} and here they are {langs}; each has a token in the dictionary, so give "
-                f"--langs {','.join(LANGS)}"
-            )
+            path = str(many_models[name])
+            lines[f"generate {name} {langs}"] = ["generate", *asked, *pair("aa-bb"), "--path", path, *ASKED]
+        for name in ("product", "sampling"):
+            path, head = str(many_models[name]), ["--mhe-head", name]
+            head += ["--mhe-mixtures", "2"] if name == "product" else []
+            restored = ["--restore-file", path, "--save-dir", str(tmp_path / "none"), "--max-update", "70"]
+            lines[f"train {name} {langs}"] = ["train", *asked, *TRAIN, *head, *restored]
+        wanted[langs] = (
+            "mhe_fairseq: error: the checkpoint was trained with the languages "
+            f"{','.join(LANGS)} and here they are {langs}; each has a token in the dictionary, so give "
+            f"--langs {','.join(LANGS)}"
+        )
+    for name, ended in run_lines(tmp_path / "logs", lines).items():
+        assert ended.status != 0, name
+        assert ended.said.strip().splitlines()[-1] == wanted[name.split()[-1]], name
