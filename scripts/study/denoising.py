@@ -113,8 +113,9 @@ def train_step(
     words += ["--warmup-updates", str(math.ceil(updates / 10)), "--max-update", str(updates)]
     words += ["--required-batch-size-multiple", "1", "--update-epoch-batch-itr", "True", "--cpu"]
     words += ["--num-workers", "0", "--seed", str(seed)]
+    # fairseq validates whenever it saves: both are done at the end alone.
     words += ["--validate-interval", "1000", "--validate-interval-updates", str(updates)]
-    words += ["--save-interval-updates", str(min(updates, 200)), "--keep-interval-updates", "1"]
+    words += ["--save-interval-updates", str(updates), "--keep-interval-updates", "1"]
     words += ["--no-epoch-checkpoints", "--log-format", "json", "--log-interval", str(min(50, updates))]
     words += ["--save-dir", str(folder / "checkpoints")]
     last = folder / "checkpoints" / "checkpoint_last.pt"

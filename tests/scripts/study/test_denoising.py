@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from scripts.study.study_config import read_study
 from tests.helpers import REPO, run_command
 from tests.scripts.study.test_study import source as source  # the corpus
 
-SCRIPT = [sys.executable, str(REPO / "scripts" / "study" / "denoising.py")]
+SCRIPT = ["python", str(REPO / "scripts" / "study" / "denoising.py")]
 
 STUDY = """
 baseline = "softmax"
