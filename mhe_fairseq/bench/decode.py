@@ -15,7 +15,7 @@ from fairseq.data import Dictionary, LanguagePairDataset
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from torch import Tensor, nn
 
-from mhe_fairseq.bench.timing import Samples, interleave
+from mhe_fairseq.bench.timing import Samples, clock_of, interleave
 from mhe_fairseq.coding import Codebook, plan_lengths
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import Candidates, CascadeHead, HeadLoss, OutputHead, ProductHead, SoftmaxHead
@@ -51,6 +51,7 @@ class DecodeSettings:
         seed: of weights and sentences.
         device: of everything.
         group_prototypes: rows of each of a cascade's groups.
+        cpu_time: times are of the processor.
     """
 
     dim: int
@@ -62,6 +63,7 @@ class DecodeSettings:
     seed: int
     device: torch.device
     group_prototypes: int = 1
+    cpu_time: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def measure_decode(
         if settings.device.type == "cuda":
             torch.cuda.synchronize()
 
-    samples = interleave(steps, rounds, synchronize=synchronize, progress=progress)
+    samples = interleave(steps, rounds, synchronize, clock_of(settings.cpu_time), progress)
 
     def times(name: str, other: str) -> float | None:
         return samples[other].median / samples[name].median if other in samples else None

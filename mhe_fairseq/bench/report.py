@@ -34,7 +34,8 @@ def print_settings(console: Console, settings: Settings, machine: Machine) -> No
         f"N = {settings.tokens:,} tokens; features standard normal, weights of standard deviation d^-0.5, "
         "targets by Zipf's law over the order of the dictionary, as in text. The softmax is fairseq's: "
         "F.linear, log_softmax, gather."
-        + (f" Groups of cascades have {settings.prototypes} rows." if settings.prototypes > 1 else ""),
+        + (f" Groups of cascades have {settings.prototypes} rows." if settings.prototypes > 1 else "")
+        + (" Times are of the processor." if settings.cpu_time else ""),
     )
 
 
@@ -133,6 +134,7 @@ def as_dict(
         "tokens": settings.tokens,
         "label_smoothing": LABEL_SMOOTHING if settings.smoothing else 0.0,
         "group_prototypes": settings.prototypes,
+        "cpu_time": settings.cpu_time,
         "targets": "zipf",
         "shapes": [
             {

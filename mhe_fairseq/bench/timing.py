@@ -17,6 +17,12 @@ Key = TypeVar("Key", bound=Hashable)
 _TURN_SECONDS = 0.5
 _TURN_STEPS = 10
 
+
+def clock_of(cpu_time: bool) -> Callable[[], float]:
+    """Seconds of this process's processor time, or of the clock."""
+    return time.process_time if cpu_time else time.perf_counter
+
+
 #: A step that takes longer than this, in seconds, needs no warm-up: what it finds cold is a small part of it.
 _SLOW = 5.0
 

@@ -11,7 +11,7 @@ from mhe_fairseq.bench import bars
 from mhe_fairseq.bench.machine import available_memory
 from mhe_fairseq.bench.memory import Peak, measure_peak
 from mhe_fairseq.bench.steps import Batch, TrainStep, make_step
-from mhe_fairseq.bench.timing import Samples, fit_exponent, interleave
+from mhe_fairseq.bench.timing import Samples, clock_of, fit_exponent, interleave
 from mhe_fairseq.coding import Codebook, plan_lengths
 from mhe_fairseq.errors import MHEError
 
@@ -47,6 +47,7 @@ class Settings:
         seed: of weights, features and targets.
         device: to measure on.
         prototypes: rows of each of a cascade's groups.
+        cpu_time: times are of the processor.
     """
 
     dim: int
@@ -55,6 +56,7 @@ class Settings:
     seed: int
     device: torch.device
     prototypes: int = 1
+    cpu_time: bool = False
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -143,6 +145,7 @@ def measure_shape(
             steps,
             rounds,
             synchronize=settings.synchronize,
+            clock=clock_of(settings.cpu_time),
             progress=lambda done: progress(title, done, rounds),
         )
     dense = samples["softmax"]
@@ -194,13 +197,14 @@ def measure_growth(
             steps,
             rounds,
             synchronize=settings.synchronize,
+            clock=clock_of(settings.cpu_time),
             progress=lambda done: progress("growth", done, rounds),
         )
         optimizer: dict[tuple[str, int], Samples] = {}
         for index, vocab in enumerate(vocabs):
             progress("optimiser steps", index, len(vocabs))
             adams = {(name, vocab): _AdamStep(steps[name, vocab]) for name in heads}
-            optimizer.update(interleave(adams, rounds, synchronize=settings.synchronize))
+            optimizer.update(interleave(adams, rounds, settings.synchronize, clock_of(settings.cpu_time)))
             # The moments and gradients, before the next ones are made.
             del adams
             for name in heads:

@@ -110,7 +110,7 @@ def run_decode(args: argparse.Namespace) -> int:
     heads = choose_heads(args.heads, HEADS)
     settings = DecodeSettings(
         args.dim, args.layers, args.sentences, args.length, args.beam, args.batch, args.seed, device,
-        prototypes,
+        prototypes, args.cpu_time,
     )  # fmt: skip
     for vocab in vocabs:
         check_vocabulary(vocab, settings)
@@ -120,7 +120,8 @@ def run_decode(args: argparse.Namespace) -> int:
         machine = Machine.here(device)
         console = None if args.json == "-" else make_console()
         if console:
-            console.print(f"{machine}; seed {settings.seed}", markup=False)
+            of_processor = "; times are of the processor" if settings.cpu_time else ""
+            console.print(f"{machine}; seed {settings.seed}{of_processor}", markup=False)
         results: list[DecodeResult] = []
         for vocab in vocabs:
             with Bars(refresh=False) as bar:

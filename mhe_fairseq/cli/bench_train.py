@@ -126,8 +126,9 @@ def run_train(args: argparse.Namespace) -> int:
             setattr(args, name, size)
     heads = _check(args)
     settings = Settings(
-        args.dim, args.tokens, args.smoothing, args.seed, find_device(args.device), check_prototypes(args)
-    )
+        args.dim, args.tokens, args.smoothing, args.seed, find_device(args.device), check_prototypes(args),
+        args.cpu_time,
+    )  # fmt: skip
     parts = _parts(args, heads, settings)
     threads = torch.get_num_threads()
     try:

@@ -19,6 +19,7 @@ FIXES = (
     "masked_dictionaries",
     "misfit",
     "numpy_names",
+    "other_languages",
     "precision",
     "pretrained_bart",
     "saving",

@@ -10,7 +10,6 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.models.options import pinned
 from mhe_fairseq.tasks.allowed import HELP
 from mhe_fairseq.tasks.compact import CompactSearchMixin
 from mhe_fairseq.tasks.languages import (
@@ -86,27 +85,10 @@ class MHETranslationMultiSimpleEpochTask(CompactSearchMixin, TranslationMultiSim
         super().load_dataset(split, epoch, combine, **kwargs)
 
     def build_model(self, args: Any, from_checkpoint: bool = False) -> Any:
-        """As fairseq's; a checkpoint keeps the list of languages.
-
-        Raises:
-            MHEError: a checkpoint of other languages, whose tokens are in its dictionary.
-        """
+        """As fairseq's; a checkpoint keeps the list of languages, for ``other_languages``."""
         if not from_checkpoint:
             args.mhe_langs = list(self.langs)
-        elif getattr(args, "mhe_dictionary", None) not in (None, pinned(self.target_dictionary.symbols)):
-            self._check_languages(args)
         return super().build_model(args, from_checkpoint)
-
-    def _check_languages(self, args: Any) -> None:
-        theirs = getattr(args, "mhe_langs", None) or getattr(args, "langs", None)
-        if theirs is None and getattr(args, "lang_dict", None) is None and getattr(args, "lang_pairs", None):
-            theirs = read_languages(None, None, read_pairs(args.lang_pairs))
-        if theirs is not None and list(theirs) != list(self.langs):
-            raise MHEError(
-                f"the checkpoint was trained with the languages {','.join(theirs)} and here they are "
-                f"{','.join(self.langs)}; each has a token in the dictionary, so give --langs "
-                f"{','.join(theirs)}"
-            )
 
     def build_generator(
         self,

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from scripts.common.commands import Step, from_root  # noqa: E402
-from scripts.study.comparison import Comparison, make_parser, run_study  # noqa: E402
+from scripts.study.comparison import Comparison, make_parser, run_study, spread  # noqa: E402
 from scripts.study.study import (  # noqa: E402
     Folders,
     generate_step,
@@ -143,11 +143,11 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             {
                 "model": softmax.name if share is None else sampling.name,
                 "share": share,
-                "bits": _spread([validated_bits(folder / "valid.log") for folder in folders[share]]),
-                "bleu": _spread([each.bleu for each in own]),
+                "bits": spread([validated_bits(folder / "valid.log") for folder in folders[share]]),
+                "bleu": spread([each.bleu for each in own]),
                 "behind": None if share is None else fmean(each.bleu - base.bleu for each, base in pairs),
                 "p": None if share is None else ", ".join(f"{chance:.3f}" for chance in chances),
-                "chrf": _spread([each.chrf for each in own]),
+                "chrf": spread([each.chrf for each in own]),
                 "length": fmean(each.length / base.length for each, base in pairs),
             }
         )
@@ -161,13 +161,6 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         columns=COLUMNS,
         rows=rows,
     )
-
-
-def _spread(values: list[float]) -> float | list[float]:
-    """Of several seeds, as a record has it."""
-    if len(values) == 1:
-        return values[0]
-    return [fmean(values), (max(values) - min(values)) / 2]
 
 
 def shares(text: str) -> list[float]:

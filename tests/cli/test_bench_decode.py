@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def test_without_softmax_there_is_no_ratio(capsys: pytest.CaptureFixture[str]) -
     assert main(["bench", "decode", *arguments]) == 0
     (row,) = json.loads(capsys.readouterr().out)["heads"]
     assert row["ratio"] is None and row["of_limit"] is None
+
+
+def test_times_of_the_processor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the processor's clock finds it a second later, and no one looks at another."""
+    seconds = itertools.count(1.0)
+    monkeypatch.setattr("time.process_time", lambda: next(seconds))
+    arguments = ["--quick", "--repeats", "1", "--vocab", "64", "--heads", "none", "--json", "-"]
+    assert main(["bench", "decode", *arguments, "--cpu-time", "--threads", "1"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["cpu_time"] and answer["heads"][0]["seconds"] == [1.0]
 
 
 def test_prototypes_of_groups(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def test_the_whole_run(tmp_path: Path) -> None:
     answer = json.loads(path.read_text())
     assert list(answer) == [
         "benchmark", "version", "seed", "machine", "device", "dtype", "dim", "tokens", "label_smoothing",
-        "group_prototypes", "targets", "shapes", "growth",
+        "group_prototypes", "cpu_time", "targets", "shapes", "growth",
     ]  # fmt: skip
     assert (answer["benchmark"], answer["seed"], answer["dim"], answer["tokens"]) == ("train", 5, 16, 64)
     assert list(answer["machine"]) == ["cpu", "cores", "threads", "gpu", "torch", "python"]
@@ -111,6 +112,17 @@ def test_prototypes_of_groups(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Groups of cascades have 3 rows." in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_times_of_the_processor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the processor's clock finds it a second later, and no one looks at another."""
+    seconds = itertools.count(1.0)
+    monkeypatch.setattr("time.process_time", lambda: next(seconds))
+    given = ["--heads", "product", "--cpu-time", "--threads", "1", "--growth", "16,32", "--large-vocab", "0"]
+    answer = bench(capsys, *given)
+    assert answer["cpu_time"]
+    assert [head["milliseconds"] for head in answer["shapes"][0]["heads"]] == [1000.0, 1000.0]
+    assert [growth["optimizer_milliseconds"] for growth in answer["growth"]] == [[1000.0, 1000.0]]
+
+
 def test_bars_are_shown_where_they_are_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +171,12 @@ def test_bars_are_shown_where_they_are_for(
         (["--json", "no/such/folder.json"], "there is no directory no/such"),
         (["--json", "."], "the output . is a directory"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (
+            ["--cpu-time", "--threads", "2"],
+            "--cpu-time adds up the processor time of all threads, and knows nothing of a GPU; give "
+            "--threads 1 --device cpu, not --threads 2 --device cpu",
+        ),
+        (["--cpu-time", "--threads", "1", "--device", "cuda"], "not --threads 1 --device cuda"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 
 from mhe_fairseq.criterions import MHECrossEntropyCriterion, MHEMaskedLMCriterion
 from mhe_fairseq.errors import MHEError
-from tests.models.test_roberta import HEADS, PAD, VOCAB, batch, build, classifying_task, masked_task, sample
+from tests.heads_of_models import PAD, VOCAB
+from tests.models.test_roberta import HEADS, batch, build, classifying_task, masked_task, sample
 from tests.models.test_transformer_lm import build as build_lm
 
 

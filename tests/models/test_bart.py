@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from argparse import Namespace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_INV_REGISTRY, build_model
+from fairseq.models import ARCH_CONFIG_REGISTRY, build_model
 from fairseq.models.bart import BARTModel
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
@@ -23,10 +22,19 @@ from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from mhe_fairseq.criterions import MHECrossEntropyCriterion
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models import MHEBARTModel
-from mhe_fairseq.models.flags import FLAGS, SWITCHES
+from tests.heads_of_models import (
+    DIM,
+    INITIALISED,
+    PAD,
+    VOCAB,
+    check_architectures,
+    check_flags,
+    check_initialisation,
+    heads,
+)
+from tests.heads_of_models import words as plain_words
 
-STOCK = ARCH_MODEL_INV_REGISTRY["bart"]
-VOCAB, DIM, PAD, EOS = 50, 16, 1, 2
+EOS = 2
 SMALL = {
     "encoder_layers": 1, "encoder_embed_dim": DIM, "encoder_ffn_embed_dim": DIM, "encoder_attention_heads": 2,
     "decoder_layers": 1, "decoder_attention_heads": 2, "dropout": 0.0, "attention_dropout": 0.0,
@@ -35,29 +43,12 @@ SMALL = {
 
 UNTIED = {"share_all_embeddings": False, "share_decoder_input_output_embed": False}
 
-#: A codebook of 50 tokens in 8 x 8 or 4 x 4 x 4 slots has holes.
-HEADS: dict[str, dict[str, Any]] = {
-    "softmax": {"mhe_head": "softmax"},
-    "untied softmax": {"mhe_head": "softmax", **UNTIED},
-    "product": {"mhe_head": "product", "mhe_lengths": "8,8"},
-    "mixture": {"mhe_head": "product", "mhe_mixtures": 3, "mhe_lengths": "8,8"},
-    "cascade": {"mhe_head": "cascade", "mhe_lengths": "8,8"},
-    "untied cascade": {"mhe_head": "cascade", "mhe_lengths": "4,4,4", **UNTIED},
-    "bottleneck": {"mhe_head": "cascade", "mhe_bottleneck": 4, "mhe_lengths": "8,8"},
-    "sampling": {"mhe_head": "sampling", "mhe_groups": 3, "mhe_lengths": "8,8"},
-    "sampling batch": {"mhe_head": "sampling", "mhe_sampling": "batch", **UNTIED},
-}
+HEADS = heads(UNTIED)
 
 
 def words(count: int = VOCAB, mask: bool = True, extra: tuple[str, ...] = ()) -> Dictionary:
     """``count`` symbols, the last of them ``extra`` ones and the ``<mask>`` that a task adds."""
-    dictionary = Dictionary()
-    added = [*extra, *(["<mask>"] if mask else [])]
-    for number in range(count - len(dictionary) - len(added)):
-        dictionary.add_symbol(f"w{number}")
-    for symbol in added:
-        dictionary.add_symbol(symbol)
-    return dictionary
+    return plain_words(count, [*extra, *(["<mask>"] if mask else [])])
 
 
 def denoising(dictionary: Dictionary | None = None) -> Any:
@@ -106,25 +97,9 @@ def batch(rows: int = 3, length: int = 7) -> dict[str, Any]:
 # ---- settings
 
 
-@pytest.mark.parametrize("stock", STOCK)
-def test_architectures_mirror_fairseqs(stock: str) -> None:
-    mine, theirs = Namespace(), Namespace()
-    ARCH_CONFIG_REGISTRY[f"mhe_{stock}"](mine)
-    ARCH_CONFIG_REGISTRY[stock](theirs)
-    assert vars(mine) == vars(theirs)
-
-
-def test_there_is_one_for_each() -> None:
-    assert ARCH_MODEL_INV_REGISTRY["mhe_bart"] == [f"mhe_{stock}" for stock in STOCK]
-    assert {"bart_base", "bart_large", "mbart_base", "mbart_large"} <= set(STOCK)
-
-
-def test_flags_are_fairseqs_and_the_heads() -> None:
-    mine, theirs = argparse.ArgumentParser(), argparse.ArgumentParser()
-    MHEBARTModel.add_args(mine)
-    BARTModel.add_args(theirs)
-    heads = {**dict.fromkeys(FLAGS), **dict.fromkeys(SWITCHES, False)}
-    assert vars(mine.parse_args([])) == {**vars(theirs.parse_args([])), **heads}
+def test_architectures_and_flags_are_fairseqs() -> None:
+    check_architectures("bart", {"bart_base", "bart_large", "mbart_base", "mbart_large"})
+    check_flags(MHEBARTModel, BARTModel)
 
 
 @pytest.mark.parametrize("config", [False, True])
@@ -159,16 +134,11 @@ def test_a_softmax_head_is_fairseqs_model(arch: str, untied: bool) -> None:
     torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", ["mixture", "cascade", "untied cascade", "bottleneck", "untied softmax"])
+@pytest.mark.parametrize("name", INITIALISED)
 def test_a_head_keeps_its_own_initialisation(name: str) -> None:
     """fairseq's, of std 0.02, would reach some of its tables only."""
     model = build(**HEADS[name])
-    own = {n: p for n, p in model.decoder.head.named_parameters() if p.dim() > 1 and len(p) > 7}
-    assert own
-    for key, value in own.items():
-        assert float(value.detach().std()) == pytest.approx(value.size(-1) ** -0.5, rel=0.35), key
-    for other in (model.encoder.embed_tokens, model.decoder.layers[0].fc1):
-        assert float(other.weight.detach().std()) == pytest.approx(0.02, rel=0.2)
+    check_initialisation(model.decoder.head, [model.encoder.embed_tokens, model.decoder.layers[0].fc1])
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -208,6 +208,8 @@ def tuned(models: Runs, mono: Path, toy_data: Path, lm_data: Path, folder: Path)
     for name, (checkpoint, *tasks) in both.items():
         for kind, task in zip(("wide", "compact"), tasks, strict=True):
             lines[f"{name} {kind}"] = generate(toy_data, checkpoint, *task)
+    reordered = [*MBART[:-1], ",".join(reversed(LANGS.split(",")))]
+    lines["M reordered"] = generate(toy_data, both["M"][0], *reordered, *both["M"][2][len(MBART) :])
     lines["M scores"] = generate(toy_data, both["M"][0], *both["M"][2], "--score-reference")
     paths = {
         "plugin": PLUGIN[1], "cascade": folder / "cascade", "mono": text, "tuned": folder / "classifier",
@@ -245,6 +247,19 @@ def test_compact_search_finds_the_same(name: str, tuned: Runs) -> None:
 def test_scores_of_references(tuned: Runs) -> None:
     assert tuned["M scores"].status == 0, tuned["M scores"].said[-4000:]
     assert len(hypotheses(tuned["M scores"].said)) == TOY_SIZES["test"]
+
+
+def test_other_languages(tuned: Runs) -> None:
+    assert tuned["M reordered"].status != 0
+    there, here = LANGS, ",".join(reversed(LANGS.split(",")))
+    assert (
+        tuned["M reordered"]
+        .said.strip()
+        .endswith(
+            f"the checkpoint was trained with the languages {there} and here they are {here}; "
+            f"each has a token in the dictionary, so give --langs {there}"
+        )
+    )
 
 
 def test_a_classifier(tuned: Runs, folder: Path) -> None:

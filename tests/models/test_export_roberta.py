@@ -10,9 +10,10 @@ import torch
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.export import StockCheckpoint, to_stock
+from tests.heads_of_models import DIM, VOCAB
 from tests.models.test_export import checkpoint as translation
 from tests.models.test_export import loaded as read
-from tests.models.test_roberta import DIM, HEADS, VOCAB, batch, build, classifying_task
+from tests.models.test_roberta import HEADS, batch, build, classifying_task
 
 
 def checkpoint(model: Any, criterion: dict[str, Any], task: str = "masked_lm") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import warnings
 from argparse import Namespace
@@ -13,7 +12,7 @@ import pytest
 import torch
 from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
 from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_INV_REGISTRY, build_model
+from fairseq.models import build_model
 from fairseq.models.roberta import RobertaModel
 from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
@@ -22,37 +21,33 @@ from torch import Tensor
 
 from mhe_fairseq.criterions import MHEMaskedLMCriterion
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.models.flags import FLAGS, SWITCHES
 from mhe_fairseq.models.roberta import MHERobertaModel
+from tests.heads_of_models import (
+    DIM,
+    INITIALISED,
+    PAD,
+    VOCAB,
+    check_architectures,
+    check_flags,
+    check_initialisation,
+    heads,
+)
+from tests.heads_of_models import words as plain_words
 
-STOCK = ARCH_MODEL_INV_REGISTRY["roberta"]
-VOCAB, DIM, PAD = 50, 16, 1
 SMALL = {
     "encoder_layers": 2, "encoder_embed_dim": DIM, "encoder_ffn_embed_dim": DIM, "encoder_attention_heads": 2,
     "dropout": 0.0, "attention_dropout": 0.0, "tokens_per_sample": 12,
 }  # fmt: skip
 
-#: A codebook of 50 tokens in 8 x 8 or 4 x 4 x 4 slots has holes.
 HEADS: dict[str, dict[str, Any]] = {
-    "softmax": {"mhe_head": "softmax"},
-    "untied softmax": {"mhe_head": "softmax", "untie_weights_roberta": True},
-    "product": {"mhe_head": "product", "mhe_lengths": "8,8"},
-    "mixture": {"mhe_head": "product", "mhe_mixtures": 3, "mhe_lengths": "8,8"},
-    "cascade": {"mhe_head": "cascade", "mhe_lengths": "8,8"},
-    "untied cascade": {"mhe_head": "cascade", "mhe_lengths": "4,4,4", "untie_weights_roberta": True},
-    "bottleneck": {"mhe_head": "cascade", "mhe_bottleneck": 4, "mhe_lengths": "8,8"},
-    "sampling": {"mhe_head": "sampling", "mhe_groups": 3, "mhe_lengths": "8,8"},
+    **heads({"untie_weights_roberta": True}),
     "sampling own": {"mhe_head": "sampling", "mhe_sampling": "own", "mhe_lengths": "8,8"},
-    "sampling batch": {"mhe_head": "sampling", "mhe_sampling": "batch", "untie_weights_roberta": True},
 }
 
 
 def words(count: int = VOCAB, prefix: str = "w") -> Dictionary:
-    """``count`` symbols with the ``<mask>`` that a task adds."""
-    dictionary = Dictionary()
-    for number in range(count - len(dictionary) - 1):
-        dictionary.add_symbol(f"{prefix}{number}")
-    return dictionary
+    """For ``count`` symbols with the ``<mask>`` that a task adds."""
+    return plain_words(count - 1, prefix=prefix)
 
 
 def masked_task(dictionary: Dictionary | None = None) -> MaskedLMTask:
@@ -92,25 +87,9 @@ def batch(rows: int = 3, length: int = 7) -> tuple[Tensor, Tensor]:
 # ---- settings
 
 
-@pytest.mark.parametrize("stock", STOCK)
-def test_architectures_mirror_fairseqs(stock: str) -> None:
-    mine, theirs = Namespace(), Namespace()
-    ARCH_CONFIG_REGISTRY[f"mhe_{stock}"](mine)
-    ARCH_CONFIG_REGISTRY[stock](theirs)
-    assert vars(mine) == vars(theirs)
-
-
-def test_there_is_one_for_each() -> None:
-    assert ARCH_MODEL_INV_REGISTRY["mhe_roberta"] == [f"mhe_{stock}" for stock in STOCK]
-    assert {"roberta", "roberta_base", "roberta_large", "roberta_prenorm", "xlm"} <= set(STOCK)
-
-
-def test_flags_are_fairseqs_and_the_heads() -> None:
-    mine, theirs = argparse.ArgumentParser(), argparse.ArgumentParser()
-    MHERobertaModel.add_args(mine)
-    RobertaModel.add_args(theirs)
-    heads = {**dict.fromkeys(FLAGS), **dict.fromkeys(SWITCHES, False)}
-    assert vars(mine.parse_args([])) == {**vars(theirs.parse_args([])), **heads}
+def test_architectures_and_flags_are_fairseqs() -> None:
+    check_architectures("roberta", {"roberta", "roberta_base", "roberta_large", "roberta_prenorm", "xlm"})
+    check_flags(MHERobertaModel, RobertaModel)
 
 
 @pytest.mark.parametrize("config", [False, True])
@@ -150,16 +129,11 @@ def test_a_softmax_head_is_fairseqs_model(arch: str, untied: bool) -> None:
         torch.testing.assert_close(mine.get_normalized_probs((a, None), log_probs=False), b.softmax(-1))
 
 
-@pytest.mark.parametrize("name", ["mixture", "cascade", "untied cascade", "bottleneck", "untied softmax"])
+@pytest.mark.parametrize("name", INITIALISED)
 def test_a_head_keeps_its_own_initialisation(name: str) -> None:
     """fairseq's, of std 0.02, would reach some of its tables only."""
-    model = build(**HEADS[name])
-    own = {n: p for n, p in model.encoder.head.named_parameters() if p.dim() > 1 and len(p) > 7}
-    assert own
-    for key, value in own.items():
-        assert float(value.detach().std()) == pytest.approx(value.size(-1) ** -0.5, rel=0.35), key
-    for other in (model.encoder.sentence_encoder.embed_tokens, model.encoder.lm_head.dense):
-        assert float(other.weight.detach().std()) == pytest.approx(0.02, rel=0.2)
+    encoder = build(**HEADS[name]).encoder
+    check_initialisation(encoder.head, [encoder.sentence_encoder.embed_tokens, encoder.lm_head.dense])
 
 
 @pytest.mark.parametrize("name", HEADS)

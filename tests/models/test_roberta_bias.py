@@ -8,10 +8,11 @@ import torch
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.export import to_stock
 from mhe_fairseq.models.roberta import BIAS_WIDTH
+from tests.heads_of_models import DIM, VOCAB
 from tests.models.test_export import loaded as read
 from tests.models.test_export_roberta import checkpoint, loaded
 from tests.models.test_options import resolve
-from tests.models.test_roberta import DIM, HEADS, VOCAB, batch, build
+from tests.models.test_roberta import HEADS, batch, build
 
 NAMES = ["softmax", "product", "cascade", "sampling"]
 

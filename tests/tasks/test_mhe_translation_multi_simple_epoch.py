@@ -10,6 +10,7 @@ import pytest
 from tests.commands import ALL_SENTENCES, PLUGIN, generate, hypotheses
 from tests.helpers import TOY_SIZES, run_command
 from tests.many_languages import FEW, LANGS, LANGUAGES, MULTI, TRAIN, train_many
+from tests.masked_lm import run_lines
 from tests.tasks.test_commands import check_same, run_all
 
 ASKED = ["--cpu", "--num-workers", "0", "--max-len-a", "1.5", "--max-len-b", "5"]
@@ -167,26 +168,30 @@ def test_dictionaries_that_differ(many_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_other_languages(many_models: dict[str, Path], many_data: Path) -> None:
-    for langs in ("aa,cc,bb", "aa,bb,cc,dd"):
-        for name in ("product", "cascade"):
-            flags = changed(LANGUAGES, langs=langs)
-            done = run_command(
-                [
-                    "fairseq-generate",
-                    str(many_data),
-                    *PLUGIN,
-                    "--task",
-                    f"mhe_{MULTI}",
-                    *flags,
-                    *pair("aa-bb"),
-                ]
-                + ["--path", str(many_models[name]), *ASKED],
-                check=False,
-            )
-            assert done.returncode != 0
-            assert done.stderr.strip().splitlines()[-1] == (
-                "mhe_fairseq: error: the checkpoint was trained with the languages "
-                f"{','.join(LANGS)} and here they are {langs}; each has a token in the dictionary, so give "
-                f"--langs {','.join(LANGS)}"
-            )
+def test_a_checkpoint_of_other_languages(
+    many_models: dict[str, Path], many_data: Path, tmp_path: Path
+) -> None:
+    """To translate with, and to train on; as many languages in another order, and more."""
+    lines = {}
+    for kind, name, langs in (
+        ("generate", "product", "aa,cc,bb"),
+        ("generate", "cascade", "aa,bb,cc,dd"),
+        ("train", "product", "aa,cc,bb"),
+        ("train", "sampling", "aa,bb,cc,dd"),
+    ):
+        line = [kind, str(many_data), *PLUGIN, "--task", f"mhe_{MULTI}", *changed(LANGUAGES, langs=langs)]
+        path = str(many_models[name])
+        if kind == "generate":
+            line += [*pair("aa-bb"), "--path", path, *ASKED]
+        else:
+            head = ["--mhe-head", name, *(["--mhe-mixtures", "2"] if name == "product" else [])]
+            line += [*TRAIN, *head, "--restore-file", path, "--save-dir", str(tmp_path / "none")]
+            line += ["--max-update", "61"]
+        lines[f"{kind} {langs}"] = line
+    for name, ended in run_lines(tmp_path / "logs", lines).items():
+        assert ended.status != 0, name
+        assert ended.said.strip().splitlines()[-1] == (
+            "mhe_fairseq: error: the checkpoint was trained with the languages "
+            f"{','.join(LANGS)} and here they are {name.split()[1]}; each has a token in the dictionary, so "
+            f"give --langs {','.join(LANGS)}"
+        )

@@ -49,6 +49,35 @@ def test_one_dictionary_for_all_text(pair: Path, tmp_path: Path, capsys: pytest.
     assert "already there" in capsys.readouterr().out
 
 
+def test_a_part_of_the_text_and_pieces_of_both(pair: Path, tmp_path: Path) -> None:
+    """A text without the target's letters; a few pairs, so few lines of the text for the pieces."""
+    mono, out = tmp_path / "mono", tmp_path / "out"
+    mono.mkdir()
+    lines = [f"{'badega' if n % 2 else 'fudo'} {'x' * (n % 7)}" for n in range(60)]
+    for split in ("train", "valid"):
+        (mono / f"{split}.src").write_text("\n".join(lines) + "\n")
+    assert run(pair, mono, out, "src", "--joint", "--lines", "30", "--pairs", "20") == 0
+    model = sentencepiece.SentencePieceProcessor(model_file=str(out / "spm.model"))
+
+    def text(name: str) -> list[str]:
+        return [model.decode(line.split()) for line in (out / name).read_text().splitlines()]
+
+    assert [line.strip() for line in text("mono/train.src")] == [line.strip() for line in lines[1::2]]
+    assert len(text("mono/valid.src")) == 60
+    for side in ("src", "tgt"):
+        assert text(f"pair/train.{side}") == (pair / f"train.{side}").read_text().splitlines()[:20]
+        assert len(text(f"pair/test.{side}")) == 9
+    assert len((out / "text" / "pieces.train.src").read_text().splitlines()) == 20
+    counts = dict(line.split() for line in (out / "dict.txt").read_text().splitlines())
+    assert any(word.isupper() and int(count) for word, count in counts.items())
+    # Without --joint the target's letters are unknown.
+    assert run(pair, mono, tmp_path / "mono-only", "src", "--pieces", "32") == 0
+    words = (tmp_path / "mono-only" / "dict.txt").read_text().splitlines()
+    assert not any(word.split()[0].isupper() for word in words)
+    # Another part is another preparation.
+    assert run(pair, mono, out, "src", "--joint", "--lines", "30", "--pairs", "21") == 1
+
+
 @pytest.mark.parametrize(
     ("langs", "more", "said"),
     [
@@ -57,6 +86,8 @@ def test_one_dictionary_for_all_text(pair: Path, tmp_path: Path, capsys: pytest.
         ("src,xx", [], "there is no train.xx or train.xx.xz in"),
         ("src,tgt", ["--pieces", "7"], "--pieces must be at least 16, got 7"),
         ("src,tgt", ["--tgt", "src"], "--src and --tgt are both src"),
+        ("src,tgt", ["--lines", "-1"], "--lines must be at least 1, or 0 for all, got -1"),
+        ("src,tgt", ["--pairs", "-2"], "--pairs must be at least 1, or 0 for all, got -2"),
         ("src,tgt", ["--workers", "0"], "--workers must be at least 1, got 0"),
         ("src,tgt", ["--mono", "nowhere"], "--mono nowhere is not a folder"),
         ("src,tgt", ["--source", "nowhere"], "--source nowhere is not a folder"),
