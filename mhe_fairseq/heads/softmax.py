@@ -114,8 +114,8 @@ class SoftmaxHead(OutputHead):
     def _check_labelled(self) -> None:
         if self.margin is not None:
             raise MHEError(
-                "a margin is for rows of one label each, and this head was asked for several a row; make it with "
-                "margin=None"
+                "a margin is for rows of one label each, and this head was asked for several a row; make it "
+                "with margin=None"
             )
 
     def _scored(self, features: Tensor) -> tuple[Tensor, Tensor]:
