@@ -21,6 +21,7 @@ COMMANDS = {
     "bench decode": [],
     "bench train": [],
     "convert": ["{checkpoint}", "--data", "data", "--head", "cascade", "-o", "{output}"],
+    "label": ["{checkpoint}", "--data", "data"],
 }
 
 

@@ -13,6 +13,7 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import wide
 from mhe_fairseq.heads.rows.inherited import inherited, moved_values
 from mhe_fairseq.heads.rows.input_rows import MARK, rows_of_state
+from mhe_fairseq.heads.softmax import SCALE
 
 _BOOK = ("codebook_slots", "codebook_lengths")
 
@@ -105,7 +106,7 @@ class _Head:
             return self._values(value.flatten(0, 1), self.old.heads).unflatten(0, shape)
         if name == "table.linear.weight":
             return inherited(value, self.origins, self.seed)
-        if name in ("gate.weight", "gate.bias", "project.weight", MARK):
+        if name in ("gate.weight", "gate.bias", "project.weight", MARK, SCALE):
             return value
         raise MHEError(
             f"the head has a tensor {name} of shape {tuple(value.shape)}, and it is not known how that "
