@@ -197,8 +197,7 @@ def needed(root: Path, name: str, size: int) -> Split:
 
 def report_few(train: Split, path: Path) -> None:
     """Name the classes that have one image: they are trained on as they are."""
-    counts = train.labels.bincount(minlength=len(train.classes))
-    say(f"{path}: classes with one image", [train.classes[place] for place in (counts == 1).nonzero()])
+    say(f"{path}: classes with one image", with_one(train))
     if len(train.classes) < 2:
         raise MHEError(f"{path} has {len(train.classes)} class; a classifier needs two at least")
 
@@ -223,6 +222,17 @@ def with_classes_of(split: Split, train: Split, name: str) -> Split:
         )
     split.keep(places, labels[places], train.classes)
     return split
+
+
+def with_one(split: Split) -> list[str]:
+    """The classes that have one image."""
+    counts = split.labels.bincount(minlength=len(split.classes))
+    return [split.classes[place] for place in (counts == 1).nonzero().flatten().tolist()]
+
+
+def in_order(count: int, size: int) -> list[list[int]]:
+    """Places of batches of so many, one after the other."""
+    return [list(range(at, min(at + size, count))) for at in range(0, count, size)]
 
 
 def say(what: str, names: Iterable[str]) -> None:

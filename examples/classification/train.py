@@ -135,7 +135,7 @@ class Training:
         self.model.eval()
         ranks, most = self.ranks, min(5, len(self.train.classes))
         right = torch.zeros(3, device=ranks.device)
-        shares = [ranks.share(each) for each in in_order(len(split), self.args.batch)]
+        shares = [ranks.share(each) for each in images.in_order(len(split), self.args.batch)]
         for batch in images.batches(split, shares, self.args.workers):
             self.unreadable.update(batch.unreadable)
             features = self.model.network(normalised(batch.images.to(ranks.device)))
@@ -150,10 +150,6 @@ class Training:
             self.path, self.model, self.steps, progress, plain(vars(self.args)), self.train.classes,
             self.ranks.is_first,
         )  # fmt: skip
-
-
-def in_order(count: int, size: int) -> list[list[int]]:
-    return [list(range(at, min(at + size, count))) for at in range(0, count, size)]
 
 
 def rate(update: int, updates: int) -> float:

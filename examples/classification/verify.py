@@ -56,9 +56,8 @@ def network_of(state: dict) -> Network:  # type: ignore[type-arg]
 def features_of(network: Network, split: images.Split, batch: int, workers: int) -> tuple[Tensor, Tensor]:
     """Directions of length 1, and labels, of all images that can be read. Shape: -> (N, d), (N,)."""
     found, labels, unreadable = [], [], []
-    order = [list(range(at, min(at + batch, len(split)))) for at in range(0, len(split), batch)]
     device = next(network.parameters()).device
-    for each in images.batches(split, order, workers):
+    for each in images.batches(split, images.in_order(len(split), batch), workers):
         found.append(F.normalize(network(normalised(each.images.to(device)))))
         labels.append(each.labels)
         unreadable += each.unreadable
@@ -128,9 +127,7 @@ def run(args: argparse.Namespace) -> None:
         )
     seen = sorted(set(split.classes) & set(state["classes"]))
     images.say("classes that the training has seen, compared all the same", seen)
-    counts = split.labels.bincount(minlength=len(split.classes))
-    single = [split.classes[place] for place in (counts == 1).nonzero().flatten().tolist()]
-    images.say("classes with one image, in the gallery only", single)
+    images.say("classes with one image, in the gallery only", images.with_one(split))
     features, labels = features_of(network, split, args.batch, args.workers)
     rates, same, other = accept_rates(features, labels, RATES)
     result = {"classes": len(labels.unique()), "images": len(labels), "pairs": same, "other_pairs": other}

@@ -15,7 +15,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.models.bart import BARTModel
 from torch import Tensor
 
-from mhe_fairseq.cli.checkpoint import read_with_data, said, set_up_task, translates
+from mhe_fairseq.cli.checkpoint import building, read_with_data, set_up_task, translates
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.options import MASK, is_added
@@ -76,15 +76,8 @@ class LoadedModel:
         state = _read(path, data, state, purpose)
         self.task = set_up_task(state, path)
         _check_rows(state, self.task, path, data)
-        try:
+        with building(path, data):
             self.model = _built(path, self.task, state, is_file=is_file).to(device).eval()
-        except MHEError as error:
-            raise MHEError(f"checkpoint {path}: {error}") from None
-        except Exception as error:  # torch names every table that does not fit, on lines of their own
-            raise MHEError(
-                f"the model of checkpoint {path} cannot be built for the data {data} ({said(error)}); give "
-                "the data it was trained on"
-            ) from error
         # A masked language model is an encoder with an output layer.
         self.side = getattr(self.model, "decoder", None) or self.model.encoder
         if "features_only" not in inspect.signature(self.side.forward).parameters:

@@ -171,8 +171,7 @@ def assign_slots(
             raise MHEError(f"the training text in {args.data} is empty; {what}")
     if reads_text:
         weights, vectors, words = text.neighbours(vocab_size, args.contexts, args.seed, bars.update)
-        what = "labels by" if args.labels else "neighbours in"
-        source = f"clusters of {what} {words}, seed {args.seed}"
+        source = f"clusters of {words}, seed {args.seed}"
     elif args.from_checkpoint is not None:
         vectors = embedding_vectors(read_embedding(Path(args.from_checkpoint), vocab_size), seed=args.seed)
         source = f"clusters of the embedding in {args.from_checkpoint}, seed {args.seed}"

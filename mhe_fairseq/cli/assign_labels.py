@@ -75,7 +75,7 @@ class LabelText:
         kept = len(tokens) - tokens.nspecial
         vectors = label_vectors(documents, labels, kept, vocab_size, seed=seed, progress=progress)
         counts = np.bincount(labels.numbers, minlength=vocab_size)
-        return counts, vectors, f"the words of {len(labels.sizes):,} documents"
+        return counts, vectors, f"labels by the words of {len(labels.sizes):,} documents"
 
     def _read(self, part: str, dictionary: Dictionary) -> Lists:
         """The training set, without fairseq's own symbols."""

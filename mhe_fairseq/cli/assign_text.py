@@ -90,7 +90,8 @@ class OneText:
             text = BinarisedText(self._data.text_prefixes() + others)
             weights = count_tokens(text, vocab_size, progress, text.tokens)
         vectors = context_vectors(text, weights, contexts=contexts, seed=seed, progress=progress)
-        return weights, vectors, f"{int(weights.sum()):,} tokens{' of both sides' if others else ''}"
+        words = f"neighbours in {int(weights.sum()):,} tokens{' of both sides' if others else ''}"
+        return weights, vectors, words
 
 
 class ManyTexts:
@@ -168,7 +169,7 @@ class ManyTexts:
             weight * count_pairs(text, of_all, contexts, progress=progress) for _, text, weight in texts
         )
         tokens = sum(text.tokens for _, text, _ in texts)
-        words = f"{tokens:,} tokens of {len(self._texts)} target sides"
+        words = f"neighbours in {tokens:,} tokens of {len(self._texts)} target sides"
         if len(texts) > len(self._texts):
             words += f" and {len(texts) - len(self._texts)} source sides"
         if self._method in ("temperature", "uniform"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,24 @@ def read_checkpoint(path: Path, overrides: dict[str, Any] | None = None) -> dict
             f"{type(error).__name__}); give a file that fairseq-train wrote"
         ) from error
     return state
+
+
+@contextmanager
+def building(path: Path, data: str) -> Iterator[None]:
+    """For building the model of a checkpoint: what goes wrong within is one sentence.
+
+    Raises:
+        MHEError: it goes wrong.
+    """
+    try:
+        yield
+    except MHEError as error:
+        raise MHEError(f"checkpoint {path}: {error}") from None
+    except Exception as error:  # torch names every table that does not fit, on lines of their own
+        raise MHEError(
+            f"the model of checkpoint {path} cannot be built for the data {data} ({said(error)}); give the "
+            "data it was trained on"
+        ) from error
 
 
 def read_with_data(

@@ -50,7 +50,6 @@ def codebook_for(
         return model.codebook, True
     flags = argparse.Namespace(
         by="cluster",
-        labels=False,
         from_checkpoint=None,
         shortlist=None,
         contexts=4096,

@@ -12,7 +12,7 @@ import torch
 
 from mhe_fairseq.bench.machine import find_device
 from mhe_fairseq.cli.bars import Bars
-from mhe_fairseq.cli.checkpoint import read_with_data, said, set_up_task
+from mhe_fairseq.cli.checkpoint import building, read_with_data, set_up_task
 from mhe_fairseq.cli.output import check_output, write_whole
 from mhe_fairseq.criterions.label_ranking import PLACES, RankingSums, percentages
 from mhe_fairseq.errors import MHEError
@@ -91,15 +91,8 @@ def load(path: Path, data: str) -> tuple[Any, Any]:
             "documents labels"
         )
     task = set_up_task(state, path)
-    try:
+    with building(path, data):
         models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], task=task, state=state)
-    except MHEError as error:
-        raise MHEError(f"checkpoint {path}: {error}") from None
-    except Exception as error:  # torch names every table that does not fit, on lines of their own
-        raise MHEError(
-            f"the model of checkpoint {path} cannot be built for the data {data} ({said(error)}); give the "
-            "data it was trained on"
-        ) from error
     return models[0].eval(), task
 
 

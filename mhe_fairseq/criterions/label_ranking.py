@@ -77,26 +77,27 @@ class RankingSums:
         """
         is_label = labels >= 0
         has = is_label.any(dim=1)
-        self.unlabelled += int((~has).sum())
-        self.documents += int(has.sum())
         ranked, labels, is_label = ranked[has], labels[has], is_label[has]
         inverse = inverse.to(labels.device)
         hit = ((ranked.unsqueeze(2) == labels.unsqueeze(1)) & is_label.unsqueeze(1)).any(dim=2).double()
         weight = inverse[ranked.clamp(min=0)] * hit
         gold = inverse[labels.clamp(min=0)].masked_fill(~is_label, 0.0).sort(dim=1, descending=True).values
         size = is_label.sum(dim=1)
+        found: dict[str, Tensor] = {}
         for k in PLACES:
             discount = 1.0 / torch.arange(2, k + 2, device=labels.device).double().log2()
             ideal = discount.cumsum(dim=0)[size.clamp(max=k) - 1]
             first = hit[:, :k]
             gain = (first * discount[: first.size(1)]).sum(dim=1) / ideal
-            self._add(f"p{k}", first.sum() / k)
-            self._add(f"ndcg{k}", gain.sum())
-            self._add(f"psp{k}", weight[:, :k].sum())
-            self._add(f"best_psp{k}", gold[:, :k].sum())
-
-    def _add(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            found[f"p{k}"] = first.sum() / k
+            found[f"ndcg{k}"] = gain.sum()
+            found[f"psp{k}"] = weight[:, :k].sum()
+            found[f"best_psp{k}"] = gold[:, :k].sum()
+        self.documents += len(labels)
+        self.unlabelled += len(has) - len(labels)
+        # One copy from the device.
+        for name, value in zip(found, torch.stack(list(found.values())).tolist(), strict=True):
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
 
 def percentages(sums: dict[str, float], documents: float) -> dict[str, float]:

@@ -9,8 +9,7 @@ Seen with ve-fairseq 0.12.3. Can go when fairseq compares the lists.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.fairseq_fixes import wrap
 
 #: How the names of the tasks end that add a token of each language; ``multilingual_denoising`` may.
 _ADDING = ("translation_multi_simple_epoch", "translation_from_pretrained_bart")
@@ -25,26 +25,27 @@ _ADDING = ("translation_multi_simple_epoch", "translation_from_pretrained_bart")
 
 def install() -> None:
     """Look at a checkpoint before fairseq's functions load it: to train on, and to translate with."""
-    load_all, load = checkpoint_utils.load_model_ensemble_and_task, Trainer.load_checkpoint
-    if hasattr(load, "mhe_compares_languages"):
-        return
+    wrap(checkpoint_utils, "load_model_ensemble_and_task", _looking_at_all)
+    wrap(Trainer, "load_checkpoint", _looking)
 
-    @functools.wraps(load_all)
+
+def _looking_at_all(load: Callable[..., Any]) -> Callable[..., Any]:
     def load_model_ensemble_and_task(
         filenames: list[str], arg_overrides: Any = None, task: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         for filename in filenames:
             _refuse(filename, task)
-        return load_all(filenames, arg_overrides, task, *args, **kwargs)
+        return load(filenames, arg_overrides, task, *args, **kwargs)
 
-    @functools.wraps(load)
+    return load_model_ensemble_and_task
+
+
+def _looking(load: Callable[..., Any]) -> Callable[..., Any]:
     def load_checkpoint(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
         _refuse(filename, self.task)
         return load(self, filename, *args, **kwargs)
 
-    load_checkpoint.mhe_compares_languages = True  # type: ignore[attr-defined]
-    checkpoint_utils.load_model_ensemble_and_task = load_model_ensemble_and_task
-    Trainer.load_checkpoint = load_checkpoint
+    return load_checkpoint
 
 
 def _refuse(filename: str, task: Any) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from fairseq.trainer import Trainer
 
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.fairseq_fixes import wrap
 from mhe_fairseq.heads import SamplingHead
 from mhe_fairseq.heads.sampling.exact_end import ExactEnd
-from mhe_fairseq.models.wrapped import wrap
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.bag import BagOfEmbeddings
 from mhe_fairseq.models.flag_values import whole_of
 from mhe_fairseq.models.flags import add_head_args, flag
-from mhe_fairseq.models.labelling import LabelModel, add_args_of_base, build_label_model
+from mhe_fairseq.models.labelling import LabelModel, build_label_model
 
 #: name -> least value, help.
 _SIZES = {
@@ -55,7 +55,7 @@ class MHELabelBagModel(LabelModel):
     def add_args(parser: argparse.ArgumentParser) -> None:
         for name, (_, text) in _SIZES.items():
             parser.add_argument(flag(name), type=int, metavar="N", help=text)
-        add_args_of_base(parser)
+        parser.add_argument("--dropout", type=float, metavar="P", help="dropout (default: 0.3)")
         add_head_args(parser)
 
     @classmethod
@@ -64,10 +64,7 @@ class MHELabelBagModel(LabelModel):
         MHEError: another task, or a bad flag.
         """
         label_bag(args)
-        model: MHELabelBagModel = build_label_model(
-            lambda flat, task: cls(flat, task.source_dictionary), args, task
-        )
-        return model
+        return build_label_model(cls, args, task)
 
 
 def _default(args: Any, name: str, value: Any) -> None:

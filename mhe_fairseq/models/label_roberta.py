@@ -61,10 +61,7 @@ class MHELabelRobertaModel(LabelModel):
         """
         ARCH_CONFIG_REGISTRY["roberta"](args)
         args.max_positions = task.max_positions()
-        model: MHELabelRobertaModel = build_label_model(
-            lambda flat, task: cls(flat, task.source_dictionary), args, task
-        )
-        return model
+        return build_label_model(cls, args, task)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """As ``LabelModel``'s; of a masked language model, what it is to begin as."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from fairseq.models import BaseFairseqModel
@@ -14,6 +13,7 @@ from torch import Tensor
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import OutputHead, SoftmaxHead
 from mhe_fairseq.models.base import resolved
+from mhe_fairseq.models.flags import flag
 from mhe_fairseq.models.options import HeadOptions
 from mhe_fairseq.models.roberta import dictionary_pin, pinned_fingerprint
 
@@ -22,6 +22,8 @@ LABEL_HEADS = ("cascade", "softmax", "sampling")
 
 #: Of the model's flags, those that no label model reads.
 _NOT_FOR_LABELS = ("mhe_group_rows", "mhe_smoothing", "mhe_dropout", "mhe_bias", "mhe_shard")
+
+Model = TypeVar("Model", bound="LabelModel")
 
 #: What a bias adds to the width of features: a 1, and zeros, so that a multiple of 8 stays one.
 _BIAS_WIDTH = 8
@@ -149,11 +151,11 @@ class LabelModel(BaseFairseqModel):
         super().upgrade_state_dict_named(state_dict, name)
 
 
-def build_label_model(make: Any, args: Any, task: Any) -> Any:
+def build_label_model(kind: Callable[[Any, Any], Model], args: Any, task: Any) -> Model:
     """A label model of checked flags.
 
     Args:
-        make: flags with ``mhe_options``, task -> model.
+        kind: of the model, made of flags with ``mhe_options`` and the documents' dictionary.
         args: as fairseq gives them to ``build_model``.
         task: of the training.
 
@@ -173,17 +175,11 @@ def build_label_model(make: Any, args: Any, task: Any) -> Any:
     is_new = getattr(args, "mhe_fingerprint", None) is None
     for name in _NOT_FOR_LABELS:
         if is_new and getattr(args, name, None):
-            flag = "--" + name.replace("_", "-")
-            raise MHEError(f"{flag} is not for models that give documents labels; leave it out")
+            raise MHEError(f"{flag(name)} is not for models that give documents labels; leave it out")
     if is_new and getattr(args, "mhe_groups", None) and head != "sampling":
         raise MHEError("for labels --mhe-groups is for --mhe-head sampling; leave it out")
     with resolved(args, names) as flat:
-        return make(flat, task)
-
-
-def add_args_of_base(parser: argparse.ArgumentParser) -> None:
-    """``--dropout``, which every body has."""
-    parser.add_argument("--dropout", type=float, metavar="P", help="dropout (default: 0.3)")
+        return kind(flat, task.source_dictionary)
 
 
 def _begin_biases(head: OutputHead, column: int) -> None:

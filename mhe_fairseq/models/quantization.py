@@ -20,9 +20,9 @@ from fairseq.modules.quantization import pq
 from torch import nn
 
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.fairseq_fixes import wrap
 from mhe_fairseq.heads import OutputHead
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
-from mhe_fairseq.models.wrapped import wrap
 
 #: Modules whose weights are read row by row.
 _READ_BY_ROW = (OutputHead, DigitEmbedding)

@@ -19,9 +19,9 @@ from fairseq.trainer import Trainer
 from torch import Tensor, nn
 
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.fairseq_fixes import wrap
 from mhe_fairseq.heads.sharded.shards import Shard
 from mhe_fairseq.heads.sharded.state import ShardedHead, names_of_parts
-from mhe_fairseq.models.wrapped import wrap
 
 
 def shard() -> Shard | None:

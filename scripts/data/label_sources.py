@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from scripts.common.files import PrepareError, read_lines
@@ -84,11 +85,11 @@ class Source:
         if self.separator == "":
             next(lines)
         texts = read_lines(self.texts, blank=True)
-        count = 0
-        for count, (labels, text) in enumerate(zip(lines, texts, strict=False), start=1):
-            yield self._document(count, labels, text)
-        # One more was taken of the first where the second ended.
-        self._check_lengths()
+        for number, (labels, text) in enumerate(zip_longest(lines, texts), start=1):
+            if labels is None or text is None:
+                self._check_lengths()
+            else:
+                yield self._document(number, labels, text)
 
     def check(self) -> None:
         """Before anything is written.

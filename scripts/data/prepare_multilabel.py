@@ -25,7 +25,7 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -137,14 +137,19 @@ def check_names(labels: Counter[str]) -> None:
             )
 
 
+def few(names: Iterable[object]) -> str:
+    """The first of them."""
+    every = list(map(str, names))
+    return ", ".join(every[:_NAMED]) + (" ..." if len(every) > _NAMED else "")
+
+
 def tell(split: str, checked: Checked, known: Counter[str]) -> None:
     """Say what is in a set, and what is wrong with some of it."""
     notes = []
     if checked.unlabelled:
         what = "left out" if split == "train" else "not counted in the measures"
-        lines = ", ".join(map(str, checked.unlabelled[:_NAMED]))
-        more = " ..." if len(checked.unlabelled) > _NAMED else ""
-        notes.append(f"{len(checked.unlabelled):,} without a label, {what} (lines {lines}{more})")
+        lines = few(checked.unlabelled)
+        notes.append(f"{len(checked.unlabelled):,} without a label, {what} (lines {lines})")
     if checked.empty:
         notes.append(f"{checked.empty:,} without a text, kept")
     if checked.repeated:
@@ -152,9 +157,9 @@ def tell(split: str, checked: Checked, known: Counter[str]) -> None:
     unknown = sorted(label for label in checked.labels if label not in known)
     if unknown:
         times = sum(checked.labels[label] for label in unknown)
-        shown = ", ".join(unknown[:_NAMED]) + (" ..." if len(unknown) > _NAMED else "")
         notes.append(
-            f"{len(unknown):,} labels, {times:,} times, that no training document has: never found ({shown})"
+            f"{len(unknown):,} labels, {times:,} times, that no training document has: never found "
+            f"({few(unknown)})"
         )
     pairs = sum(checked.labels.values())
     print(
@@ -237,8 +242,10 @@ def prepare(args: argparse.Namespace) -> None:
     if names is not None:
         unused = [name for name in names if name not in labels]
         if unused:
-            shown = ", ".join(unused[:_NAMED]) + (" ..." if len(unused) > _NAMED else "")
-            print(f"labels: {len(unused):,} of {len(names):,} have no training document, left out ({shown})")
+            print(
+                f"labels: {len(unused):,} of {len(names):,} have no training document, left out "
+                f"({few(unused)})"
+            )
     settings: dict[str, object] = {split: each.fingerprint for split, each in checked.items()}
     settings |= {"pieces": args.pieces, "words": args.words, "separator": args.separator, "by": args.by}
     settings |= {"seed": args.seed, "lengths": args.lengths, "propensity": args.propensity}

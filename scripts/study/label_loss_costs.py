@@ -31,8 +31,8 @@ from mhe_fairseq.errors import MHEError  # noqa: E402
 from mhe_fairseq.heads import CascadeHead, OutputHead, SoftmaxHead  # noqa: E402
 
 HEADS: dict[str, Callable[[int, Codebook], OutputHead]] = {
-    "dense": lambda dim, book: SoftmaxHead(dim, book),
-    "cascade": lambda dim, book: CascadeHead(dim, book),
+    "dense": SoftmaxHead,
+    "cascade": CascadeHead,
 }
 
 

@@ -160,3 +160,9 @@ def features_for(count: int, dim: int, dtype: torch.dtype, seed: int) -> Tensor:
 def targets_for(book: Codebook, count: int, seed: int) -> Tensor:
     """(N,) tokens, deterministic for a seed."""
     return torch.randint(len(book), (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def weighed(nll: Tensor, smooth: Tensor | None) -> Tensor:
+    """A sum with another weight for every row and either part of a loss. Shape: (N,) each -> ()."""
+    scale = torch.arange(1.0, len(nll) + 1, dtype=torch.float64)
+    return (nll * scale).sum() + (0.0 if smooth is None else 0.3 * (smooth * scale).sum())

@@ -8,13 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import Margin, SoftmaxHead
 from mhe_fairseq.heads.margin import along_spheres_, inverse_lengths, unit
-from tests.heads.oracle import codebooks, features_for, softmax_logits, targets_for
+from tests.heads.oracle import codebooks, features_for, softmax_logits, targets_for, weighed
 
 DIM = 6
 BOOK = Codebook((5, 8), vocab_size=37)
@@ -103,10 +102,6 @@ def test_the_loss_and_its_gradients_are_those_written_out(
     x, y = features_for(count, DIM, torch.float64, seed).requires_grad_(), targets_for(book, count, seed)
     z, weight = x.detach().clone().requires_grad_(), head.table.weight.detach().clone().requires_grad_()
 
-    def total(nll: Tensor, smooth: Tensor | None) -> Tensor:
-        scale = torch.arange(1.0, count + 1, dtype=torch.float64)
-        return (nll * scale).sum() + (0.0 if smooth is None else 0.3 * (smooth * scale).sum())
-
     loss = head(x, y, smoothing=smoothing)
     log_p = softmax_logits(head, z, weight, y).log_softmax(-1)
     nll, smooth = -log_p.gather(1, y.unsqueeze(1)).squeeze(1), -log_p.mean(1)
@@ -114,8 +109,8 @@ def test_the_loss_and_its_gradients_are_those_written_out(
     assert (loss.smooth is None) is not smoothing
     if smoothing:
         torch.testing.assert_close(loss.smooth, smooth)
-    total(loss.nll, loss.smooth).backward()
-    total(nll, smooth if smoothing else None).backward()
+    weighed(loss.nll, loss.smooth).backward()
+    weighed(nll, smooth if smoothing else None).backward()
     torch.testing.assert_close(x.grad, z.grad, atol=1e-9, rtol=1e-7)
     torch.testing.assert_close(head.table.weight.grad, weight.grad, atol=1e-9, rtol=1e-7)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import Margin, SoftmaxHead
 from mhe_fairseq.heads.sampling import kernels
-from tests.heads.oracle import codebooks, features_for, softmax_logits, targets_for
+from tests.heads.oracle import codebooks, features_for, softmax_logits, targets_for, weighed
 from tests.heads.sampling.cases import (
     DIM,
     SPREAD,
@@ -52,10 +52,6 @@ def test_the_estimate_and_its_gradients_are_the_dense_ones(
     head.set_num_updates(seed)
     sampled = samples_of(head, count) if variant == "shared" else []
     y = targets_for(book, count, seed)
-    scale = torch.arange(1.0, count + 1, dtype=torch.float64)
-
-    def total(nll: Tensor, smooth: Tensor | None) -> Tensor:
-        return (nll * scale).sum() + (0.0 if smooth is None else 0.3 * (smooth * scale).sum())
 
     x = features_for(count, DIM, torch.float64, seed).requires_grad_()
     z, weight = x.detach().clone().requires_grad_(), head.table.weight.detach().clone().requires_grad_()
@@ -65,8 +61,8 @@ def test_the_estimate_and_its_gradients_are_the_dense_ones(
     assert (loss.smooth is None) is not smoothing
     if smoothing:
         torch.testing.assert_close(loss.smooth, smooth)
-    total(loss.nll, loss.smooth).backward()
-    total(nll, smooth if smoothing else None).backward()
+    weighed(loss.nll, loss.smooth).backward()
+    weighed(nll, smooth if smoothing else None).backward()
     torch.testing.assert_close(x.grad, z.grad, atol=1e-8, rtol=1e-6)
     torch.testing.assert_close(head.table.linear.weight.grad, weight.grad, atol=1e-8, rtol=1e-6)
 

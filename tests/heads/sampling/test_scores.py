@@ -17,7 +17,7 @@ from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads.sampling import head as sampling
 from mhe_fairseq.heads.sampling.group_sample import systematic
 from mhe_fairseq.heads.sampling.head import PARTS, VARIANTS, SamplingHead
-from tests.heads.oracle import codebooks, features_for, targets_for
+from tests.heads.oracle import codebooks, features_for, targets_for, weighed
 from tests.heads.sampling.cases import (
     DIM,
     SPREAD,
@@ -105,10 +105,6 @@ def test_training_estimate_and_gradients_are_the_dense_ones(
     head.set_num_updates(seed)
     sampled = samples_of(head, count) if variant == "shared" else []
     target = targets_for(book, count, seed)
-    scale = torch.arange(1.0, count + 1, dtype=torch.float64)
-
-    def total(nll: Tensor, smooth: Tensor | None) -> Tensor:
-        return (nll * scale).sum() + (0.0 if smooth is None else 0.3 * (smooth * scale).sum())
 
     x = features_for(count, DIM, torch.float64, seed).requires_grad_()
     loss = head(x, target, smoothing=smoothing, accuracy=True)
@@ -119,8 +115,8 @@ def test_training_estimate_and_gradients_are_the_dense_ones(
     assert (loss.smooth is None) is not smoothing
     if smoothing:
         torch.testing.assert_close(loss.smooth, smooth)
-    total(loss.nll, loss.smooth).backward()
-    total(nll, smooth if smoothing else None).backward()
+    weighed(loss.nll, loss.smooth).backward()
+    weighed(nll, smooth if smoothing else None).backward()
     torch.testing.assert_close(x.grad, y.grad, atol=1e-9, rtol=1e-7)
     torch.testing.assert_close(head.table.linear.weight.grad, weight.grad, atol=1e-9, rtol=1e-7)
 
