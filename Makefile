@@ -68,7 +68,7 @@ test: $(VENV)/.installed-dev
 	$(PYTEST) $(PYTEST_FLAGS)
 
 test-fast: $(VENV)/.installed-dev
-	$(PYTEST) -m "not slow" $(PYTEST_FLAGS)
+	$(PYTEST) -m "not slow" --hypothesis-profile=fast $(PYTEST_FLAGS)
 
 # In an environment of its own, .venv-oldest.
 test-oldest:

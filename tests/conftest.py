@@ -16,24 +16,15 @@ if importlib.util.find_spec("triton") is not None:
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
+from tests.drawn import register_profiles
 from tests.helpers import make_toy_data
 from tests.order import longest_first
 
 # Tests run in several processes on few cores; more threads in each only get in each other's way.
 torch.set_num_threads(1)
 
-# The same examples on every run: a failure seen once can be seen again. No deadline, because the first
-# call into torch is slow and a busy machine is no bug.
-settings.register_profile(
-    "mhe",
-    deadline=None,
-    derandomize=True,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-settings.load_profile("mhe")
+register_profiles()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

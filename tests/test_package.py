@@ -16,6 +16,7 @@ from mhe_fairseq.fairseq_fixes import checkpoints, excepthook
 from tests.helpers import command_env, run_command
 
 
+@pytest.mark.slow
 def test_without_fairseq_heads_still_work() -> None:
     code = (
         "import sys; sys.modules['fairseq'] = None\n"

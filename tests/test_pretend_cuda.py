@@ -64,6 +64,7 @@ def test_a_device_that_there_is_not(
     assert said in error and error.startswith("mhe: ") and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_as_a_process() -> None:
     line = ["python", "-m", "mhe_fairseq.cli.main", "bench", "train", "--quick", "--device", "cuda"]
     done = run_command(line, check=False, env={"CUDA_VISIBLE_DEVICES": ""})

@@ -38,6 +38,7 @@ def test_ratios_are_quotients_of_medians() -> None:
     assert told[0] == told[1] == ("V = 120", 0, 3) and told[-1] == ("V = 120", 3, 3)
 
 
+@pytest.mark.slow
 def test_growth() -> None:
     product, cascade = measure_growth([512, 64, 128], ["product", "cascade"], 2, SETTINGS)
     for result in (product, cascade):

@@ -53,6 +53,7 @@ def changed(source: Path, path: Path, change: Callable[[dict[str, Any]], object]
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "sentence"),
     [

@@ -161,6 +161,7 @@ def test_a_language_model_and_symbols_that_its_task_adds(
     assert "has this symbol already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_real_checkpoint(toy_data: Path, tmp_path: Path) -> None:
     run_command(
         ["fairseq-train", str(toy_data), "--cpu", "--arch", "transformer_iwslt_de_en", "--optimizer", "adam"]

@@ -37,6 +37,7 @@ def test_the_whole_run(tmp_path: Path) -> None:
             assert row["of_limit"] == pytest.approx(seconds["none"] / seconds[row["head"]])
 
 
+@pytest.mark.slow
 def test_without_softmax_there_is_no_ratio(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--quick", "--repeats", "1", "--vocab", "64", "--heads", "product", "--json", "-"]
     assert main(["bench", "decode", *arguments]) == 0
@@ -54,6 +55,7 @@ def test_times_of_the_processor(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert answer["cpu_time"] and answer["heads"][0]["seconds"] == [1.0]
 
 
+@pytest.mark.slow
 def test_prototypes_of_groups(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--quick", "--repeats", "1", "--vocab", "64", "--heads", "cascade", "--json", "-"]
     assert main(["bench", "decode", *arguments, "--group-prototypes", "3"]) == 0

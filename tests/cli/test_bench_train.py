@@ -16,6 +16,9 @@ from mhe_fairseq.coding import Codebook
 from tests.helpers import run_command
 from tests.pretend_cuda import pretend_cuda
 
+# Models are trained, or commands run, for nearly all of these.
+pytestmark = pytest.mark.slow
+
 MHE = ["python", "-m", "mhe_fairseq.cli.main"]
 TINY = ["--quick", "--repeats", "1", "--vocab", "192", "--dim", "4", "--tokens", "8"]
 ALONE = ["--large-vocab", "0", "--growth", "0"]
@@ -27,7 +30,6 @@ def bench(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[st
     return answer
 
 
-@pytest.mark.slow
 def test_the_whole_run(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     done = run_command([*MHE, "bench", "train", "--quick", "--seed", "5", "--json", path])
@@ -196,7 +198,6 @@ def test_a_benchmark_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "arguments are required: BENCHMARK (`mhe bench --help`" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_nothing_of_a_step_is_left_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--vocab", "64", "--large-vocab", "0", "--growth", "64,128", "--device", "cuda"]
     with pretend_cuda():

@@ -21,6 +21,9 @@ from tests.helpers import REPO, run_command
 from tests.language_model import LM
 from tests.pretend_cuda import pretend_cuda
 
+# Models are trained, or commands run, for nearly all of these.
+pytestmark = pytest.mark.slow
+
 TOKENS = ["--tokens", "1000"]
 CASCADE = ["--head", "cascade"]
 CPU = torch.device("cpu")

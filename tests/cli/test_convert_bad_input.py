@@ -19,6 +19,9 @@ from tests.commands import CRITERION, train
 from tests.damaged import DAMAGED, write_damaged
 from tests.helpers import TOY_TARGET
 
+# Models are trained, or commands run, for nearly all of these.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def source(stock_models: dict[str, Path]) -> Path:

@@ -20,6 +20,9 @@ from tests.commands import CRITERION, generate, hypotheses, logged, train
 from tests.dictionaries import WHOLE, in_pieces, shuffled
 from tests.helpers import REPO, run_command
 
+# Models are trained, or commands run, for nearly all of these.
+pytestmark = pytest.mark.slow
+
 CASCADE = ["--mhe-head", "cascade", "--share-all-embeddings", "--task", "mhe_translation"]
 QUICK = ["--max-update", "24", "--no-epoch-checkpoints"]
 CPU = torch.device("cpu")
@@ -93,7 +96,6 @@ def test_another_order_of_symbols_changes_no_probability(
     assert (tmp_path / "moved.codes").is_file() == is_ours
 
 
-@pytest.mark.slow
 def test_a_larger_dictionary_translates_at_once_and_is_trained_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ def test_exit_status_and_stderr_of_the_process() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
     path = tmp_path / "dict.txt"
     path.write_text("".join(f"w{i} {i}\n" for i in range(1, 60)))

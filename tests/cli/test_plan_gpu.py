@@ -86,6 +86,7 @@ def test_a_small_batch_is_made_of_launches(tmp_path: Path, capsys: pytest.Captur
     assert "of an update are saved" in large["reason"]
 
 
+@pytest.mark.slow
 def test_faster_from_where_the_steps_cross(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_dictionary(tmp_path / "dict.txt", 996)
     gpu = plan(capsys, "--dict", path, "--dim", "64", *SLOW_HOST)["gpu"]

@@ -301,6 +301,7 @@ def test_bad_vectors_and_counts() -> None:
         embedding_vectors(torch.full((3, 2), torch.inf))
 
 
+@pytest.mark.slow
 def test_coding_imports_neither_fairseq_nor_scipy() -> None:
     code = (
         "import sys, mhe_fairseq.errors; sys.modules['fairseq'] = None; sys.modules['scipy'] = None\n"

@@ -17,6 +17,9 @@ from scripts.data import glyphs
 from tests.helpers import REPO, command_env, resolve_command, run_command
 from tests.ranks import free_port
 
+# Models are trained, or commands run, for nearly all of these.
+pytestmark = pytest.mark.slow
+
 HERE = REPO / "examples" / "classification"
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 SMALL = ["--epochs", "2", "--batch", "24", "--size", "16", "--widths", "4,8", "--dim", "8", "--workers", "0"]

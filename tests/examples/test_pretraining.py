@@ -268,6 +268,7 @@ def test_bad_arguments(tmp_path: Path, more: list[str], said: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_bad_text(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("\n\n")
     done = run_recipe("gpt2_bpe", tmp_path / "out", "--text", str(tmp_path / "text"), check=False)

@@ -12,6 +12,9 @@ from tests.examples.recipes import commands, refused
 from tests.helpers import REPO, run_command
 from tests.labelled import SIZES, write_documents
 
+# Models are trained, or commands run, for nearly all of these.
+pytestmark = pytest.mark.slow
+
 RECIPE = REPO / "examples" / "classification" / "xmc" / "run.sh"
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import Allowed
+from tests.drawn import examples
 from tests.heads.cases import CASES, DIM, build, every_head
 from tests.heads.oracle import features_for
 
 
 @every_head
-@settings(max_examples=20)
+@examples(20)
 @given(data=st.data(), sentences=st.integers(1, 3), beam=st.integers(1, 3), seed=st.integers(0, 99))
 def test_the_best_allowed_tokens(
     name: str, data: st.DataObject, sentences: int, beam: int, seed: int

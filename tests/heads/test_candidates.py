@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
+from tests.drawn import examples
 from tests.heads.cases import CASES, DIM, build, every_head, every_head_and_lengths
 from tests.heads.oracle import TOLERANCE, features_for, targets_for
 
 dtypes = st.sampled_from(list(TOLERANCE))
 counts = st.sampled_from([0, 1, 2, 7])
 seeds = st.integers(0, 99)
-half_as_many = settings(max_examples=30)
+half_as_many = examples(30)
 
 
 def tolerance(dtype: torch.dtype) -> dict[str, Any]:

@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import Margin, SoftmaxHead
 from mhe_fairseq.heads.margin import along_spheres_, inverse_lengths, unit
+from tests.drawn import examples
 from tests.heads.oracle import codebooks, features_for, softmax_logits, targets_for, weighed
 
 DIM = 6
@@ -87,7 +88,7 @@ def test_directions_and_their_gradient() -> None:
 
 @every_kind
 @pytest.mark.parametrize("chunk", [0, 3])
-@settings(max_examples=30)
+@examples(30)
 @given(
     book=codebooks(max_vocab=60),
     count=st.sampled_from([0, 1, 2, 9]),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from mhe_fairseq.coding.symbols import Origins
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead
 from mhe_fairseq.heads.regrow import regrow_head
+from tests.drawn import examples
 from tests.heads.cases import CASES, DIM, Model, build_model, every_head
 from tests.heads.oracle import codebooks, features_for
 from tests.heads.regrown import kept_of, origins_of
@@ -38,7 +39,7 @@ def follow(name: str, model: Model, book: Codebook, origins: Origins) -> Model:
 
 
 @every_head
-@settings(max_examples=20)
+@examples(20)
 @given(data=st.data())
 def test_a_permutation_changes_no_probability(name: str, data: st.DataObject) -> None:
     book = data.draw(CASES[name].codebooks(60))
@@ -54,7 +55,7 @@ def test_a_permutation_changes_no_probability(name: str, data: st.DataObject) ->
 
 
 @every_head
-@settings(max_examples=40)
+@examples(40)
 @given(data=st.data())
 def test_tokens_that_stay_keep_their_odds(name: str, data: st.DataObject) -> None:
     book = data.draw(CASES[name].codebooks(60))
@@ -120,7 +121,7 @@ def embedded(head: Any, embed: nn.Embedding, tokens: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("make", [cascade, product])
-@settings(max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_rows_of_groups_in_the_input_stay_what_they_add_up_to(make: Any, data: st.DataObject) -> None:
     book = data.draw(codebooks(40, 2, 3))

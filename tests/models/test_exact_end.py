@@ -22,6 +22,9 @@ from tests.commands import CRITERION, PLUGIN, logged, train_line
 from tests.language_model import CPU, LM, SMALL
 from tests.masked_lm import Ended, pretrain, run_lines
 
+# Models are trained, or commands run, for nearly all of these.
+pytestmark = pytest.mark.slow
+
 SYMBOLS = [f"w{n}" for n in range(100)]
 SAMPLING = ["--mhe-head", "sampling", "--mhe-groups", "1", "--mhe-chunk", "16"]
 #: A checkpoint after every update, named by its epoch and its number.

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mhe_fairseq.heads.base import Candidates
+from tests.drawn import examples
 from tests.search.toys import COMPACT, EOS, PAD, UNK, Toy, both, check_equal, seeds, sentences, toys
 
 options = st.fixed_dictionaries(
@@ -30,7 +31,7 @@ counts = st.integers(1, 4)
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@examples(60)
 @given(toy=toys, chosen=options, count=counts, seed=seeds)
 def test_one_model(toy: Toy, chosen: dict[str, Any], count: int, seed: int) -> None:
     check_equal(*both([toy.build()], sentences(toy.vocab, count, seed), **chosen))
@@ -44,7 +45,7 @@ def test_every_head(head: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=30)
+@examples(30)
 @given(
     vocab=st.integers(40, 120), data=st.data(), size=st.integers(2, 3), chosen=options, count=counts,
     seed=seeds,
@@ -88,7 +89,7 @@ def prefixes(draw: st.DrawFn, count: int, vocab: int) -> Tensor:
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@examples(60)
 @given(
     data=st.data(), vocab=st.integers(40, 120), size=st.sampled_from([1, 1, 2]), chosen=options,
     count=st.integers(2, 5), seed=seeds,
@@ -109,6 +110,7 @@ def test_prefixes(
         assert all(h["tokens"].tolist()[: len(begin)] == begin for h in found)
 
 
+@pytest.mark.slow
 def test_a_prefix_that_is_no_candidate_is_followed() -> None:
     """The least probable words of the vocabulary, two of them in a row."""
     model = Toy("cascade 2", 100, seed=5, peak=4.0).build()
@@ -118,7 +120,7 @@ def test_a_prefix_that_is_no_candidate_is_followed() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25)
+@examples(25)
 @given(toy=toys, chosen=options, data=st.data(), count=counts, seed=seeds, size=st.integers(1, 2))
 def test_a_symbol_of_its_own_ends(
     toy: Toy, chosen: dict[str, Any], data: st.DataObject, count: int, seed: int, size: int

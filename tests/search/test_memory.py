@@ -14,6 +14,9 @@ from mhe_fairseq.search import CompactGenerator
 from tests.largest import LargestNewTensor
 from tests.search.toys import EOS, Toy, dictionary, sentences
 
+# Models are trained, or commands run, for nearly all of these.
+pytestmark = pytest.mark.slow
+
 VOCAB = 20000
 BATCH, BEAM = 16, 2
 #: Peaked, as trained models are: a head that cannot tell the tokens apart has to look at all of them.

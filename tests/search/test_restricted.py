@@ -9,12 +9,13 @@ import pytest
 import torch
 from fairseq.search import BeamSearch, PrefixConstrainedBeamSearch
 from fairseq.sequence_generator import SequenceGenerator
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mhe_fairseq.heads import Allowed
 from mhe_fairseq.search import CompactGenerator, CompactGeneratorWithAlignment
+from tests.drawn import examples
 from tests.search.toys import COMPACT, EOS, PAD, UNK, Hypotheses, Toy, check_equal, dictionary, sentences
 
 VOCAB = 90
@@ -83,7 +84,8 @@ def test_every_head_finds_what_the_v_wide_search_finds(head: str, share: float) 
         assert bool(mask[said].all())
 
 
-@settings(max_examples=30)
+@pytest.mark.slow
+@examples(30)
 @given(
     head=st.sampled_from(COMPACT), seed=st.integers(0, 2**16), beam=st.integers(1, 5),
     peak=st.sampled_from([0.5, 2.0, 4.0]), share=st.sampled_from([0.4, 0.6, 0.95]),
@@ -94,6 +96,7 @@ def test_any_model(head: str, seed: int, beam: int, peak: float, share: float) -
     check_equal(ours, stock)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [["cascade 2", "product 2"], ["cascade 3", "tied 2", "mixture 2"]])
 def test_ensembles(heads: list[str]) -> None:
     models = [Toy(head, VOCAB, seed=number).build() for number, head in enumerate(heads)]

@@ -15,6 +15,9 @@ from tests.helpers import run_command
 from tests.labelled import LABELS, SIZES, prepare, train_line, write_documents
 from tests.masked_lm import CPU, from_pretrained
 
+# Models are trained, or commands run, for nearly all of these.
+pytestmark = pytest.mark.slow
+
 HEADS = ("cascade", "softmax", "sampling")
 ROBERTA = [
     "--encoder-layers", "1", "--encoder-embed-dim", "32", "--encoder-ffn-embed-dim", "32",

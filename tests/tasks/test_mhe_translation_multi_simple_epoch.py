@@ -108,6 +108,7 @@ def changed(flags: list[str], **values: str) -> list[str]:
     return flags
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -146,6 +147,7 @@ def test_bad_input(flags: list[str], sentence: str, many_data: Path, tmp_path: P
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_dictionaries_that_differ(many_data: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(many_data, data)

@@ -123,6 +123,7 @@ def test_parameters_and_their_scale() -> None:
 # ---- the smoothing term
 
 
+@pytest.mark.slow
 @every_kind
 @given(book=small_books, seed=seeds)
 def test_smoothing_is_unbiased(kind: str, book: Codebook, seed: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -15,6 +15,7 @@ from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import CascadeHead
 from mhe_fairseq.heads.kernels import launch
 from mhe_fairseq.heads.kernels.step_counts import training_launches
+from tests.drawn import examples
 from tests.heads.cascade.cases import Model, build, codebooks
 from tests.heads.kernels.both import (
     PHASES,
@@ -47,7 +48,7 @@ DEEP = Codebook((3, 4, 18), torch.randperm(216, generator=torch.Generator().manu
     prototypes=st.sampled_from([1, 1, 2, 3, 5]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=30, phases=PHASES)
+@examples(30, phases=PHASES)
 def test_losses_and_gradients_are_those_of_plain_torch(
     book: Codebook, kind: str, form: str, count: int, dim: int, smoothing: bool, accuracy: bool,
     training: bool, prototypes: int, seed: int,
@@ -72,6 +73,7 @@ def test_groups_of_many_columns_and_rows(kind: str, book: Codebook) -> None:
     check_same(model, head.train(), x, y, accuracy=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("kind", "prototypes"), [("plain", 1), ("tied", 1), ("plain", 3)])
 def test_half_precision(kind: str, prototypes: int, dtype: torch.dtype) -> None:

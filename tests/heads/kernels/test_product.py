@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads.kernels import product_tables
+from tests.drawn import examples
 from tests.heads.kernels.both import PHASES, TOLERANCE, check_same, losses_and_gradients, plain_torch
 from tests.heads.kernels.product_cases import (
     DEEP,
@@ -37,7 +38,7 @@ from tests.heads.oracle import codebooks, features_for, product_oracle, targets_
     training=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=30, phases=PHASES)
+@examples(30, phases=PHASES)
 def test_losses_and_gradients_are_those_of_plain_torch(
     book: Codebook, mixtures: int, tied: bool, count: int, smoothing: bool, accuracy: bool, training: bool,
     seed: int,
@@ -49,6 +50,7 @@ def test_losses_and_gradients_are_those_of_plain_torch(
     check_same(model, model.head, x, y, smoothing=smoothing, accuracy=accuracy)
 
 
+@pytest.mark.slow
 @mixtures_1_or_3
 @pytest.mark.parametrize("book", [HOLED, WHOLE, DEEP], ids=repr)
 def test_digits_of_many_values(book: Codebook, mixtures: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -13,6 +13,7 @@ from mhe_fairseq.heads import SamplingHead
 from mhe_fairseq.heads.kernels import launch
 from mhe_fairseq.heads.kernels.step_counts import training_launches
 from mhe_fairseq.heads.sampling import kernels as sampling_kernels
+from tests.drawn import examples
 from tests.heads.kernels.both import (
     PHASES,
     TOLERANCE,
@@ -69,7 +70,7 @@ def groups_of(book: Codebook) -> int:
     accuracy=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=20, phases=PHASES)
+@examples(20, phases=PHASES)
 def test_losses_and_gradients_are_those_of_plain_torch(
     book: Codebook, share: float, tied: bool, count: int, dim: int, smoothing: bool, accuracy: bool, seed: int
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_group_that_is_always_drawn(tied: bool) -> None:
     check_same(model, model.head, x, y, accuracy=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(dtype: torch.dtype) -> None:
     model = build(SHUFFLED, dtype=dtype)
@@ -104,7 +106,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     accuracy=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=12, phases=PHASES)
+@examples(12, phases=PHASES)
 def test_eval_mode_is_the_exact_softmax(
     book: Codebook, count: int, smoothing: bool, accuracy: bool, seed: int
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead
 from mhe_fairseq.heads.kernels import dispatch, launch
 from mhe_fairseq.heads.kernels.step_counts import search_launches
 from mhe_fairseq.heads.product import search_kernels as product_search_kernels
+from tests.drawn import examples
 from tests.heads.cases import CASES, DIM, build
 from tests.heads.kernels.both import PHASES, Operators, plain_torch
 from tests.heads.oracle import features_for, targets_for
@@ -61,7 +62,7 @@ def served(head: OutputHead, count: int) -> bool:
 
 @pytest.mark.slow
 @every_searched
-@settings(max_examples=6, phases=PHASES)
+@examples(6, phases=PHASES)
 @given(data=st.data(), count=counts, seed=seeds)
 def test_candidates(name: str, data: st.DataObject, count: int, seed: int) -> None:
     book = data.draw(CASES[name].codebooks(max_vocab=90))
@@ -82,7 +83,7 @@ def test_candidates(name: str, data: st.DataObject, count: int, seed: int) -> No
 
 @pytest.mark.slow
 @every_searched
-@settings(max_examples=5, phases=PHASES)
+@examples(5, phases=PHASES)
 @given(data=st.data(), count=counts, width=st.integers(1, 5), seed=seeds)
 def test_log_prob_of_each_rows_own_tokens(
     name: str, data: st.DataObject, count: int, width: int, seed: int
@@ -97,7 +98,7 @@ def test_log_prob_of_each_rows_own_tokens(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SEARCHED if name.startswith("cascade")])
-@settings(max_examples=6, phases=PHASES)
+@examples(6, phases=PHASES)
 @given(data=st.data(), sentences=st.integers(0, 3), beam=st.integers(1, 4), seed=seeds)
 def test_beam_candidates(name: str, data: st.DataObject, sentences: int, beam: int, seed: int) -> None:
     """Some tokens are not looked for, some hypotheses are not to be continued."""
@@ -123,6 +124,7 @@ def test_beam_candidates(name: str, data: st.DataObject, sentences: int, beam: i
         torch.testing.assert_close(best, everything.topk(k).values, **close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True], ids=["own", "tied"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_logits_of_half_precision_are_not_rounded(dtype: torch.dtype, tied: bool) -> None:

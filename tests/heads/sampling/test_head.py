@@ -69,6 +69,7 @@ def test_the_sample_depends_on_the_update_only() -> None:
 # ---- training
 
 
+@pytest.mark.slow
 @every_variant
 def test_it_learns_what_the_softmax_learns(variant: str) -> None:
     """A deterministic successor for every token: soon certain, in the exact evaluation too."""

@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import Margin, SoftmaxHead
 from mhe_fairseq.heads.sampling import kernels
+from tests.drawn import examples
 from tests.heads.oracle import codebooks, features_for, softmax_logits, targets_for, weighed
 from tests.heads.sampling.cases import (
     DIM,
@@ -27,7 +28,7 @@ from tests.heads.sampling.cases import (
 ARC, COS = Margin("arcface", 6.0), Margin("cosface", 6.0)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     book=codebooks(max_vocab=100, min_heads=2),
     variant=st.sampled_from(["shared", "own", "batch"]),

@@ -73,6 +73,7 @@ print(__name__, sys.argv)
 """
 
 
+@pytest.mark.slow
 def test_logging_warnings_and_code(tmp_path: Path) -> None:
     """As in a process that imports fairseq itself."""
     for own in ([], ["own"]):

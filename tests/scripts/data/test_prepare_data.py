@@ -107,6 +107,7 @@ def test_what_is_missing_is_made_again(corpus: Path, tmp_path: Path) -> None:
     assert {n for n in whole if after[n] != whole[n]} == {"spm.model", "pieces/test.tgt"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.05, 0.2, 0.3, 0.4])
 def test_continues_after_kill(tmp_path: Path, delay: float) -> None:
     run_command(command(BUNDLED, tmp_path / "whole", langs="en-de", vocab=2000))

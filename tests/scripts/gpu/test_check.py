@@ -109,6 +109,7 @@ def test_what_is_not_installed_is_told_and_is_no_failure() -> None:
     assert not outcome.checks and not outcome.missed and not outcome.failed
 
 
+@pytest.mark.slow
 def test_forks_survive_what_dies() -> None:
     works = [lambda: 1, lambda: os._exit(3), lambda: 1 / 0, lambda: 4]
     found = dict(in_forks(works, 2))

@@ -180,6 +180,7 @@ def test_second_run_does_nothing_again(finished: tuple[Path, str]) -> None:
     refused(demo(folder, dim="32"), "was started with other dim")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more, said",
     [

@@ -234,6 +234,7 @@ def test_commands_can_be_repeated_by_hand(copied: Path) -> None:
     assert "BLEU" in done.stdout
 
 
+@pytest.mark.slow
 def test_unequal_lengths_end_it(tmp_path: Path) -> None:
     env = settings(tmp_path / "work")
     path = tmp_path / "corpus" / "train.tgt"

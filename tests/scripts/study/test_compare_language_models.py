@@ -76,6 +76,7 @@ def test_failed_training_is_told(lm_data: Path, tmp_path: Path) -> None:
     assert "no-such-flag" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -40,6 +40,7 @@ def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
     assert said.count("exact softmax from update 39 on") == 1
 
 
+@pytest.mark.slow
 def test_bad_shares_are_one_sentence() -> None:
     done = run_command([*SCRIPT, "--source", "x", "--shares", "1.5"], check=False)
     assert done.returncode == 2

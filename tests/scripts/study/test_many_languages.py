@@ -39,6 +39,7 @@ def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
     assert "train: done before, skipped" in again.stdout and "$ fairseq" not in again.stdout
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     for pair, said in (
         ("en", "--pair en is not two languages and a folder, such as en-de=DIR"),

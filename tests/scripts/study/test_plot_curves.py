@@ -185,6 +185,7 @@ def test_command_writes_a_png(tmp_path: Path) -> None:
     assert int.from_bytes(data[16:20], "big") == WIDTH * DPI
 
 
+@pytest.mark.slow
 def test_bad_input_of_the_command(tmp_path: Path) -> None:
     log = write(tmp_path, batches(10, 300), valid(10, 150))
     for words, said in (

@@ -85,6 +85,7 @@ def spoiled(name: str, value: Any) -> str:
     return json.dumps({key: each for key, each in (RECORD | {name: value}).items() if each is not None})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("record", "page", "said"),
     [

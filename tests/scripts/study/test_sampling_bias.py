@@ -81,6 +81,7 @@ def test_a_toy_model(toy_data: Path, tmp_path: Path) -> None:
     assert oracle["log_z_noise"] < 1e-3
 
 
+@pytest.mark.slow
 def test_bad_input(toy_data: Path, tmp_path: Path) -> None:
     done = script(str(tmp_path / "gone.pt"), "--data", str(toy_data))
     assert done.returncode == 1

@@ -129,6 +129,7 @@ def test_seeds() -> None:
             parse_seeds(bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -77,6 +77,7 @@ def report(folder: Path, *words: str, check: bool = True) -> subprocess.Complete
     return run_command(["python", script, str(folder), "--page", page, *words], check=check)
 
 
+@pytest.mark.slow
 def test_a_page_is_filled_and_checked(folder: Path) -> None:
     page = folder.parent / "page.md"
     assert "is not what" in report(folder, "--check", check=False).stderr
@@ -150,6 +151,7 @@ def test_without_times_there_is_no_row_of_them(folder: Path) -> None:
     assert "| cascade | 250 ms" not in filled(PAGE, "small", records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

@@ -33,6 +33,7 @@ def test_a_checkpoints_updates_are_timed(tmp_path: Path) -> None:
     assert timed["parameters"] > timed["output_parameters"] > 0
 
 
+@pytest.mark.slow
 def test_time_updates_bad_input(tmp_path: Path) -> None:
     done = script("time_updates.py", str(tmp_path / "none.pt"), env={}, check=False)
     assert done.returncode == 1 and f"there is no {tmp_path / 'none.pt'}" in done.stderr
