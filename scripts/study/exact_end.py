@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -27,21 +26,21 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from scripts.common.commands import Step, from_root  # noqa: E402
+from scripts.study.averaged import AVERAGED, begun, link_checkpoints, scored_steps  # noqa: E402
 from scripts.study.comparison import Comparison, make_parser, run_study, spread  # noqa: E402
 from scripts.study.study import (  # noqa: E402
     Folders,
-    generate_step,
     parse_seeds,
     prepare_steps,
     reference_lines,
     train_step,
 )
 from scripts.study.study_config import Study, StudyError, Variant  # noqa: E402
-from scripts.study.trained_on import validated_bits, validation_step, with_flags  # noqa: E402
+from scripts.study.trained_on import validated_bits, with_flags  # noqa: E402
 from scripts.study.translations import bootstrap, read_translations, score  # noqa: E402
 
-#: Checkpoints that are averaged, and how many a training saves.
-AVERAGED, SAVED = 4, 40
+#: Checkpoints that a training saves.
+SAVED = 40
 
 COLUMNS = [
     {"key": "model", "title": "model"},
@@ -61,40 +60,6 @@ def training(study: Study, where: Folders, variant: Variant, seed: int) -> Step:
     words = with_flags(step.words, keep_interval_updates="-1", validate_interval=None)
     words = with_flags(words, validate_interval_updates=None)
     return replace(step, words=[*words, "--disable-validation"])
-
-
-def begun(step: Step, earlier: Path, update: int) -> Step:
-    """A training that begins with the checkpoint after an update of another one, in ``earlier``."""
-    found = sorted(_saved(earlier).items())
-    path = max((each for each in found if each[0] <= update), default=(0, None))[1]
-    return step if path is None else replace(step, words=[*step.words, "--restore-file", str(path)])
-
-
-def link_last(step: Step, earlier: Path, first: int, last: int) -> None:
-    """Give a training the checkpoints of another one that are averaged with its own: after ``first`` to
-    ``last`` updates."""
-    step.makes.parent.mkdir(parents=True, exist_ok=True)
-    for update, path in _saved(earlier).items():
-        there = step.makes.parent / path.name
-        if first <= update <= last and not there.exists():
-            os.link(path, there)
-
-
-def _saved(folder: Path) -> dict[int, Path]:
-    """Checkpoints by update."""
-    return {int(path.stem.rsplit("_", 1)[1]): path for path in folder.glob("checkpoint_*_*.pt")}
-
-
-def scored_steps(study: Study, where: Folders, step: Step) -> list[Step]:
-    """Average, validate, translate."""
-    folder, averaged = step.makes.parent.parent, step.makes.parent.parent / "averaged.pt"
-    words = ["python", "scripts/recipes/average_checkpoints.py", str(step.makes.parent)]
-    words += ["--last", str(AVERAGED), "-o", str(averaged)]
-    return [
-        Step("average", words, averaged, folder / "average.log"),
-        validation_step("valid", where.data, averaged, folder),
-        generate_step(study, where, folder, averaged, "test", step),
-    ]
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -122,9 +87,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
                 variant = replace(sampling, name=f"{sampling.name}-{share}", train=flags)
                 end = study.updates - math.ceil(share * study.updates)
                 step = begun(training(study, where, variant, seed), earlier, end)
-                before = partial(link_last, step, earlier, first, end)
+                before = partial(link_checkpoints, step.makes.parent, earlier, first, end)
             folder = step.makes.parent.parent
-            steps = [step, *scored_steps(study, where, step)]
+            steps = [step, *scored_steps(study, where, step, folder)]
             comparison.run(folder, steps, before, source=source, seed=seed)
             folders[share].append(folder)
     references = reference_lines(study, where)

@@ -1,0 +1,73 @@
+"""scripts/study/long_training.py, run for real: a tiny model, a piece of the bundled corpus."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.common.curves import LogError
+from scripts.study.long_training import pace
+from scripts.study.report_records import read_record
+from tests.helpers import REPO, run_command
+from tests.scripts.study.test_exact_end import SAMPLING
+from tests.scripts.study.test_study import source as source  # the corpus and its study
+
+SCRIPT = [sys.executable, str(REPO / "scripts" / "study" / "long_training.py")]
+
+
+@pytest.mark.slow
+def test_a_record_from_text_that_goes_on(source: Path, tmp_path: Path) -> None:
+    study, out = tmp_path / "study.toml", tmp_path / "out"
+    study.write_text((source / "study.toml").read_text() + SAMPLING)
+    words = [*SCRIPT, "--study", str(study), "--source", str(source), "--out", str(out)]
+    words += ["--only", "softmax,sampling", "--every", "2", "--points", "8", "--exact", "0.25"]
+    run_command([*words, "--updates", "8"])
+    first = read_record(out / "record.json")["rows"]
+    done = run_command([*words, "--updates", "16"])
+    rows = read_record(out / "record.json")["rows"]
+    exactly = "sampling, finished exactly"
+    assert [(row["model"], row["updates"]) for row in rows] == [
+        ("softmax", 8),
+        ("sampling", 8),
+        ("softmax", 16),
+        ("sampling", 16),
+        (exactly, 16),
+    ]
+    # What was scored before is as it was, and was not done again.
+    assert [row["bits"] for row in rows[:2]] == [row["bits"] for row in first[:2]]
+    assert (first[2]["model"], first[2]["updates"]) == (exactly, 8)
+    assert done.stdout.count("average: done before, skipped") == 2
+    # Means of the last four of a training, which went on from its last checkpoint.
+    at = out / "sampling-1-at-16" / "checkpoints"
+    assert sorted(path.stem.rsplit("_", 1)[1] for path in at.iterdir()) == ["10", "12", "14", "16"]
+    assert "exact softmax from update 13 on" in (out / "sampling-exact-16-1" / "train.log").read_text()
+    assert [row["behind"] is None for row in rows] == [True, False, True, False, False]
+    assert all(row["minutes"] > 0 and row["length"] > 0 for row in rows)
+    assert (out / "curves.png").stat().st_size > 10_000
+
+
+def test_median_speed(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_text("".join(f'{{"ups": "{speed}", "num_updates": "1"}}\n' for speed in (0, 4, 2, 100)))
+    assert pace(log) == 0.25
+    log.write_text("nothing\n")
+    with pytest.raises(LogError, match="no line with the speed"):
+        pace(log)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--points", "3000"], "at least 4 times as many, for 4 checkpoints to average; got 3000 and 1000"),
+        (["--updates", "6000"], "--updates must be a multiple of --points, got 6000 and 4000"),
+        (["--exact", "1"], "takes a number from 0 to 1; got 1"),
+        (["--only", "nobody"], "--only takes different ones of"),
+    ],
+)
+def test_bad_flags_are_one_sentence(words: list[str], said: str) -> None:
+    done = run_command([*SCRIPT, "--source", "x", *words], check=False)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr and "Traceback" not in done.stderr
