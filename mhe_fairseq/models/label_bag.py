@@ -17,8 +17,11 @@ from mhe_fairseq.models.labelling import LabelModel, build_label_model
 #: name -> least value, help.
 _SIZES = {
     "mhe_bag_dim": (1, "width of the embeddings (default: 256)"),
-    "mhe_bag_width": (1, "width of the layers behind them, and of the features (default: 256)"),
-    "mhe_bag_layers": (1, "number of these layers (default: 1)"),
+    "mhe_bag_width": (
+        1,
+        "width of the layers behind them, and of the features (default: --mhe-bag-dim)",
+    ),
+    "mhe_bag_layers": (0, "number of these layers (default: 0)"),
     "mhe_pair_buckets": (
         0,
         "embeddings that pairs of neighbouring tokens share by a hash, 0: pairs are not read (default: "
@@ -34,6 +37,12 @@ class MHELabelBagModel(LabelModel):
     def __init__(self, args: Any, dictionary: Any) -> None:
         sizes = {name: whole_of(args, name, least) for name, (least, _) in _SIZES.items()}
         super().__init__(args, dictionary.symbols, args.mhe_bag_width)
+        dim, width = sizes["mhe_bag_dim"] or 1, sizes["mhe_bag_width"] or 1
+        if not sizes["mhe_bag_layers"] and width != dim:
+            raise MHEError(
+                f"without a layer features are as wide as embeddings: --mhe-bag-width {width} and "
+                f"--mhe-bag-dim {dim} differ; give one of them, or --mhe-bag-layers 1"
+            )
         if not 0.0 <= args.dropout < 1.0:
             raise MHEError(f"--dropout must be at least 0 and below 1, got {args.dropout:g}")
         self.body = BagOfEmbeddings(
@@ -41,9 +50,9 @@ class MHELabelBagModel(LabelModel):
             dictionary.nspecial,
             dictionary.pad(),
             sizes["mhe_pair_buckets"] or 0,
-            sizes["mhe_bag_dim"] or 1,
-            sizes["mhe_bag_width"] or 1,
-            sizes["mhe_bag_layers"] or 1,
+            dim,
+            width,
+            sizes["mhe_bag_layers"] or 0,
             args.dropout,
         )
 
@@ -76,8 +85,8 @@ def _default(args: Any, name: str, value: Any) -> None:
 def label_bag(args: Any) -> None:
     """256 wide, pairs in 65,536 rows."""
     _default(args, "mhe_bag_dim", 256)
-    _default(args, "mhe_bag_width", 256)
-    _default(args, "mhe_bag_layers", 1)
+    _default(args, "mhe_bag_width", args.mhe_bag_dim)
+    _default(args, "mhe_bag_layers", 0)
     _default(args, "mhe_pair_buckets", 65536)
     _default(args, "dropout", 0.3)
 
@@ -86,6 +95,5 @@ def label_bag(args: Any) -> None:
 def label_bag_tiny(args: Any) -> None:
     """For tests: 32 wide."""
     _default(args, "mhe_bag_dim", 32)
-    _default(args, "mhe_bag_width", 32)
     _default(args, "mhe_pair_buckets", 512)
     label_bag(args)

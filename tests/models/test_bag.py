@@ -9,10 +9,17 @@ from mhe_fairseq.models.bag import BagOfEmbeddings
 PAD, BOS, EOS = 1, 0, 2
 
 
-def bag(buckets: int = 7) -> BagOfEmbeddings:
+def bag(buckets: int = 7, layers: int = 2) -> BagOfEmbeddings:
     torch.manual_seed(1)
     return BagOfEmbeddings(
-        tokens=20, first=4, padding=PAD, buckets=buckets, dim=5, width=6, layers=2, dropout=0.5
+        tokens=20,
+        first=4,
+        padding=PAD,
+        buckets=buckets,
+        dim=5,
+        width=6 if layers else 5,
+        layers=layers,
+        dropout=0.5,
     ).eval()
 
 
@@ -32,10 +39,15 @@ def test_padding_and_order_without_pairs_do_not_matter() -> None:
     other = model(torch.tensor([[BOS, 7, 5, 6, EOS, PAD, PAD], [BOS, 8, EOS, PAD, PAD, PAD, PAD]]))
     torch.testing.assert_close(one[0], other[0])
     assert not torch.equal(other[0], other[1])
-    table = model.table.detach() * 5**0.5
-    torch.testing.assert_close(
-        one, torch.relu(model.layers[1](torch.relu(model.layers[0](table[[5, 6, 7]].mean(0, keepdim=True)))))
-    )
+    # Rows are a fifth of what they count.
+    total = 5 * model.rows.detach()[[5, 6, 7]].sum(0, keepdim=True) / 3**0.5
+    torch.testing.assert_close(one, torch.relu(model.layers[1](torch.relu(model.layers[0](total)))))
+
+
+def test_without_layers_features_are_the_sum() -> None:
+    model = bag(buckets=0, layers=0)
+    features = model(torch.tensor([[BOS, 5, 6, 5, 8, 9, EOS]]))
+    torch.testing.assert_close(features, 5 * model.rows[[5, 6, 8, 9]].sum(0, keepdim=True) / 2)
 
 
 def test_a_document_without_words_has_features() -> None:
@@ -43,4 +55,4 @@ def test_a_document_without_words_has_features() -> None:
     features = model(torch.tensor([[BOS, EOS], [BOS, 5]]))
     assert features.shape == (2, 6) and features.isfinite().all()
     model.train()(torch.tensor([[BOS, EOS]])).sum().backward()
-    assert model.table.grad is not None and not model.table.grad.any()
+    assert model.rows.grad is not None and not model.rows.grad.any()

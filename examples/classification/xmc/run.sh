@@ -20,7 +20,7 @@ run.sh --source DIR [--out DIR] [--scale full|tiny] [--head HEAD] [--by ORDER] [
 $(shared_help)
 
 Head softmax is the dense layer, one against all. --updates is four times through the documents by default.
-Variables: SEED, DOCUMENTS (of an update, default 128). MODEL_FLAGS, HEAD_FLAGS and OPTIMIZER_FLAGS replace flags of
+Variables: SEED, DOCUMENTS (of an update, default 256). MODEL_FLAGS, HEAD_FLAGS and OPTIMIZER_FLAGS replace flags of
 the recipe. PREPARE_FLAGS (prepare_multilabel.py) and TRAIN_FLAGS (fairseq-train) are added to them. VALIDATE_EVERY and
 LOG_INTERVAL are in updates.
 END
@@ -46,7 +46,7 @@ done
 [[ -d $SOURCE ]] || fail "there is no folder $SOURCE"
 [[ " cluster frequency random " == *" $BY "* ]] || fail "--by is cluster, frequency or random, not '$BY'"
 check_shared
-DOCUMENTS=${DOCUMENTS:-128}
+DOCUMENTS=${DOCUMENTS:-256}
 whole_numbers DOCUMENTS "$DOCUMENTS"
 ((DOCUMENTS)) || fail "DOCUMENTS is at least 1, got 0"
 # A bag of embeddings is trained in minutes on a CPU.
@@ -55,11 +55,11 @@ choose_machine
 
 if [[ $SCALE == full ]]; then
     MODEL=(--arch mhe_label_bag)
-    OPTIMIZER=(--optimizer adam --lr 2e-3 --clip-norm 0.0 --lr-scheduler inverse_sqrt --warmup-updates 100)
+    OPTIMIZER=(--optimizer adam --lr 2e-3 --clip-norm 0.0 --lr-scheduler polynomial_decay --warmup-updates 50)
     LOG_EVERY=50 WORKERS=1
 else
     MODEL=(--arch mhe_label_bag_tiny)
-    OPTIMIZER=(--optimizer adam --lr 1e-2 --clip-norm 0.0)
+    OPTIMIZER=(--optimizer adam --lr 1e-2 --clip-norm 0.0 --lr-scheduler polynomial_decay --warmup-updates 5)
     LOG_EVERY=10 WORKERS=0
 fi
 CODES=$WORK/data/labels.codes
@@ -81,6 +81,8 @@ train_documents=$(sed -E 's/.*"documents": ([0-9]+).*/\1/' "$BIN/multilabel.json
 epoch=$(((train_documents + DOCUMENTS - 1) / DOCUMENTS))
 UPDATES=${UPDATES:-$((4 * epoch))}
 VALIDATE_EVERY=${VALIDATE_EVERY:-$epoch}
+# The learning rate falls to nothing where the training ends.
+if [[ " ${OPTIMIZER[*]} " == *" polynomial_decay "* ]]; then OPTIMIZER+=(--total-num-update "$UPDATES"); fi
 train --task mhe_multilabel --criterion mhe_multilabel "${MODEL[@]}" "${HEAD_WORDS[@]}" "${OPTIMIZER[@]}" \
     --best-checkpoint-metric P@1 --maximize-best-checkpoint-metric --num-workers $WORKERS
 stage evaluate

@@ -1,4 +1,4 @@
-"""scripts/study/averaged.py: which checkpoints are taken. The commands: test_exact_end, test_long_training."""
+"""scripts/study/averaged.py: which checkpoints are taken. Its commands are run by test_exact_end."""
 
 from __future__ import annotations
 
