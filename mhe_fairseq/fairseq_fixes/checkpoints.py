@@ -10,7 +10,6 @@ Since torch 2.6 (fairseq issue 5610). Can go when fairseq allows its own classes
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import pickle
 import re
@@ -22,6 +21,7 @@ import torch
 from fairseq import checkpoint_utils
 
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.fairseq_fixes import wrap
 
 #: What a numpy array is unpickled by; of its kinds of numbers only the whole ones that fairseq counts in.
 _NUMPY_ARRAY = (np.zeros(0).__reduce__()[0], np.ndarray, np.dtype, type(np.dtype(np.int64)))
@@ -33,15 +33,12 @@ ALLOWED_CLASSES: tuple[Any, ...] = (argparse.Namespace, *_NUMPY_ARRAY)
 def install() -> None:
     """Allow fairseq's classes, and name what is wrong with a checkpoint that does not load."""
     torch.serialization.add_safe_globals(list(ALLOWED_CLASSES))
-    load = checkpoint_utils.load_checkpoint_to_cpu
-    if not hasattr(load, "mhe_wrapped"):
-        checkpoint_utils.load_checkpoint_to_cpu = explained(load)
+    wrap(checkpoint_utils, "load_checkpoint_to_cpu", explained)
 
 
 def explained(load: Callable[..., Any]) -> Callable[..., Any]:
     """A function that reads a checkpoint from the path it is given first, and says what is wrong with it."""
 
-    @functools.wraps(load)
     def load_checkpoint_to_cpu(path: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return load(path, *args, **kwargs)
@@ -60,7 +57,6 @@ def explained(load: Callable[..., Any]) -> Callable[..., Any]:
                 f"{type(error).__name__}); use another one, such as checkpoint_best.pt"
             ) from error
 
-    load_checkpoint_to_cpu.mhe_wrapped = True  # type: ignore[attr-defined]
     return load_checkpoint_to_cpu
 
 

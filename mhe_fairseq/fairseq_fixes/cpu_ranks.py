@@ -10,7 +10,6 @@ variables without a GPU.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -21,15 +20,16 @@ from fairseq.models import distributed_fairseq_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mhe_fairseq.fairseq_fixes import wrap
+
 #: What torchrun tells each of its processes; fairseq wants the first four, the last is torchrun's only.
 _TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "TORCHELASTIC_RUN_ID")
 
 
 def install() -> None:
     """Take the place of fairseq's functions, for models on the CPU only."""
-    if not hasattr(utils.infer_init_method, "mhe_wrapped"):
-        distributed_fairseq_model.DistributedDataParallel = _ddp
-        utils.infer_init_method = _from_torchrun(utils.infer_init_method)
+    distributed_fairseq_model.DistributedDataParallel = _ddp
+    wrap(utils, "infer_init_method", _from_torchrun)
 
 
 def _ddp(module: nn.Module, **settings: Any) -> DistributedDataParallel:
@@ -39,7 +39,6 @@ def _ddp(module: nn.Module, **settings: Any) -> DistributedDataParallel:
 
 
 def _from_torchrun(infer: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(infer)
     def infer_init_method(cfg: Any, force_distributed: bool = False) -> None:
         started = all(name in os.environ for name in _TORCHRUN)
         if torch.cuda.is_available() or not started or cfg.distributed_init_method is not None:
@@ -52,5 +51,4 @@ def _from_torchrun(infer: Callable[..., None]) -> Callable[..., None]:
         cfg.distributed_no_spawn = True
         cfg.device_id = 0
 
-    infer_init_method.mhe_wrapped = True  # type: ignore[attr-defined]
     return infer_init_method

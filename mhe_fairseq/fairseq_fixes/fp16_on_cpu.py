@@ -9,7 +9,6 @@ In all versions of fairseq. Can go when it asks the parameters for their device.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,30 +17,26 @@ from fairseq.optim import FP16Optimizer
 from fairseq.trainer import Trainer
 from torch import Tensor
 
+from mhe_fairseq.fairseq_fixes import wrap
+
 
 def install() -> None:
     """Take the place of fairseq's methods, for models on the CPU only."""
-    build, step = FP16Optimizer.build_optimizer.__func__, Trainer.train_step
-    if not hasattr(build, "mhe_wrapped"):
-        FP16Optimizer.build_optimizer = classmethod(_not_flat(build))
-    if not hasattr(step, "mhe_wrapped"):
-        Trainer.train_step = _overflowing(step)
+    wrap(FP16Optimizer, "build_optimizer", _not_flat)
+    wrap(Trainer, "train_step", _overflowing)
 
 
 def _not_flat(build: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(build)
     def build_optimizer(cls: type, cfg: Any, params: Iterable[Tensor], **kwargs: Any) -> Any:
         params = list(params)
         if not any(each.is_cuda for each in params):
             cfg.common.fp16_no_flatten_grads = True
         return build(cls, cfg, params, **kwargs)
 
-    build_optimizer.mhe_wrapped = True  # type: ignore[attr-defined]
     return build_optimizer
 
 
 def _overflowing(step: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(step)
     def train_step(self: Any, samples: Any, raise_oom: bool = False) -> Any:
         try:
             return step(self, samples, raise_oom)
@@ -55,5 +50,4 @@ def _overflowing(step: Callable[..., Any]) -> Callable[..., Any]:
             metrics.log_stop_time("train_wall")
         return None
 
-    train_step.mhe_wrapped = True  # type: ignore[attr-defined]
     return train_step

@@ -10,7 +10,6 @@ what differs.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.fairseq_fixes import wrap
 
 #: What torch says, in three kinds: names in quotes after the first two.
 _MISSING = re.compile(r"Missing key\(s\) in state_dict: ([^\n]*)\. *(?:\n|$)")
@@ -37,15 +37,11 @@ _HEAD = "head.codebook_slots"
 
 def install() -> None:
     """Take the place of fairseq's functions that load weights into a model."""
-    load_all = checkpoint_utils.load_model_ensemble_and_task
-    if not hasattr(load_all, "mhe_wrapped"):
-        checkpoint_utils.load_model_ensemble_and_task = _fitting(load_all)
-    if not hasattr(Trainer.load_checkpoint, "mhe_names_misfits"):
-        Trainer.load_checkpoint = _named(Trainer.load_checkpoint)
+    wrap(checkpoint_utils, "load_model_ensemble_and_task", _fitting)
+    wrap(Trainer, "load_checkpoint", _named)
 
 
 def _fitting(load_all: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(load_all)
     def load_model_ensemble_and_task(filenames: list[str], *args: Any, **kwargs: Any) -> Any:
         try:
             return load_all(filenames, *args, **kwargs)
@@ -58,12 +54,10 @@ def _fitting(load_all: Callable[..., Any]) -> Callable[..., Any]:
                 f"for {sizes[0]}; use the dictionary it was trained with"
             ) from error
 
-    load_model_ensemble_and_task.mhe_wrapped = True  # type: ignore[attr-defined]
     return load_model_ensemble_and_task
 
 
 def _named(load: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(load)
     def load_checkpoint(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return load(self, filename, *args, **kwargs)
@@ -75,7 +69,6 @@ def _named(load: Callable[..., Any]) -> Callable[..., Any]:
             arch = getattr(self.cfg.model, "arch", None) or getattr(self.cfg.model, "_name", None)
             raise MHEError(f"checkpoint {filename} is of another model than --arch {arch}: {told}") from error
 
-    load_checkpoint.mhe_names_misfits = True  # type: ignore[attr-defined]
     return load_checkpoint
 
 

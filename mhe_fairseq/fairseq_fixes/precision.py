@@ -9,7 +9,6 @@ In fairseq 0.12. Can go when its command line sets ``--tpu`` for ``--tpu`` alone
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from fairseq import options
 from fairseq.trainer import Trainer
 
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.fairseq_fixes import wrap
 
 
 def install() -> None:
@@ -27,11 +27,8 @@ def install() -> None:
     fairseq imports a ``--user-dir`` when a command makes its parser, which is before it parses. (Given its
     arguments by a program, it imports while it parses them: there the first call is still fairseq's own.)
     """
-    parse, begin = options.parse_args_and_arch, Trainer.__init__
-    if not hasattr(parse, "mhe_wrapped"):
-        options.parse_args_and_arch = _without_tpu(parse)
-    if not hasattr(begin, "mhe_checks_precision"):
-        Trainer.__init__ = _checked(begin)
+    wrap(options, "parse_args_and_arch", _without_tpu)
+    wrap(Trainer, "__init__", _checked)
 
 
 def check_precision(common: Any) -> None:
@@ -60,7 +57,6 @@ def check_precision(common: Any) -> None:
 
 
 def _without_tpu(parse: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(parse)
     def parse_args_and_arch(
         parser: argparse.ArgumentParser, input_args: list[str] | None = None, *rest: Any, **settings: Any
     ) -> Any:
@@ -78,7 +74,6 @@ def _without_tpu(parse: Callable[..., Any]) -> Callable[..., Any]:
             args.tpu = getattr(parser.parse_known_args(input_args)[0], "tpu", False)
         return parsed
 
-    parse_args_and_arch.mhe_wrapped = True  # type: ignore[attr-defined]
     return parse_args_and_arch
 
 
@@ -87,11 +82,9 @@ def _has(given: argparse.Namespace, kind: str) -> bool:
 
 
 def _checked(begin: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(begin)
     def __init__(self: Any, cfg: Any, *args: Any, **kwargs: Any) -> None:
         if not isinstance(cfg, argparse.Namespace):
             check_precision(cfg.common)
         begin(self, cfg, *args, **kwargs)
 
-    __init__.mhe_checks_precision = True  # type: ignore[attr-defined]
     return __init__

@@ -10,7 +10,6 @@ In all versions of fairseq. Can go when every name of a save is written aside an
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import shutil
@@ -24,6 +23,7 @@ from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.fairseq_fixes import wrap
 
 #: Attempts to write a checkpoint, as fairseq's: file systems of clusters fail in passing.
 ATTEMPTS = 3
@@ -36,10 +36,8 @@ logger = logging.getLogger(__name__)
 
 def install() -> None:
     """Take the place of fairseq's functions."""
-    save, copy = checkpoint_utils.torch_persistent_save, PathManager.copy
-    if not hasattr(save, "mhe_wrapped"):
-        checkpoint_utils.torch_persistent_save = _saving(save)
-        PathManager.copy = staticmethod(_copying(copy))
+    wrap(checkpoint_utils, "torch_persistent_save", _saving)
+    wrap(PathManager, "copy", _copying)
 
 
 def write_whole(path: str, write: Callable[[Path], object]) -> None:
@@ -65,19 +63,16 @@ def write_whole(path: str, write: Callable[[Path], object]) -> None:
 
 
 def _saving(save: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(save)
     def torch_persistent_save(obj: Any, filename: Any, async_write: bool = False) -> None:
         if async_write or not PathManager.supports_rename(filename):
             save(obj, filename, async_write=async_write)
         else:
             write_whole(filename, lambda part: torch.save(obj, part))
 
-    torch_persistent_save.mhe_wrapped = True  # type: ignore[attr-defined]
     return torch_persistent_save
 
 
 def _copying(copy: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(copy)
     def copy_whole(src_path: str, dst_path: str, overwrite: bool = False) -> Any:
         if not PathManager.supports_rename(dst_path):
             return copy(src_path, dst_path, overwrite=overwrite)

@@ -8,22 +8,22 @@ In fairseq 0.12. Can go when its log goes where the translations go.
 
 from __future__ import annotations
 
-import functools
 import logging
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from mhe_fairseq.fairseq_fixes import wrap
+
 
 def install() -> None:
     """Where this process is ``fairseq-generate``, have it do so."""
     generate: Any = sys.modules.get("fairseq_cli.generate")
-    if generate is not None and not hasattr(generate._main, "mhe_wrapped"):
-        generate._main = _traced(generate._main)
+    if generate is not None:
+        wrap(generate, "_main", _traced)
 
 
 def _traced(main: Callable[[Any, TextIO], Any]) -> Callable[[Any, TextIO], Any]:
-    @functools.wraps(main)
     def _main(cfg: Any, output_file: TextIO) -> Any:
         handler = logging.StreamHandler(output_file)
         signatures = logging.getLogger("mhe_fairseq.models.signature")
@@ -33,5 +33,4 @@ def _traced(main: Callable[[Any, TextIO], Any]) -> Callable[[Any, TextIO], Any]:
         finally:
             signatures.removeHandler(handler)
 
-    _main.mhe_wrapped = True  # type: ignore[attr-defined]
     return _main
