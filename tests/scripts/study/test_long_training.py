@@ -22,28 +22,22 @@ def test_a_record_from_text_that_goes_on(source: Path, tmp_path: Path) -> None:
     study, out = tmp_path / "study.toml", tmp_path / "out"
     study.write_text((source / "study.toml").read_text() + SAMPLING)
     words = [*SCRIPT, "--study", str(study), "--source", str(source), "--out", str(out)]
-    words += ["--only", "softmax,sampling", "--every", "2", "--points", "8", "--exact", "0.25"]
-    run_command([*words, "--updates", "8"])
-    first = read_record(out / "record.json")["rows"]
-    done = run_command([*words, "--updates", "16"])
+    words += ["--every", "2", "--exact", "0.25"]
+    run_command([*words, "--only", "softmax", "--updates", "8", "--points", "8"])
+    (first,) = read_record(out / "record.json")["rows"]
+    assert (first["model"], first["updates"], first["behind"]) == ("softmax", 8, None)
+    done = run_command([*words, "--only", "softmax,sampling", "--updates", "16", "--points", "16"])
     rows = read_record(out / "record.json")["rows"]
-    exactly = "sampling, finished exactly"
-    assert [(row["model"], row["updates"]) for row in rows] == [
-        ("softmax", 8),
-        ("sampling", 8),
-        ("softmax", 16),
-        ("sampling", 16),
-        (exactly, 16),
-    ]
-    # What was scored before is as it was, and was not done again.
-    assert [row["bits"] for row in rows[:2]] == [row["bits"] for row in first[:2]]
-    assert (first[2]["model"], first[2]["updates"]) == (exactly, 8)
-    assert done.stdout.count("average: done before, skipped") == 2
-    # Means of the last four of a training, which went on from its last checkpoint.
+    names = ["softmax", "sampling", "sampling, finished exactly"]
+    assert [(row["model"], row["updates"]) for row in rows] == [(name, 16) for name in names]
+    # The softmax went on from its last checkpoint.
+    assert "preprocess: done before, skipped" in done.stdout
+    assert (out / "softmax-1" / "train.log").read_text().count("| done training in") == 2
+    # Means of the last four of a training.
     at = out / "sampling-1-at-16" / "checkpoints"
-    assert sorted(path.stem.rsplit("_", 1)[1] for path in at.iterdir()) == ["10", "12", "14", "16"]
+    assert {path.stem.rsplit("_", 1)[1] for path in at.iterdir()} == {"10", "12", "14", "16"}
     assert "exact softmax from update 13 on" in (out / "sampling-exact-16-1" / "train.log").read_text()
-    assert [row["behind"] is None for row in rows] == [True, False, True, False, False]
+    assert [row["behind"] is None for row in rows] == [True, False, False]
     assert all(row["minutes"] > 0 and row["length"] > 0 for row in rows)
     assert (out / "curves.png").stat().st_size > 10_000
 
