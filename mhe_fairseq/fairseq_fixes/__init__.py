@@ -38,15 +38,16 @@ _NAMES = "mhe_wrapped_by"
 def wrap(owner: Any, name: str, wrapper: Callable[..., Callable[..., Any]]) -> None:
     """Replace a method of a class, or a function of a module, by what ``wrapper`` makes of it; with the same
     wrapper a second time, leave it. A class method or a static one stays what it is."""
+    method, kept = getattr(owner, name), None
     held = vars(owner).get(name)
-    kind = type(held) if isinstance(held, (classmethod, staticmethod)) else None
-    method = held.__func__ if isinstance(held, (classmethod, staticmethod)) else getattr(owner, name)
+    if isinstance(held, (classmethod, staticmethod)):
+        method, kept = held.__func__, type(held)
     names: tuple[str, ...] = getattr(method, _NAMES, ())
     own = f"{wrapper.__module__}.{wrapper.__qualname__}"
     if own not in names:
         wrapped = functools.wraps(method)(wrapper(method))
         setattr(wrapped, _NAMES, (*names, own))
-        setattr(owner, name, wrapped if kind is None else kind(wrapped))
+        setattr(owner, name, wrapped if kept is None else kept(wrapped))
 
 
 def install() -> None:

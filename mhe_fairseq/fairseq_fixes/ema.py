@@ -20,7 +20,6 @@ In fairseq 0.12. Can go when its EMA does so.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from fairseq.trainer import Trainer
 from torch import nn
 
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.fairseq_fixes import wrap
 from mhe_fairseq.fairseq_fixes.checkpoints import explained
 
 logger = logging.getLogger(__name__)
@@ -42,17 +42,10 @@ logger = logging.getLogger(__name__)
 def install() -> None:
     """Take the place of fairseq's methods."""
     EMA._step_internal = average
-    _wrap(EMA, "__init__", _seeded)
-    _wrap(Trainer, "load_checkpoint", _resumed)
-    _wrap(checkpoint_utils, "load_ema_from_checkpoint", lambda load: explained(_with_average(load)))
-
-
-def _wrap(owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    given = getattr(owner, name)
-    if not hasattr(given, "mhe_averages_once"):
-        wrapped: Any = functools.wraps(given)(wrapper(given))
-        wrapped.mhe_averages_once = True
-        setattr(owner, name, wrapped)
+    wrap(EMA, "__init__", _seeded)
+    wrap(Trainer, "load_checkpoint", _resumed)
+    wrap(checkpoint_utils, "load_ema_from_checkpoint", _with_average)
+    wrap(checkpoint_utils, "load_ema_from_checkpoint", explained)
 
 
 @torch.no_grad()

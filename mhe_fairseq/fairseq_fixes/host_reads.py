@@ -10,7 +10,6 @@ In all versions of fairseq. Can go when its trainer reads its numbers once.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +19,14 @@ from fairseq.optim.fp16_optimizer import FP16Optimizer
 from fairseq.trainer import Trainer
 from torch import Tensor
 
+from mhe_fairseq.fairseq_fixes import wrap
+
 
 def install() -> None:
     """Take the place of fairseq's methods."""
-    _wrap(FairseqOptimizer, "clip_grad_norm", _norm_read)
-    _wrap(FP16Optimizer, "clip_grad_norm", _factor_read)
-    _wrap(Trainer, "_reduce_and_log_stats", _sums_read)
+    wrap(FairseqOptimizer, "clip_grad_norm", _norm_read)
+    wrap(FP16Optimizer, "clip_grad_norm", _factor_read)
+    wrap(Trainer, "_reduce_and_log_stats", _sums_read)
 
 
 def on_host(numbers: list[Tensor]) -> list[Tensor]:
@@ -35,14 +36,6 @@ def on_host(numbers: list[Tensor]) -> list[Tensor]:
         return []
     together = torch.stack([each.detach().reshape(()).double() for each in numbers]).cpu()
     return [value.to(each.dtype).view(each.shape) for value, each in zip(together, numbers, strict=True)]
-
-
-def _wrap(kind: type, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    method = getattr(kind, name)
-    if not hasattr(method, "mhe_reads_once"):
-        wrapped: Any = functools.wraps(method)(wrapper(method))
-        wrapped.mhe_reads_once = True
-        setattr(kind, name, wrapped)
 
 
 def _norm_read(method: Callable[..., Tensor]) -> Callable[..., Tensor]:

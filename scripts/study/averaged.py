@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from scripts.common.commands import Step
 from scripts.study.study import Folders, generate_step
-from scripts.study.study_config import Study
+from scripts.study.study_config import Study, Variant
 from scripts.study.trained_on import validation_step
 
 #: Checkpoints that are averaged.
@@ -20,6 +21,13 @@ def begun(step: Step, earlier: Path, update: int) -> Step:
     found = sorted(_saved(earlier).items())
     path = max((each for each in found if each[0] <= update), default=(0, None))[1]
     return step if path is None else replace(step, words=[*step.words, "--restore-file", str(path)])
+
+
+def exactly(variant: Variant, name: str, share: float, updates: int) -> tuple[Variant, int]:
+    """Of a variant with a sampling head: one whose last updates, ``share`` of all, are exact; and the last
+    update before them."""
+    flags = f"{variant.train} --mhe-exact-last {share}"
+    return replace(variant, name=name, train=flags), updates - math.ceil(share * updates)
 
 
 def link_checkpoints(folder: Path, earlier: Path, first: int, last: int) -> None:

@@ -14,7 +14,6 @@ last checkpoints are averaged, validated and translated with.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from dataclasses import replace
 from functools import partial
@@ -26,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from scripts.common.commands import Step, from_root  # noqa: E402
-from scripts.study.averaged import AVERAGED, begun, link_checkpoints, scored_steps  # noqa: E402
+from scripts.study.averaged import AVERAGED, begun, exactly, link_checkpoints, scored_steps  # noqa: E402
 from scripts.study.comparison import Comparison, make_parser, run_study, spread  # noqa: E402
 from scripts.study.study import (  # noqa: E402
     Folders,
@@ -83,9 +82,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             if share is None:
                 step = training(study, where, softmax, seed)
             elif share:
-                flags = f"{sampling.train} --mhe-exact-last {share}"
-                variant = replace(sampling, name=f"{sampling.name}-{share}", train=flags)
-                end = study.updates - math.ceil(share * study.updates)
+                variant, end = exactly(sampling, f"{sampling.name}-{share}", share, study.updates)
                 step = begun(training(study, where, variant, seed), earlier, end)
                 before = partial(link_checkpoints, step.makes.parent, earlier, first, end)
             folder = step.makes.parent.parent

@@ -16,7 +16,6 @@ trainings go on.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from scripts.common.commands import Step, from_root  # noqa: E402
 from scripts.common.curves import Curve, LogError, Point, logged, read_log  # noqa: E402
-from scripts.study.averaged import AVERAGED, begun, link_checkpoints, scored_steps  # noqa: E402
+from scripts.study.averaged import AVERAGED, begun, exactly, link_checkpoints, scored_steps  # noqa: E402
 from scripts.study.comparison import Comparison, make_parser, run_study, spread  # noqa: E402
 from scripts.study.plot_curves import PlotError, draw  # noqa: E402
 from scripts.study.study import (  # noqa: E402
@@ -130,13 +129,8 @@ class LongTraining:
         for update in range(self.args.points, updates + 1, self.args.points):
             self._score(variant.name, seconds, step, update, seed)
         if share and "--mhe-head sampling" in variant.train:
-            exactly = replace(
-                variant,
-                name=f"{variant.name}-exact-{updates}",
-                train=f"{variant.train} --mhe-exact-last {share}",
-            )
-            end = updates - math.ceil(share * updates)
-            last = begun(self._training(exactly, seed), step.makes.parent, end)
+            exact, end = exactly(variant, f"{variant.name}-exact-{updates}", share, updates)
+            last = begun(self._training(exact, seed), step.makes.parent, end)
             first = updates - (AVERAGED - 1) * every
             linked = partial(link_checkpoints, last.makes.parent, step.makes.parent, first, end)
             self.comparison.run(last.makes.parent.parent, [last], linked, source=self.source, seed=seed)

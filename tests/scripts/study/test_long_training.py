@@ -26,10 +26,14 @@ def test_a_record_from_text_that_goes_on(source: Path, tmp_path: Path) -> None:
     run_command([*words, "--only", "softmax", "--updates", "8", "--points", "8"])
     (first,) = read_record(out / "record.json")["rows"]
     assert (first["model"], first["updates"], first["behind"]) == ("softmax", 8, None)
-    done = run_command([*words, "--only", "softmax,sampling", "--updates", "16", "--points", "16"])
+    done = run_command([*words, "--only", "softmax,sampling", "--updates", "16", "--points", "8"])
     rows = read_record(out / "record.json")["rows"]
     names = ["softmax", "sampling", "sampling, finished exactly"]
-    assert [(row["model"], row["updates"]) for row in rows] == [(name, 16) for name in names]
+    both = [(name, 8) for name in names[:2]]
+    assert [(row["model"], row["updates"]) for row in rows] == both + [(name, 16) for name in names]
+    # What was scored before is as it was, and was not done again.
+    assert rows[0]["bits"] == first["bits"]
+    assert done.stdout.count("average: done before, skipped") == 1
     # The softmax went on from its last checkpoint.
     assert "preprocess: done before, skipped" in done.stdout
     assert (out / "softmax-1" / "train.log").read_text().count("| done training in") == 2
@@ -37,7 +41,7 @@ def test_a_record_from_text_that_goes_on(source: Path, tmp_path: Path) -> None:
     at = out / "sampling-1-at-16" / "checkpoints"
     assert {path.stem.rsplit("_", 1)[1] for path in at.iterdir()} == {"10", "12", "14", "16"}
     assert "exact softmax from update 13 on" in (out / "sampling-exact-16-1" / "train.log").read_text()
-    assert [row["behind"] is None for row in rows] == [True, False, False]
+    assert [row["behind"] is None for row in rows] == [True, False, True, False, False]
     assert all(row["minutes"] > 0 and row["length"] > 0 for row in rows)
     assert (out / "curves.png").stat().st_size > 10_000
 
