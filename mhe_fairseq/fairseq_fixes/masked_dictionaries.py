@@ -9,27 +9,25 @@ Since fairseq 0.12.2, in which ``Dictionary.load`` got the argument. Can go when
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from fairseq.data.legacy.masked_lm_dictionary import BertDictionary, MaskedLMDictionary
+
+from mhe_fairseq.fairseq_fixes import wrap
 
 
 def install() -> None:
     """Let both take the argument."""
     for kind in (MaskedLMDictionary, BertDictionary):
-        if not getattr(kind.__init__, "takes_special_symbols", False):
-            kind.__init__ = _taking(kind.__init__)
+        wrap(kind, "__init__", _taking)
 
 
 def _taking(stock: Any) -> Any:
     """A constructor that has its special symbols, as asked for; it cannot be without them."""
 
-    @functools.wraps(stock)
     def construct(self: Any, *args: Any, add_special_symbols: bool = True, **kwargs: Any) -> None:
         if not add_special_symbols:
             raise TypeError(f"{type(self).__name__} is made of special symbols, it cannot leave them out")
         stock(self, *args, **kwargs)
 
-    construct.takes_special_symbols = True  # type: ignore[attr-defined]
     return construct

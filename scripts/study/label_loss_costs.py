@@ -4,7 +4,7 @@
     python scripts/study/label_loss_costs.py --labels 10000,500000 --json FILE
 
 Features and labels are made up: labels are drawn by Zipf's law, the cascade's groups are those of its order.
-A step is the loss of a batch and all its gradients. Times are medians of CPU seconds, of steps of the two in
+A step is the loss of a batch and all its gradients. Times are medians of CPU seconds, the two in
 turns; memory is the peak beside parameters and their gradients.
 """
 
@@ -13,11 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -26,6 +23,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from mhe_fairseq.bench.memory import measure_peak  # noqa: E402
+from mhe_fairseq.bench.timing import clock_of, interleave  # noqa: E402
 from mhe_fairseq.coding import Codebook, plan_lengths  # noqa: E402
 from mhe_fairseq.errors import MHEError  # noqa: E402
 from mhe_fairseq.heads import CascadeHead, OutputHead, SoftmaxHead  # noqa: E402
@@ -54,30 +52,36 @@ def measure(labels: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     book = Codebook(plan_lengths(labels), vocab_size=labels)
     features, chosen = batch(args.documents, labels, args.each, args.dim)
     features.requires_grad_()
-    steps: list[tuple[OutputHead, Callable[[], Tensor]]] = []
+    steps: dict[str, LossStep] = {}
     rows: list[dict[str, Any]] = []
     for name, make in HEADS.items():
         torch.manual_seed(1)
-        head = make(args.dim, book)
-        loss: Callable[[], Tensor] = partial(_loss, head, features, chosen)
-        peak = measure_peak(loss, list(head.parameters()))
-        steps.append((head, loss))
-        rows.append({"labels": labels, "head": name, "extra_bytes": peak.extra, "seconds": []})
-    for _ in range(args.rounds + 1):
-        for row, (head, loss) in zip(rows, steps, strict=True):
-            features.grad = None
-            head.zero_grad(set_to_none=True)
-            began = time.process_time()
-            loss().backward()
-            row["seconds"].append(time.process_time() - began)
-    for row in rows:
-        # The first warms up.
-        row["seconds"] = median(row["seconds"][1:])
-    return rows
+        step = steps[name] = LossStep(make(args.dim, book), features, chosen)
+        peak = measure_peak(step.loss, list(step.head.parameters()))
+        rows.append({"labels": labels, "head": name, "extra_bytes": peak.extra})
+    times = interleave(steps, args.rounds, clock=clock_of(cpu_time=True))
+    return [row | {"seconds": times[row["head"]].median} for row in rows]
 
 
-def _loss(head: OutputHead, features: Tensor, chosen: Tensor) -> Tensor:
-    return head.label_loss(features, chosen).mean()
+class LossStep:
+    """The loss of a batch and its gradients, timed."""
+
+    def __init__(self, head: OutputHead, features: Tensor, chosen: Tensor) -> None:
+        self.head, self.features, self.chosen = head, features, chosen
+
+    def loss(self) -> Tensor:
+        return self.head.label_loss(self.features, self.chosen).mean()
+
+    def prepare(self) -> None:
+        self.release()
+
+    def run(self) -> None:
+        self.loss().backward()
+
+    def release(self) -> None:
+        """Of gradients."""
+        self.features.grad = None
+        self.head.zero_grad(set_to_none=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         "--each", type=int, default=5, metavar="M", help="labels of one (default: %(default)s)"
     )
     parser.add_argument("--dim", type=int, default=256, metavar="D", help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="steps that are timed (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each head (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     args = parser.parse_args(argv)
     try:
