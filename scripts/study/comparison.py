@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from mhe_fairseq.bench.machine import cpu_model
@@ -103,13 +102,6 @@ class Comparison:
             "columns": columns,
             "rows": rows,
         }
-
-
-def spread(values: list[float]) -> float | list[float]:
-    """Of several seeds, as a record has it."""
-    if len(values) == 1:
-        return values[0]
-    return [fmean(values), (max(values) - min(values)) / 2]
 
 
 def make_parser(description: str | None, out: str, has_source: bool = True) -> argparse.ArgumentParser:

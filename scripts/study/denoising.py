@@ -28,8 +28,9 @@ sys.path.insert(0, str(ROOT))
 from scripts.common.commands import Step, from_root  # noqa: E402
 from scripts.common.curves import read_log  # noqa: E402
 from scripts.common.files import PrepareError, read_lines  # noqa: E402
+from scripts.common.seeds import spread  # noqa: E402
 from scripts.data.prepare_data import find_source  # noqa: E402
-from scripts.study.comparison import Comparison, make_parser, run_study, spread  # noqa: E402
+from scripts.study.comparison import Comparison, make_parser, run_study  # noqa: E402
 from scripts.study.study import USER_DIR, Folders, generate_step, parse_seeds  # noqa: E402
 from scripts.study.study_config import Study, StudyError, Variant  # noqa: E402
 from scripts.study.translations import bootstrap, read_translations, score  # noqa: E402

@@ -29,8 +29,9 @@ sys.path.insert(0, str(ROOT))
 
 from scripts.common.commands import Step, from_root  # noqa: E402
 from scripts.common.curves import Curve, LogError, Point, logged, read_log  # noqa: E402
+from scripts.common.seeds import spread  # noqa: E402
 from scripts.study.averaged import AVERAGED, begun, exactly, link_checkpoints, scored_steps  # noqa: E402
-from scripts.study.comparison import Comparison, make_parser, run_study, spread  # noqa: E402
+from scripts.study.comparison import Comparison, make_parser, run_study  # noqa: E402
 from scripts.study.plot_curves import PlotError, draw  # noqa: E402
 from scripts.study.study import (  # noqa: E402
     Folders,

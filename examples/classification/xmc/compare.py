@@ -19,10 +19,12 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 RUN = Path(__file__).resolve().parent / "run.sh"
+sys.path.insert(0, str(RUN.parents[3]))
+
+from scripts.common.seeds import spread  # noqa: E402
 
 #: name -> arguments of run.sh.
 VARIANTS = {
@@ -63,11 +65,6 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
         raise CompareError(f"{log} does not end with the measures of a test set: {said[-1]}")
     seconds = (folder / "done" / "train").read_text(encoding="utf-8").splitlines()[1]
     return found | {"minutes": int(seconds) / 60}
-
-
-def value(numbers: list[float]) -> Any:
-    """One number, or the mean and half of the range."""
-    return numbers[0] if len(numbers) == 1 else [mean(numbers), (max(numbers) - min(numbers)) / 2]
 
 
 def record(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -111,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         rows: list[dict[str, Any]] = []
         for name in VARIANTS:
             found = [run(args, name, int(seed)) for seed in args.seeds.split(",")]
-            rows.append({"head": name} | {key: value([each[key] for each in found]) for key in found[0]})
+            rows.append({"head": name} | {key: spread([each[key] for each in found]) for key in found[0]})
     except (CompareError, OSError) as error:
         print(f"compare.py: error: {error}", file=sys.stderr)
         return 1
