@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from scripts.common.files import PrepareError, keep_settings, run_script, write_whole  # noqa: E402
+from scripts.common.naming import first_of  # noqa: E402
 from scripts.common.progress import watched  # noqa: E402
 from scripts.data.arguments import preparing  # noqa: E402
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 #: Characters and fonts named in a line of the report.
-_NAMED = 12
+naming = partial(first_of, most=12, between=" ")
 
 #: Images of a class to train on, at least.
 _FEWEST = 2
@@ -126,12 +127,6 @@ def asked_characters(path: Path) -> list[str]:
     if not found:
         raise PrepareError(f"{path} has no characters; write those to draw into it")
     return found
-
-
-def naming(names: Iterable[str]) -> str:
-    """The first of them."""
-    every = list(names)
-    return " ".join(every[:_NAMED]) + (f" and {len(every) - _NAMED:,} more" if len(every) > _NAMED else "")
 
 
 class Glyphs:

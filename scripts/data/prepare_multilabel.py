@@ -25,7 +25,7 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from scripts.common.files import (  # noqa: E402
     train_pieces,
     write_whole,
 )
+from scripts.common.naming import first_of  # noqa: E402
 from scripts.data.arguments import add_workers, preparing  # noqa: E402
 from scripts.data.binarise import (  # noqa: E402
     FAIRSEQ,
@@ -137,18 +138,12 @@ def check_names(labels: Counter[str]) -> None:
             )
 
 
-def few(names: Iterable[object]) -> str:
-    """The first of them."""
-    every = list(map(str, names))
-    return ", ".join(every[:_NAMED]) + (" ..." if len(every) > _NAMED else "")
-
-
 def tell(split: str, checked: Checked, known: Counter[str]) -> None:
     """Say what is in a set, and what is wrong with some of it."""
     notes = []
     if checked.unlabelled:
         what = "left out" if split == "train" else "not counted in the measures"
-        lines = few(checked.unlabelled)
+        lines = first_of(checked.unlabelled, _NAMED)
         notes.append(f"{len(checked.unlabelled):,} without a label, {what} (lines {lines})")
     if checked.empty:
         notes.append(f"{checked.empty:,} without a text, kept")
@@ -159,7 +154,7 @@ def tell(split: str, checked: Checked, known: Counter[str]) -> None:
         times = sum(checked.labels[label] for label in unknown)
         notes.append(
             f"{len(unknown):,} labels, {times:,} times, that no training document has: never found "
-            f"({few(unknown)})"
+            f"({first_of(unknown, _NAMED)})"
         )
     pairs = sum(checked.labels.values())
     print(
@@ -244,7 +239,7 @@ def prepare(args: argparse.Namespace) -> None:
         if unused:
             print(
                 f"labels: {len(unused):,} of {len(names):,} have no training document, left out "
-                f"({few(unused)})"
+                f"({first_of(unused, _NAMED)})"
             )
     settings: dict[str, object] = {split: each.fingerprint for split, each in checked.items()}
     settings |= {"pieces": args.pieces, "words": args.words, "separator": args.separator, "by": args.by}
