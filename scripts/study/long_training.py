@@ -8,6 +8,7 @@ and saves and validates a checkpoint every ``--every`` updates. After every ``--
 checkpoints are averaged, validated and translated with. A sampling head is trained without an exact end; the
 last updates, ``--exact`` of all, are then done once more, exactly, from the checkpoint where they begin.
 
+Variants may be trained for fewer updates than others: ``--only softmax,cascade,sampling@12000``.
 ``--out``/record.json has what is shown on the page of results, ``--out``/curves.png the perplexities of the
 first seed over updates and over seconds. What is done is not done again, and with more ``--updates`` the
 trainings go on.
@@ -64,14 +65,14 @@ class Scored:
     Attributes:
         name: of its row.
         updates: done.
-        seconds: of an update.
+        seconds: of an update, of each seed.
         bits: a piece, of each seed.
         lines: translations of the test set, of each seed.
     """
 
     name: str
     updates: int
-    seconds: float
+    seconds: list[float] = field(default_factory=list)
     bits: list[float] = field(default_factory=list)
     lines: list[list[str]] = field(default_factory=list)
 
@@ -89,16 +90,15 @@ class LongTraining:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.comparison = args, Comparison(args, "long")
         self.study = replace(self.comparison.study(), every=args.every)
-        self.variants = self.study.chosen(args.only)
         self.seeds = parse_seeds(args.seeds)
-        updates = self.study.updates
         if args.every < 1 or args.points % args.every or not 0 < AVERAGED * args.every <= args.points:
             raise StudyError(
                 f"--points must be a multiple of --every and at least {AVERAGED} times as many, for "
                 f"{AVERAGED} checkpoints to average; got {args.points} and {args.every}"
             )
-        if updates % args.points:
-            raise StudyError(f"--updates must be a multiple of --points, got {updates} and {args.points}")
+        # The updates of each variant, in the order of --only.
+        self.lengths = lengths(args.only, self.study.updates, args.points)
+        self.variants = self.study.chosen(",".join(self.lengths))
         self.where, self.source = Folders(args.out), str(args.source)
         self.scored: dict[tuple[str, int], Scored] = {}
         self.curves: list[Curve] = []
@@ -112,14 +112,14 @@ class LongTraining:
             for seed in self.seeds:
                 self._one(variant, seed)
 
-    def _training(self, variant: Variant, seed: int) -> Step:
+    def _training(self, variant: Variant, seed: int, updates: int) -> Step:
         """Every checkpoint is kept."""
-        step = train_step(self.study, self.where, variant, seed, self.study.updates)
+        step = train_step(self.study, self.where, variant, seed, updates)
         return replace(step, words=with_flags(step.words, keep_interval_updates="-1"))
 
     def _one(self, variant: Variant, seed: int) -> None:
-        updates, share, every = self.study.updates, self.args.exact, self.args.every
-        step = self._training(variant, seed)
+        updates, share, every = self.lengths[variant.name], self.args.exact, self.args.every
+        step = self._training(variant, seed, updates)
         self.comparison.run(step.makes.parent.parent, [step], source=self.source, seed=seed)
         assert step.output is not None
         seconds = pace(step.output)
@@ -131,7 +131,7 @@ class LongTraining:
             self._score(variant.name, seconds, step, update, seed)
         if share and "--mhe-head sampling" in variant.train:
             exact, end = exactly(variant, f"{variant.name}-exact-{updates}", share, updates)
-            last = begun(self._training(exact, seed), step.makes.parent, end)
+            last = begun(self._training(exact, seed, updates), step.makes.parent, end)
             first = updates - (AVERAGED - 1) * every
             linked = partial(link_checkpoints, last.makes.parent, step.makes.parent, first, end)
             self.comparison.run(last.makes.parent.parent, [last], linked, source=self.source, seed=seed)
@@ -147,7 +147,8 @@ class LongTraining:
         linked = partial(link_checkpoints, folder / "checkpoints", trained, first, update)
         steps = scored_steps(self.study, self.where, step, folder)
         self.comparison.run(folder, steps, linked, source=self.source, seed=seed)
-        found = self.scored.setdefault((name, update), Scored(name, update, seconds))
+        found = self.scored.setdefault((name, update), Scored(name, update))
+        found.seconds.append(seconds)
         found.bits.append(validated_bits(folder / "valid.log"))
         found.lines.append(read_translations(folder / "test.txt", len(self.references)))
 
@@ -161,11 +162,33 @@ class LongTraining:
         return made
 
 
+def lengths(only: str, updates: int, points: int) -> dict[str, int]:
+    """The variants of ``--only``, and the updates of each: its own after an @, or ``--updates``.
+
+    Raises:
+        StudyError: other than a multiple of ``--points``, or more than ``--updates``.
+    """
+    found: dict[str, int] = {}
+    for each in only.split(","):
+        name, _, own = each.partition("@")
+        if name in found or (own and not own.isdecimal()):
+            raise StudyError(
+                f"--only takes different variants, each alone or with its updates, NAME@N; got {only}"
+            )
+        found[name] = int(own or updates)
+        if found[name] % points or not 0 < found[name] <= updates:
+            raise StudyError(
+                f"{f'--only {each}' if own else '--updates'} must be a multiple of --points, and at most "
+                f"--updates; got {found[name]}, {points} and {updates}"
+            )
+    return found
+
+
 def row(model: Scored, base: Scored | None, references: list[str]) -> dict[str, Any]:
     """Of the record."""
     scores = [score(lines, references) for lines in model.lines]
     made: dict[str, Any] = {
-        "model": model.name, "updates": model.updates, "minutes": model.updates * model.seconds / 60,
+        "model": model.name, "updates": model.updates, "minutes": model.updates * fmean(model.seconds) / 60,
         "bits": spread(model.bits), "bleu": spread([each.bleu for each in scores]), "behind": None, "p": None,
         "chrf": spread([each.chrf for each in scores]), "length": fmean(each.length for each in scores),
     }  # fmt: skip
@@ -204,8 +227,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     return long.comparison.record(
         about="Long trainings of the translation study",
         data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
-        setup=f"variants of {from_root(args.study)}, {study.updates:,} updates; mean of the last {AVERAGED} "
-        f"checkpoints, {args.every:,} updates apart; minutes: updates at their median speed; p: that chance "
+        setup=f"variants of {from_root(args.study)}, at most {study.updates:,} updates; mean of the last "
+        f"{AVERAGED} checkpoints, {args.every:,} updates apart; minutes: updates at their median speed; p: that chance "
         "makes so large a difference in BLEU to the softmax of the seed (paired bootstrap)",
         seeds=args.seeds,
         columns=COLUMNS,
@@ -226,7 +249,11 @@ def share(text: str) -> float:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "long")
     add = parser.add_argument
-    add("--only", default="softmax,cascade,sampling", help="variants (default: %(default)s)")
+    add(
+        "--only",
+        default="softmax,cascade,sampling",
+        help="variants; NAME@N is trained for N updates in place of --updates (default: %(default)s)",
+    )
     add("--seeds", default="1", help="default: %(default)s")
     add("--every", type=int, default=1000, help="updates between checkpoints (default: %(default)s)")
     add("--points", type=int, default=4000, help="updates between scores (default: %(default)s)")
