@@ -228,8 +228,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         about="Long trainings of the translation study",
         data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
         setup=f"variants of {from_root(args.study)}, at most {study.updates:,} updates; mean of the last "
-        f"{AVERAGED} checkpoints, {args.every:,} updates apart; minutes: updates at their median speed; p: that chance "
-        "makes so large a difference in BLEU to the softmax of the seed (paired bootstrap)",
+        f"{AVERAGED} checkpoints, {args.every:,} updates apart; minutes: updates at their median speed; p: "
+        "that chance makes so large a difference in BLEU to the softmax of the seed (paired bootstrap)",
         seeds=args.seeds,
         columns=COLUMNS,
         rows=long.rows(),
