@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.coding.assign import frequency_slots
-from mhe_fairseq.heads.cascade.arguments import SMOOTHING_GROUPS
+from mhe_fairseq.heads.cascade.head import SMOOTHING_GROUPS
 from mhe_fairseq.heads.sampling.group_sample import expected_share, inclusion_probabilities
 from mhe_fairseq.heads.sampling.head import default_groups
 

@@ -37,8 +37,8 @@ FLAGS = {
     ),
     "mhe_smoothing": (
         "FORM",
-        "cascade head: label smoothing inside groups sampled for the batch (sampled, default), inside each "
-        "token's own group only (per-level), or of groups alone (groups)",
+        "cascade head: label smoothing on groups sampled for the batch (sampled, default) or on each token's "
+        "own group only (per-level)",
     ),
     "mhe_dropout": (
         "P",

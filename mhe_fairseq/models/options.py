@@ -23,7 +23,7 @@ from mhe_fairseq.heads import (
     ShardedSamplingHead,
     SoftmaxHead,
 )
-from mhe_fairseq.heads.cascade.arguments import SMOOTHING_FORMS
+from mhe_fairseq.heads.cascade.head import SMOOTHING_FORMS
 from mhe_fairseq.heads.sampling.exact_end import ExactEnd
 from mhe_fairseq.heads.sampling.head import DRAWING, EXACT_ROWS, VARIANTS, default_groups
 from mhe_fairseq.heads.sharded.state import ShardedHead

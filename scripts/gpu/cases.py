@@ -55,7 +55,6 @@ KINDS: dict[str, Kind] = {
     "cascade-3-tied": Kind(lambda dim, book, embed: CascadeHead(dim, book, tied=embed), digits=3, tied=True),
     "cascade-bottleneck": Kind(lambda dim, book, _: CascadeHead(dim, book, bottleneck=max(1, dim // 4))),
     "cascade-per-level": Kind(lambda dim, book, _: CascadeHead(dim, book, smoothing_form="per-level")),
-    "cascade-groups-smoothed": Kind(lambda dim, book, _: CascadeHead(dim, book, smoothing_form="groups")),
     "cascade-prototypes": Kind(lambda dim, book, _: CascadeHead(dim, book, group_prototypes=4)),
     "cascade-singles": Kind(
         lambda dim, book, embed: CascadeHead(dim, book, tied=embed, tied_groups=embed),

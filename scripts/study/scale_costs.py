@@ -26,8 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mhe_fairseq.coding import Codebook, plan_lengths  # noqa: E402
-from mhe_fairseq.heads.cascade.arguments import SMOOTHING_GROUPS  # noqa: E402
-from mhe_fairseq.heads.cascade.head import SMOOTHING_PARTS  # noqa: E402
+from mhe_fairseq.heads.cascade.head import SMOOTHING_GROUPS, SMOOTHING_PARTS  # noqa: E402
 from mhe_fairseq.heads.sampling.group_sample import inclusion_probabilities, sample_groups  # noqa: E402
 from mhe_fairseq.heads.sampling.head import PARTS, default_groups  # noqa: E402
 from scripts.common.files import write_whole  # noqa: E402

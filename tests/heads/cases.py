@@ -111,9 +111,6 @@ CASES: dict[str, Case] = {
     "cascade per-level": Case(
         lambda book, _: CascadeHead(DIM, book, smoothing_form="per-level"), cascade_oracle, digits=(2, 3)
     ),
-    "cascade groups smoothed": Case(
-        lambda book, _: CascadeHead(DIM, book, smoothing_form="groups"), cascade_oracle, digits=(2, 3)
-    ),
     "sampling": Case(
         lambda book, _: SamplingHead(DIM, book, groups=1), softmax_oracle, digits=(2, 3), groups=2,
         exact_smoothing=True, estimates=True,

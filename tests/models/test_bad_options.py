@@ -60,7 +60,7 @@ def resolve(**flags: object) -> HeadOptions:
         ),
         (
             {"mhe_head": "cascade", "mhe_smoothing": "perlevel"},
-            "--mhe-smoothing must be one of sampled, per-level, groups; got 'perlevel'",
+            "--mhe-smoothing must be one of sampled, per-level; got 'perlevel'",
         ),
         (
             {"mhe_head": "sampling", "mhe_sampling": "all"},

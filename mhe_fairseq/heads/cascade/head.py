@@ -10,18 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook, ravel, unravel
+from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import Candidates, HeadLoss, OutputHead, to_numpy, wide
 from mhe_fairseq.heads.cascade import kernels as cascade_kernels
 from mhe_fairseq.heads.cascade import multilabel as multilabel
 from mhe_fairseq.heads.cascade import search_kernels as cascade_search_kernels
-from mhe_fairseq.heads.cascade.arguments import check_arguments, check_groups_sampled
 from mhe_fairseq.heads.cascade.group import GroupLinear
 from mhe_fairseq.heads.cascade.level import Level, LevelLoss
 from mhe_fairseq.heads.cascade.reading import CascadeReading
 from mhe_fairseq.heads.cascade.search import best_first
 from mhe_fairseq.heads.labels import Labels
 from mhe_fairseq.heads.rows.input_rows import prefix_rows
+from mhe_fairseq.heads.rows.tied import check_embedding
 from mhe_fairseq.heads.slot_names import SlotNames
+
+SMOOTHING_FORMS = ("sampled", "per-level")
+
+#: Groups a token's smoothing term is estimated on, when not told (fewer where there are not more groups).
+SMOOTHING_GROUPS = 2
 
 #: Parts of a batch with such groups of their own.
 SMOOTHING_PARTS = 8
@@ -48,8 +54,6 @@ class CascadeHead(OutputHead):
       ``groups_sampled`` uniform tokens, others in each of eight parts of the batch.
     - "per-level": exact for the first digit, the rest on the gold group only. Biased: it leaves
       p(local | group) free elsewhere, and EOS keeps a floor that ends translations early.
-    - "groups": exact for the first digit, nothing for the rest: a group's share is spread over its tokens
-      as the head itself spreads it. For codebooks that give frequent tokens a group of their own.
 
     ``stats``: "group_nll", ("subgroup_nll" when H = 3,) "local_nll", each given the gold digits before it;
     with ``accuracy`` the same with "_accuracy", and "accuracy" of the token.
@@ -64,7 +68,7 @@ class CascadeHead(OutputHead):
             digits that have one token.
         rows_in_input: ``input_rows`` gives the rows of a token's groups, those of several tokens.
         groups_sampled: for the smoothing term; None: 2, or 1 where there are only two groups.
-        smoothing_form: "sampled", "per-level" or "groups".
+        smoothing_form: "sampled" or "per-level".
         dropout: of the features that the digits after the first read, in training (``forward`` only).
         group_prototypes: m, rows of each group for the first digit, whose exponentials are added.
 
@@ -94,9 +98,9 @@ class CascadeHead(OutputHead):
         group_prototypes: int = 1,
     ) -> None:
         super().__init__(dim, codebook)
-        check_arguments(dim, codebook, bottleneck, tied, smoothing_form, dropout)
+        _check_arguments(dim, codebook, bottleneck, tied, smoothing_form, dropout)
         lengths = codebook.lengths
-        self.groups_sampled = check_groups_sampled(groups_sampled, codebook)
+        self.groups_sampled = _check_groups_sampled(groups_sampled, codebook)
         self.smoothing_form = smoothing_form
         self.dropout = dropout
         self.group = GroupLinear(dim, codebook, tied_groups, group_prototypes)
@@ -148,7 +152,7 @@ class CascadeHead(OutputHead):
                     self.prefix(digits, h),
                     digits[:, h],
                     sampled=None if sampled is None else self.prefix(sampled, h),
-                    per_level=smoothing and self.smoothing_form == "per-level",
+                    per_level=smoothing and sampled is None,
                     accuracy=accuracy,
                 )
             )
@@ -342,6 +346,51 @@ class CascadeHead(OutputHead):
         if self.smoothing_form == "sampled":
             text += f", groups_sampled={self.groups_sampled}"
         return text + (f", dropout={self.dropout}" if self.dropout else "")
+
+
+def _check_arguments(
+    dim: int,
+    codebook: Codebook,
+    bottleneck: int | None,
+    tied: nn.Embedding | None,
+    smoothing_form: str,
+    dropout: float,
+) -> None:
+    if codebook.heads not in (2, 3):
+        raise MHEError(
+            "a cascade needs a codebook of two or three lengths such as 128,256; "
+            f"got {codebook.heads}: {','.join(map(str, codebook.lengths))}"
+        )
+    if bottleneck is not None:
+        if tied is not None:
+            raise MHEError(
+                f"bottleneck={bottleneck} cannot be combined with a tied embedding, whose rows have {dim} "
+                "numbers; give one of the two"
+            )
+        if not 1 <= bottleneck <= dim:
+            raise MHEError(f"bottleneck must be 1..{dim} (the width of the features), got {bottleneck}")
+    if tied is not None:
+        check_embedding(tied, len(codebook), dim)
+    if smoothing_form not in SMOOTHING_FORMS:
+        raise MHEError(f"smoothing_form is one of {', '.join(SMOOTHING_FORMS)}; got {smoothing_form!r}")
+    if not 0.0 <= dropout < 1.0:
+        raise MHEError(f"dropout must be at least 0 and below 1, got {dropout}")
+
+
+def _check_groups_sampled(count: int | None, codebook: Codebook) -> int:
+    """The number of groups to sample, from what was asked for."""
+    # Prefixes (all digits but the last) that have tokens.
+    groups = len(codebook.slots.div(codebook.lengths[-1], rounding_mode="floor").unique())
+    if count is None:
+        return max(1, min(SMOOTHING_GROUPS, groups - 1))
+    if groups == 1:
+        raise MHEError(f"groups_sampled={count} was given, but the codebook has one group of tokens only")
+    if not 1 <= count < groups:
+        raise MHEError(
+            f"the smoothing term is estimated on some of the codebook's {groups} groups: groups_sampled "
+            f"must be 1..{groups - 1}, got {count}"
+        )
+    return count
 
 
 def _total(parts: list[Tensor]) -> Tensor:

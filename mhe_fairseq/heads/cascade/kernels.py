@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mhe_fairseq.heads.cascade.arguments import SMOOTHING_FORMS
 from mhe_fairseq.heads.cascade.level import Level
 from mhe_fairseq.heads.kernels import dispatch
 
@@ -98,7 +97,9 @@ def loss(
     bias = head.group.bias.to(features.dtype)
     inputs = head.inputs(torch.nn.functional.dropout(features, head.dropout, head.training))
     tables = [level.weight for level in head.levels]
-    form = 1 + SMOOTHING_FORMS.index(head.smoothing_form) if smoothing else 0
+    form = 0
+    if smoothing:
+        form = 1 if head.smoothing_form == "sampled" else 2
     draw = _draw(head, features.device) if form == 1 else None
     keep = torch.is_grad_enabled() and any(
         each.requires_grad for each in (features, rows, bias, *inputs, *tables)

@@ -34,8 +34,7 @@ class CascadeSpec:
         prototypes: m, rows of each value of the first digit, whose exponentials are added.
         group_counts: (L_1,) int32, tokens of each first digit.
         levels: H - 1.
-        smoothing: 0: none, 1: on the prefixes drawn for each part of the batch, 2: on a row's own, 3: of the
-            first digit alone.
+        smoothing: 0: none, 1: on the prefixes drawn for each part of the batch, 2: on a row's own.
         accuracy: also tell which digits are right.
         keep: gradients will be asked for.
     """
@@ -130,7 +129,7 @@ class _CascadeLoss(torch.autograd.Function):
             plan = plan_ranges(rows.key, level.prefixes, unit, height, parts, numbers, groups)
             scores = score(
                 level, spec.meeting(h, rows, plan, draw), source, table, divisor=spec.divisor(h + 1),
-                keep=spec.keep, mean=spec.smoothing in (1, 2), best=spec.accuracy,
+                keep=spec.keep, mean=spec.smoothing > 0, best=spec.accuracy,
             )  # fmt: skip
             scored.append((scores, plan))
         zg = F.linear(x, group_rows, group_bias)

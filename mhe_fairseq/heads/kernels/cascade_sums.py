@@ -20,8 +20,7 @@ def _level(sums, best_at, slot, rows, inside, NP, S: tl.constexpr, DIV: tl.const
     """Of one digit: nll, smoothing term, and whether the target's digit is the best."""
     at = sums + rows
     log_sum = tl.load(at, mask=inside, other=0.0)
-    means = SMOOTH == 1 or SMOOTH == 2
-    nll = log_sum - tl.load(at + tl.cast((1 + means) * (1 + S), tl.int64) * NP, mask=inside, other=0.0)
+    nll = log_sum - tl.load(at + tl.cast((1 + (SMOOTH > 0)) * (1 + S), tl.int64) * NP, mask=inside, other=0.0)
     smooth = tl.zeros((BM,), tl.float32)
     if SMOOTH == 2:
         smooth += log_sum - tl.load(at + tl.cast(1 + S, tl.int64) * NP, mask=inside, other=0.0)
@@ -61,9 +60,8 @@ def combine_kernel(
 ):  # fmt: skip
     """Soft-max of the first digit's logits, made of those of its rows (N, G M), and the loss.
 
-    ``SMOOTH``: 0 without, 1 on the prefixes that parts meet, 2 on a row's own, 3 on none. ``out`` is (7, NP):
-    nll of the first digit and of those after it (3), whether these are right (3), log-sum-exp of the first
-    digit.
+    ``SMOOTH``: 0 without, 1 on the prefixes that parts meet, 2 on a row's own. ``out`` is (7, NP): nll of the
+    first digit and of those after it (3), whether these are right (3), log-sum-exp of the first digit.
     """
     rows = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
     inside = rows < N
@@ -184,7 +182,7 @@ def logits_kernel(
             logit = tl.load(z + z_rows[:, None] + n[None, :], mask=mask, other=float("-inf")).to(tl.float32)
             grad = soft[:, None] * tl.exp(logit - log_sum[:, None])
             grad -= tl.where(n[None, :] == column[:, None], hot[:, None], 0.0)
-            if SMOOTH == 1 or SMOOTH == 2:
+            if SMOOTH > 0:
                 share = tl.where(logit > float("-inf"), even[:, None], 0.0)
                 if not BINARY:
                     at = tl.cast(prefix, tl.int64)[:, None] * L + n[None, :]

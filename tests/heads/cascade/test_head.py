@@ -274,7 +274,7 @@ def test_dropout_is_of_training_only() -> None:
         ((3, 4), {"groups_sampled": 0}, "3 groups.*must be 1..2, got 0"),
         ((3, 4), {"groups_sampled": 3}, "3 groups.*must be 1..2, got 3"),
         ((1, 4), {"groups_sampled": 1}, "groups_sampled=1.*one group"),
-        ((3, 4), {"smoothing_form": "exact"}, "sampled, per-level, groups; got 'exact'"),
+        ((3, 4), {"smoothing_form": "exact"}, "sampled, per-level; got 'exact'"),
         ((3, 4), {"dropout": 1.0}, "below 1, got 1.0"),
         ((3, 4), {"dropout": -0.1}, "at least 0.*got -0.1"),
     ],

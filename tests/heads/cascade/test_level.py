@@ -85,23 +85,10 @@ def test_per_level_smoothing_is_that_of_the_gold_prefixes(
     torch.testing.assert_close(head(features, target).smooth, expected)
 
 
-@every_kind
-@given(book=small_books, count=counts, seed=seeds)
-def test_smoothing_of_groups_is_that_of_their_tokens(
-    kind: str, book: Codebook, count: int, seed: int
-) -> None:
-    """A group's share of the V tokens, which p(token | group) is not asked to follow."""
-    _, head = build(kind, book, seed=seed, smoothing_form="groups")
-    features, target = features_for(count, DIM, torch.float64, seed), targets_for(book, count, seed)
-    expected = -cascade_level_log_probs(head, features)[0].mean(dim=-1)
-    torch.testing.assert_close(head(features, target).smooth, expected)
-
-
 @both_depths
-@pytest.mark.parametrize("form", ["per-level", "groups"])
 @pytest.mark.parametrize("kind", ["bottleneck", "tied"])
-def test_gradients_of_smoothing_by_finite_differences(kind: str, form: str, book: Codebook) -> None:
-    model, head = build(kind, book, smoothing_form=form)
+def test_gradients_of_per_level_smoothing_by_finite_differences(kind: str, book: Codebook) -> None:
+    model, head = build(kind, book, smoothing_form="per-level")
     target = torch.tensor([0, 5, 3, 0])
 
     def loss(features: Tensor, *_: Tensor) -> Tensor:

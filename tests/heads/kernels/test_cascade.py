@@ -39,7 +39,7 @@ DEEP = Codebook((3, 4, 18), torch.randperm(216, generator=torch.Generator().manu
 @given(
     book=codebooks(max_vocab=90, min_heads=2),
     kind=st.sampled_from(["plain", "bottleneck", "tied"]),
-    form=st.sampled_from(["sampled", "sampled", "per-level", "groups"]),
+    form=st.sampled_from(["sampled", "sampled", "per-level"]),
     count=st.sampled_from([0, 1, 2, 9, 33]),
     dim=st.sampled_from([3, 16, 21]),
     smoothing=st.booleans(),

@@ -26,7 +26,6 @@ CASCADES: dict[str, tuple[dict[str, Any], int]] = {
     "cascade bottleneck": ({"bottleneck": 3}, 2),
     "cascade bottleneck of three digits": ({"bottleneck": 3}, 3),
     "cascade per-level": ({"smoothing_form": "per-level"}, 3),
-    "cascade groups smoothed": ({"smoothing_form": "groups"}, 2),
     "cascade prototypes": ({"group_prototypes": 3}, 2),
 }
 SAMPLINGS: dict[str, tuple[dict[str, Any], int]] = {
