@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mhe_fairseq.errors import MHEError
+from scripts.common.naming import first_of
 
 #: Files of a folder that are images.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -239,8 +240,7 @@ def say(what: str, names: Iterable[str]) -> None:
     """Count and name, if there are any."""
     every = list(names)
     if every:
-        more = f" and {len(every) - _NAMED:,} more" if len(every) > _NAMED else ""
-        print(f"{what}: {len(every):,}: {', '.join(every[:_NAMED])}{more}", flush=True)
+        print(f"{what}: {len(every):,}: {first_of(every, _NAMED)}", flush=True)
 
 
 def batches(split: Split, order: Iterable[list[int]], workers: int) -> Iterator[Batch]:
