@@ -24,6 +24,7 @@ from mhe_fairseq.coding.assign import (
     frequency_slots,
     random_slots,
 )
+from mhe_fairseq.coding.plan import plan_label_lengths
 from mhe_fairseq.coding.shortlist import plan_shortlist, shortlist_slots
 from mhe_fairseq.errors import MHEError
 
@@ -133,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.shortlist is not None:
         lengths = plan_shortlist(vocab_size, args.shortlist)
     else:
-        lengths = plan_lengths(vocab_size)
+        lengths = plan_label_lengths(vocab_size) if args.labels else plan_lengths(vocab_size)
     if args.by == "cluster" and len(lengths) < 2:
         raise MHEError(
             "--by cluster makes clusters first digits, so it needs at least two lengths such as "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mhe_fairseq.heads.base import to_list
+from mhe_fairseq.heads.light_groups import Runs, split
 from mhe_fairseq.heads.once import once
 
 #: Bytes from which on a gradient on the CPU lies in huge pages.
@@ -23,9 +24,6 @@ _HUGE = 2**28
 
 #: Up to so many rows are few; see ``_parts``.
 _FEW = 8
-
-#: (group, begin, end): pairs ``begin .. end`` are of ``group``.
-Runs = list[tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,7 @@ class Layout:
         if token_of_slot is not None:
             real = token_of_slot.view(groups, length) >= 0
             self._tokens = token_of_slot.view(groups, length).clamp(min=0)
+            self._is_token = real
             self._own = token_of_slot[token_of_slot >= 0]
             self._places = real.nonzero()[:, 1]
             sizes = real.sum(dim=1)
@@ -91,6 +90,7 @@ class Layout:
         if self._tokens is not None and self._tokens.device != device:
             self._tokens = self._tokens.to(device)
             self._own, self._places = self._own.to(device), self._places.to(device)
+            self._is_token = self._is_token.to(device)
         return self
 
     def read(self, weight: Tensor, group: int, dtype: torch.dtype) -> Tensor:
@@ -98,6 +98,13 @@ class Layout:
         if self._tokens is None:
             return weight[group].to(dtype)
         return weight.index_select(0, self._tokens[group]).to(dtype)
+
+    def read_each(self, weight: Tensor, groups: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows of every group, (p,) -> (p, L, d) of ``dtype``."""
+        if self._tokens is None:
+            return weight.index_select(0, groups).to(dtype)
+        tokens = self._tokens.index_select(0, groups)
+        return weight.index_select(0, tokens.flatten()).unflatten(0, tokens.shape).to(dtype)
 
     def read_all(self, weight: Tensor) -> Tensor:
         """(G * L, d) or (V, d): the whole weight as a matrix, see ``by_slot``."""
@@ -120,6 +127,15 @@ class Layout:
         else:
             tokens, block = self._real(group, block)
             grad.index_copy_(0, tokens, block.to(grad.dtype))
+
+    def add_products(self, grad: Tensor, groups: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add left (p, L) times right (p, d), outer products, where ``read_each`` reads; groups may repeat."""
+        blocks = (left.unsqueeze(2) * right.unsqueeze(1)).to(grad.dtype)
+        if self._tokens is None:
+            grad.index_add_(0, groups, blocks)
+        else:
+            real = self._is_token.index_select(0, groups)
+            grad.index_add_(0, self._tokens.index_select(0, groups)[real], blocks[real])
 
     def zero(self, grad: Tensor, group: int) -> None:
         """Write zeros."""
@@ -149,7 +165,7 @@ def grouped_linear(x: Tensor, weight: Tensor, layout: Layout, pairs: Pairs) -> T
         x = x.to(torch.get_autocast_dtype(kind))
     # Autocast would know some of the products below and not others.
     with torch.autocast(kind, enabled=False):
-        logits: Tensor = _GroupedLinear.apply(x, weight, pairs.rows, pairs.runs, layout)
+        logits: Tensor = _GroupedLinear.apply(x, weight, pairs.rows, pairs.groups, pairs.runs, layout)
     return logits
 
 
@@ -158,24 +174,31 @@ class _GroupedLinear(torch.autograd.Function):
     # most of the memory beside the gradients.
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, rows: Tensor, runs: Runs, layout: Layout) -> Tensor:
+    def forward(
+        x: Tensor, weight: Tensor, rows: Tensor, groups: Tensor, runs: Runs, layout: Layout
+    ) -> Tensor:
         layout.to(x.device)
         logits = x.new_empty(len(rows), layout.length)
-        for group, begin, end in runs:
+        light, heavy = split(runs, layout.length * x.shape[-1], x, weight)
+        for part in light:
+            members = x.index_select(0, rows[part])
+            own = layout.read_each(weight, groups[part], x.dtype)
+            logits.index_copy_(0, part, torch.bmm(own, members.unsqueeze(-1)).squeeze(-1))
+        for group, begin, end in heavy:
             members = x.index_select(0, rows[begin:end])
             product_with_rows(members, layout.read(weight, group, x.dtype), out=logits[begin:end])
         return logits
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, rows, ctx.runs, ctx.layout = inputs
-        ctx.save_for_backward(x, weight, rows)
+        x, weight, rows, groups, ctx.runs, ctx.layout = inputs
+        ctx.save_for_backward(x, weight, rows, groups)
 
     @staticmethod
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
         need_x, need_weight = ctx.needs_input_grad[:2]
         work = partial(_gradients, ctx.runs, ctx.layout, need_x, need_weight)
-        return *once(work, d_logits, *ctx.saved_tensors), None, None, None
+        return *once(work, d_logits, *ctx.saved_tensors), None, None, None, None
 
 
 def _gradients(
@@ -187,22 +210,39 @@ def _gradients(
     x: Tensor,
     weight: Tensor,
     rows: Tensor,
+    groups: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Of x and of the weight."""
     d_x = torch.zeros_like(x) if need_x else None
     d_weight = _empty_like(weight) if need_weight else None
-    for group, begin, end in runs:
+    light, heavy = split(runs, layout.length * x.shape[-1], x, weight)
+    if d_weight is not None:
+        _zero_others(d_weight, layout, heavy)
+    for part in light:
+        d, own, of = d_logits.index_select(0, part), rows[part], groups[part]
+        if d_weight is not None:
+            layout.add_products(d_weight, of, d, x.index_select(0, own))
+        if d_x is not None:
+            rows_of = layout.read_each(weight, of, x.dtype)
+            d_x.index_add_(0, own, torch.bmm(d.unsqueeze(1), rows_of).squeeze(1))
+    for group, begin, end in heavy:
         d, own = d_logits[begin:end], rows[begin:end]
         if d_weight is not None:
             layout.write_product(d_weight, group, d, x.index_select(0, own))
         if d_x is not None:
             d_x.index_add_(0, own, product(d, layout.read(weight, group, x.dtype)))
-    if d_weight is not None:
-        touched = {group for group, _, _ in runs}
-        for group in range(layout.groups):
-            if group not in touched:
-                layout.zero(d_weight, group)
     return d_x, d_weight
+
+
+def _zero_others(grad: Tensor, layout: Layout, runs: Runs) -> None:
+    """Write zeros, at least where no run will write: the memory is fresh."""
+    if 2 * len(runs) < layout.groups:
+        grad.zero_()
+        return
+    written = {group for group, _, _ in runs}
+    for group in range(layout.groups):
+        if group not in written:
+            layout.zero(grad, group)
 
 
 def product_with_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:

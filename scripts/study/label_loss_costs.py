@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from mhe_fairseq.bench.memory import measure_peak  # noqa: E402
 from mhe_fairseq.bench.timing import clock_of, interleave  # noqa: E402
-from mhe_fairseq.coding import Codebook, plan_lengths  # noqa: E402
+from mhe_fairseq.coding import Codebook  # noqa: E402
+from mhe_fairseq.coding.plan import plan_label_lengths  # noqa: E402
 from mhe_fairseq.errors import MHEError  # noqa: E402
 from mhe_fairseq.heads import CascadeHead, OutputHead, SoftmaxHead  # noqa: E402
 
@@ -49,7 +50,7 @@ def measure(labels: int, args: argparse.Namespace) -> list[dict[str, Any]]:
         labels: V.
         args: the flags.
     """
-    book = Codebook(plan_lengths(labels), vocab_size=labels)
+    book = Codebook(plan_label_lengths(labels), vocab_size=labels)
     features, chosen = batch(args.documents, labels, args.each, args.dim)
     features.requires_grad_()
     steps: dict[str, LossStep] = {}

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mhe_fairseq.coding import parse_lengths, plan_lengths
+from mhe_fairseq.coding.plan import plan_label_lengths
 from mhe_fairseq.errors import MHEError
 
 
@@ -139,3 +140,19 @@ def test_every_suggestion_works(vocab: int, heads: int) -> None:
         parse_lengths([1] * heads, vocab)
     suggestion = str(caught.value).rpartition("such as ")[2]
     assert len(parse_lengths(suggestion, vocab)) == heads
+
+
+@given(labels=st.integers(1, 5_000_000))
+def test_groups_of_labels_are_many_and_hold_all_labels(labels: int) -> None:
+    groups, size = plan_label_lengths(labels)
+    assert labels <= groups * size < labels + size
+    assert size == min(labels, 4) or abs(size - labels**0.5 / 8) <= 0.5
+
+
+def test_known_groups_of_labels() -> None:
+    assert plan_label_lengths(1) == (1, 1)
+    assert plan_label_lengths(3) == (1, 3)
+    assert plan_label_lengths(10_232) == (788, 13)
+    assert plan_label_lengths(500_000) == (5_682, 88)
+    with pytest.raises(MHEError, match="at least 1 label"):
+        plan_label_lengths(0)

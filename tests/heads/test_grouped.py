@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mhe_fairseq.heads import grouped
+from mhe_fairseq.heads import grouped, light_groups
 from mhe_fairseq.heads.grouped import Layout, Pairs, grouped_linear
 
 DIM = 5
@@ -72,9 +74,27 @@ def random_case(
     pairs=st.integers(1, 30),
     tied=st.booleans(),
     holes=st.integers(0, 20),
+    light=st.sampled_from([0, 50, 200, 2**14]),
+    gathered=st.sampled_from([1, 100, 2**19]),
     seed=st.integers(0, 999),
 )
 def test_values_and_gradients_are_those_of_indexing(
+    groups: int,
+    length: int,
+    count: int,
+    pairs: int,
+    tied: bool,
+    holes: int,
+    light: int,
+    gathered: int,
+    seed: int,
+) -> None:
+    """None, some or all of the groups done at once, in parts of one pair, of some or of all."""
+    with mock.patch.multiple(light_groups, _LIGHT=light, _GATHERED=gathered, _WORTH=1):
+        check_against_indexing(groups, length, count, pairs, tied, holes, seed)
+
+
+def check_against_indexing(
     groups: int, length: int, count: int, pairs: int, tied: bool, holes: int, seed: int
 ) -> None:
     x, weight, slots, chosen, rows = random_case(groups, length, count, pairs, tied, holes, seed)
