@@ -129,7 +129,7 @@ class Layout:
             grad.index_copy_(0, tokens, block.to(grad.dtype))
 
     def add_products(self, grad: Tensor, groups: Tensor, left: Tensor, right: Tensor) -> None:
-        """Add left (p, L) times right (p, d), outer products, where ``read_each`` reads; groups may repeat."""
+        """Add outer products of left (p, L) and right (p, d) where ``read_each`` reads; groups may repeat."""
         blocks = (left.unsqueeze(2) * right.unsqueeze(1)).to(grad.dtype)
         if self._tokens is None:
             grad.index_add_(0, groups, blocks)

@@ -17,8 +17,17 @@ def preparing(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, epilog=_AGAIN, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder to write")
     return parser
+
+
+def out_folder(text: str) -> Path:
+    """A folder that fairseq's commands can be given: they take a comma or a colon in a path for two paths."""
+    if {",", ":"} & set(text):
+        raise argparse.ArgumentTypeError(
+            f"fairseq's commands take a path with a comma or a colon for two paths; give another, not {text}"
+        )
+    return Path(text)
 
 
 def add_pair(parser: argparse.ArgumentParser, src: str | None = None, tgt: str | None = None) -> None:
