@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from mhe_fairseq.coding import Codebook, parse_lengths, plan_lengths
 from mhe_fairseq.errors import MHEError
@@ -71,8 +72,14 @@ def codebook_for(args: argparse.Namespace, classes: int) -> Codebook:
     return Codebook(lengths, order)
 
 
-def build(args: argparse.Namespace, dim: int, classes: int) -> OutputHead:
+def build(args: argparse.Namespace, dim: int, classes: int, images: Tensor | None = None) -> OutputHead:
     """The layer of ``--head``.
+
+    Args:
+        args: the flags.
+        dim: d.
+        classes: V.
+        images: (V,) how many there are of each class (default: as many of each).
 
     Raises:
         MHEError: arguments that do not fit.
@@ -92,5 +99,6 @@ def build(args: argparse.Namespace, dim: int, classes: int) -> OutputHead:
         return (ShardedCascadeHead if shard else CascadeHead)(dim, book, **shard)
     if args.head == "sampling":
         kind = ShardedSamplingHead if shard else SamplingHead
-        return kind(dim, book, groups=args.groups, margin=margin, **shard)
+        frequencies = torch.ones(classes) if images is None else images
+        return kind(dim, book, groups=args.groups, margin=margin, frequencies=frequencies, **shard)
     return ProductHead(dim, book, mixtures=args.mixtures if args.head == "mixture" else 1)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import to_numpy
 
 
@@ -60,10 +61,32 @@ def systematic(inclusion: np.ndarray, order: np.ndarray, shifts: np.ndarray) -> 
     return list(found)
 
 
-def expected_share(group_of_token: Tensor, sizes: Tensor) -> Tensor:
-    """Share of the text a group is expected to hold: half by Zipf's law over the order of tokens, half by
-    its number of tokens. Shape: (V,) long, (L,) long -> (L,) float64, adds up to 1."""
+def expected_share(group_of_token: Tensor, sizes: Tensor, frequencies: Tensor | None = None) -> Tensor:
+    """Share of the text a group is expected to hold: half by how frequent its tokens are, half by its number
+    of tokens. Without frequencies Zipf's law over the order of tokens tells.
+
+    Shape: (V,) long, (L,) long, (V,) -> (L,) float64, adds up to 1.
+    """
     vocab = len(group_of_token)
-    zipf = 1.0 / (torch.arange(vocab, dtype=torch.float64) + 4.0)
-    mass = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, group_of_token, zipf)
-    return 0.5 * mass / zipf.sum() + 0.5 * sizes.double() / vocab
+    if frequencies is None:
+        frequencies = 1.0 / (torch.arange(vocab, dtype=torch.float64) + 4.0)
+    mass = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, group_of_token, frequencies)
+    return 0.5 * mass / frequencies.sum() + 0.5 * sizes.double() / vocab
+
+
+def checked_frequencies(frequencies: Tensor, vocab_size: int) -> Tensor:
+    """As float64 on the CPU. Shape: (V,) -> (V,).
+
+    Raises:
+        MHEError: not V numbers from 0 on, or all of them 0.
+    """
+    if frequencies.shape != (vocab_size,):
+        raise MHEError(
+            f"frequencies are a number for each of the {vocab_size} tokens; got shape "
+            f"{tuple(frequencies.shape)}"
+        )
+    frequencies = frequencies.detach().to("cpu", torch.float64)
+    low, high = (float(each) for each in frequencies.aminmax())
+    if not 0.0 <= low <= high < float("inf") or high == 0.0:
+        raise MHEError(f"frequencies are numbers from 0 on, and not all 0; got {low:g} to {high:g}")
+    return frequencies

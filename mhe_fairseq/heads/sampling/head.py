@@ -15,7 +15,12 @@ from mhe_fairseq.heads.base import HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.margin import Margin
 from mhe_fairseq.heads.sampling import kernels as sampling_kernels
 from mhe_fairseq.heads.sampling.exact_end import ExactEnd
-from mhe_fairseq.heads.sampling.group_sample import expected_share, inclusion_probabilities, sample_groups
+from mhe_fairseq.heads.sampling.group_sample import (
+    checked_frequencies,
+    expected_share,
+    inclusion_probabilities,
+    sample_groups,
+)
 from mhe_fairseq.heads.sampling.plan import GroupRows, Plan, consecutive
 from mhe_fairseq.heads.sampling.predicted import Predictor, chances, systematic_rows
 from mhe_fairseq.heads.sampling.scores import SampledScores
@@ -61,9 +66,10 @@ class SamplingHead(SoftmaxHead):
 
     where pi_g is the probability that g is in the sample, so E[Z_hat] = Z exactly, for every token and
     every x; ``nll`` is log Z_hat - z_target. Groups are drawn without replacement with unequal pi_g: in
-    proportion to the share of the text they are expected to hold (fairseq's dictionaries are in order of
-    frequency, so Zipf's law tells; mixed with their share of the tokens, in case it does not). A group
-    that holds much of the text, as the first one in frequency order does, is in every sample (pi_g = 1).
+    proportion to the share of the text they are expected to hold (as ``frequencies`` or Zipf's law tell,
+    fairseq's dictionaries being in order of frequency; mixed with their share of the tokens, in case it is
+    not so). A group that holds much of the text, as the first one in frequency order does, is in every sample
+    (pi_g = 1).
     Measured on a small language model, 600 updates of 1,024 tokens, G = 8 of 96 groups shared by the whole
     batch, validation nats a token: dense 5.49, this 5.59 in frequency order, the same with equal pi_g 5.68;
     5.71 and 5.86 with a codebook of clusters; "own" 6.86.
@@ -104,6 +110,7 @@ class SamplingHead(SoftmaxHead):
         variant: "shared", "predicted", "own" or "batch".
         chunk: as in ``SoftmaxHead``, for the exact loss.
         margin: as in ``SoftmaxHead``.
+        frequencies: (V,) of tokens, in any unit; no checkpoint keeps them (default: Zipf's law).
 
     Attributes:
         exact: train on the exact loss. Set by who trains, before an update.
@@ -111,7 +118,7 @@ class SamplingHead(SoftmaxHead):
 
     Raises:
         MHEError: one digit, ``groups`` not in 1 .. number of groups - 1, an unknown variant, a negative
-            ``chunk``, ``tied`` of another shape.
+            ``chunk``, ``tied`` of another shape, ``frequencies`` that are not V numbers from 0 on.
     """
 
     exact: bool = False
@@ -131,6 +138,7 @@ class SamplingHead(SoftmaxHead):
         variant: str = "shared",
         chunk: int = EXACT_ROWS,
         margin: Margin | None = None,
+        frequencies: Tensor | None = None,
     ) -> None:
         if codebook.heads < 2:
             raise MHEError(
@@ -142,6 +150,7 @@ class SamplingHead(SoftmaxHead):
         super().__init__(dim, codebook, tied=tied, chunk=chunk, margin=margin)
         self.groups = (default_groups(codebook) or 1) if groups is None else groups
         self.variant = variant
+        self._frequencies = None if frequencies is None else checked_frequencies(frequencies, len(codebook))
         self.predictor: Predictor | None = None
         for name in ("group_of_token", "place_in_group", "tokens_by_group"):
             self.register_buffer(name, torch.empty(len(codebook), dtype=torch.long), persistent=False)
@@ -303,7 +312,7 @@ class SamplingHead(SoftmaxHead):
         self._starts: list[int] = starts.tolist()
         self._first = consecutive(order, self._starts)
         self._sizes = sizes
-        self._share = expected_share(first, sizes)
+        self._share = expected_share(first, sizes, self._frequencies)
         self._first_digits = self.codebook.slots.div(
             self.codebook.size // self.codebook.lengths[0], rounding_mode="floor"
         ).unique()

@@ -9,7 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mhe_fairseq.heads.sampling.group_sample import inclusion_probabilities, sample_groups
+from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads.sampling.group_sample import (
+    checked_frequencies,
+    expected_share,
+    inclusion_probabilities,
+    sample_groups,
+)
 
 
 @given(
@@ -59,3 +65,29 @@ def test_the_parts_of_a_batch_each_follow_the_probabilities_and_together_meet_mo
         assert bool((met >= (parts * inclusion).floor()).all())
         assert bool((met <= (parts * inclusion).ceil()).all())
     torch.testing.assert_close(seen, inclusion.expand(parts, -1), atol=0.045, rtol=0)
+
+
+def test_a_groups_share_is_half_of_its_text_and_half_of_its_tokens() -> None:
+    group_of_token, sizes = torch.tensor([0, 1, 1, 0, 2]), torch.tensor([2, 2, 1])
+    found = expected_share(group_of_token, sizes, torch.tensor([1.0, 0.0, 5.0, 1.0, 3.0]).double())
+    expected = [0.5 * text + 0.5 * tokens for text, tokens in ((0.2, 0.4), (0.5, 0.4), (0.3, 0.2))]
+    torch.testing.assert_close(found, torch.tensor(expected).double())
+    # Without frequencies the first tokens are the frequent ones.
+    found = expected_share(torch.tensor([0, 0, 1, 1]), torch.tensor([2, 2]))
+    zipf = [1 / 4, 1 / 5, 1 / 6, 1 / 7]
+    assert math.isclose(float(found[0]), 0.5 * (zipf[0] + zipf[1]) / sum(zipf) + 0.25)
+
+
+@pytest.mark.parametrize(
+    "frequencies, said",
+    [
+        ([1.0, 2.0], "a number for each of the 3 tokens; got shape \\(2,\\)"),
+        ([1.0, -2.0, 1.0], "from 0 on, and not all 0; got -2 to 1"),
+        ([0.0, 0.0, 0.0], "not all 0; got 0 to 0"),
+        ([1.0, float("nan"), 1.0], "got nan to nan"),
+        ([1.0, float("inf"), 1.0], "got 1 to inf"),
+    ],
+)
+def test_frequencies_that_are_none(frequencies: list[float], said: str) -> None:
+    with pytest.raises(MHEError, match=said):
+        checked_frequencies(torch.tensor(frequencies), 3)

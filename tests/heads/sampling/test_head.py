@@ -52,6 +52,22 @@ def test_frequent_tokens_are_sampled_more_and_the_first_group_always() -> None:
     assert float(head.inclusion[-1]) > 0.5 * 8 / 64 * 0.9
 
 
+def test_frequencies_say_which_groups_are_sampled_more() -> None:
+    """Classes as frequent as each other, or the last ones more; also with another codebook's groups."""
+    book = Codebook((8, 8))
+    equal = SamplingHead(DIM, book, groups=3, frequencies=torch.full((64,), 7))
+    torch.testing.assert_close(equal.inclusion, torch.full((8,), 3 / 8).double())
+    last = torch.ones(64)
+    last[60:] = 100.0
+    head = SamplingHead(DIM, book, groups=3, frequencies=last)
+    assert float(head.inclusion[7]) == 1.0
+    torch.testing.assert_close(head.inclusion[:7], torch.full((7,), 2 / 7).double())
+    head.adopt_codebook = True
+    backwards = SamplingHead(DIM, Codebook((8, 8), torch.arange(64).flip(0)), groups=3)
+    head.load_state_dict(backwards.state_dict())
+    assert float(head.inclusion[0]) == 1.0 > float(head.inclusion[7])
+
+
 def test_the_sample_depends_on_the_update_only() -> None:
     book = Codebook((16, 8))
     x, target = features_for(6, DIM, torch.float64, 0), targets_for(book, 6, 0)
@@ -155,6 +171,7 @@ def test_an_adopted_codebook_changes_the_groups() -> None:
         ({"groups": 4}, r"groups must be 1\.\.3, got 4"),
         ({"groups": -1}, r"groups must be 1\.\.3, got -1"),
         ({"variant": "union"}, "one of shared, predicted, own, batch; got 'union'"),
+        ({"groups": 1, "frequencies": torch.ones(3)}, r"for each of the 11 tokens; got shape \(3,\)"),
         ({"groups": 1, "tied": nn.Embedding(10, DIM)}, r"cannot be tied to an embedding of \(10, 5\)"),
     ],
 )
