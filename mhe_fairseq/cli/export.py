@@ -31,7 +31,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--body",
         action="store_true",
-        help="with --arch mhe_roberta or mhe_bart and any head: leave the head out, to fine-tune the rest",
+        help="with any head, of --arch mhe_roberta, mhe_bart or one with tied embeddings: leave the head "
+        "out, to train the rest on, with a softmax tied to the embeddings",
     )
     parser.add_argument(
         "--as",
@@ -87,18 +88,19 @@ def _report(stock: StockCheckpoint, path: Path) -> None:
             tied = f"tied to {whose} embeddings"
         layer = f"once a {stock.head} head: "
     else:
-        tied = "tied to the embeddings and not trained: to fine-tune, not to predict tokens"
+        tied = "tied to the embeddings and not trained: to train on, not to predict tokens"
         layer = "" if stock.head is None else f"in place of a {stock.head} head: "
     print(
         f"  output layer, {layer}V x d = {stock.vocab_size:,} x {stock.dim:,}, "
         f"{str(stock.dtype).removeprefix('torch.')}, {tied}"
     )
+    denoises = "denoising" in str((stock.state["cfg"].get("task") or {}).get("_name"))
     command = {"translation": _generate, "language model": _score, "masked language model": _finetune}[
         stock.kind
     ]
     if not stock.trained:
-        command = _finetune
-    elif "denoising" in str((stock.state["cfg"].get("task") or {}).get("_name")):
+        command = _finetune if stock.masked or denoises else _train_on
+    elif denoises:
         command = _translate
     print(f"  {shlex.join(command(stock, path))}")
 
@@ -111,6 +113,16 @@ def _finetune(stock: StockCheckpoint, path: Path) -> list[str]:
         "fairseq-train", "LABELLED-DATA", "--task", "sentence_prediction", "--criterion",
         "sentence_prediction", "--arch", stock.arch, "--max-positions", str(positions), "--restore-file",
         str(path), "--reset-optimizer", "--reset-dataloader", "--reset-meters", "...",
+    ]  # fmt: skip
+
+
+def _train_on(stock: StockCheckpoint, path: Path) -> list[str]:
+    """The command that trains the file at ``path`` on with the softmax, to be completed."""
+    task = stock.state["cfg"].get("task") or {}
+    name = str(task.get("_name") or "translation").removeprefix("mhe_")
+    return [
+        "fairseq-train", _data(task, "DATA-BIN"), "--task", name, "--arch", stock.arch, "--restore-file",
+        str(path), "--reset-optimizer", "--reset-lr-scheduler", "--reset-dataloader", "--reset-meters", "...",
     ]  # fmt: skip
 
 

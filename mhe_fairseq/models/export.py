@@ -74,8 +74,9 @@ def to_stock(
     Args:
         state: as ``fairseq.checkpoint_utils.load_checkpoint_to_cpu`` returns it; not changed, tensors shared.
         name: what to call it in an error.
-        body: of a masked language model or a bart export what is under the output layer, whatever the head;
-            the output layer is fairseq's, tied to the embeddings and not trained.
+        body: of a masked language model, a bart or a model with tied embeddings export what is under the
+            output layer, whatever the head; the output layer is fairseq's, tied to the embeddings and not
+            trained.
         namespace: of a transformer or a roberta write the options as fairseq does, an ``argparse.Namespace``,
             which torch refuses under ``weights_only=True``.
 
@@ -136,16 +137,26 @@ def _head(
     has_head = any(key.startswith(family.head) for key in weights)
     # The flags of a classifier may name a head that was not built.
     head = str(model.get("mhe_head")) if has_head or not family.classifies else None
-    if head in EXPORTABLE or (body and family.classifies):
+    if head in EXPORTABLE or (body and (family.classifies or _ties(family, weights, model))):
         return head
     what = "no output head" if head is None else f"a {head} head, and no softmax of V x d equals it"
     if family.classifies:
         otherwise = "; --body exports what is under the head, with an output layer that is not trained"
     elif body:
-        otherwise = "; --body is for models that are fine-tuned to classify"
+        otherwise = (
+            "; --body is for models that are fine-tuned to classify, or whose head is tied to the embeddings"
+        )
     else:
-        otherwise = f"; {INSTEAD}"
+        finish = "; or train on with a softmax what --body writes" if _ties(family, weights, model) else ""
+        otherwise = f"; {INSTEAD}{finish}"
     raise MHEError(f"{name} has {what}; heads that can be exported are {' and '.join(EXPORTABLE)}{otherwise}")
+
+
+def _ties(family: Family, weights: Mapping[str, Tensor], model: dict[str, Any]) -> bool:
+    """The head's tokens have the embeddings for rows, so these are near those of a softmax."""
+    flags = ("share_all_embeddings", "share_decoder_input_output_embed")
+    own = any(key.startswith(family.head) and key.endswith(".table") for key in weights)
+    return any(map(model.get, flags)) and not own
 
 
 def _stock_weights(

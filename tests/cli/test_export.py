@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fairseq.checkpoint_utils import load_model_ensemble
 
 import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
 from mhe_fairseq.cli.main import main
@@ -97,6 +99,46 @@ def test_fairseq_translates_and_scores_as_before(
         said = stock_command("fairseq-train", toy_data, tmp_path, *line)
     for key, loss in losses.items():
         assert logged(said, f"valid_{key}", kind="valid") == [pytest.approx(loss, abs=1.1e-3)]
+
+
+@pytest.mark.slow
+def test_a_cascade_is_trained_on_with_fairseqs_softmax(
+    toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its body is what it was, the rows of groups in the embeddings; fairseq goes on from there."""
+    cascade = [
+        "--mhe-head",
+        "cascade",
+        "--share-all-embeddings",
+        "--max-update",
+        "24",
+        "--no-epoch-checkpoints",
+    ]
+    train(toy_data, tmp_path / "cascade", *CRITERION, *cascade)
+    last, stock = tmp_path / "cascade" / "checkpoint_last.pt", tmp_path / "start.pt"
+    assert main(["export", str(last), "-o", str(stock)]) == 1
+    assert "or train on with a softmax what --body writes" in capsys.readouterr().err
+    assert main(["export", str(last), "-o", str(stock), "--body"]) == 0
+    said = capsys.readouterr().out
+    assert "in place of a cascade head: " in said and "tied to the decoder's" not in said
+    restored = ["--restore-file", str(stock), "--reset-optimizer", "--reset-lr-scheduler"]
+    restored += ["--reset-dataloader", "--reset-meters"]
+    assert f"--arch transformer_tiny {' '.join(restored)} ..." in said
+    (ours,), _ = load_model_ensemble([str(last)])
+    (theirs,), _ = load_model_ensemble([str(stock)])
+    tokens = torch.tensor([[4, 5, 6, 7, 2]])
+    inputs = {"src_tokens": tokens, "src_lengths": torch.tensor([5]), "prev_output_tokens": tokens.roll(1)}
+    features = [model.eval()(**inputs, features_only=True)[0] for model in (ours, theirs)]
+    torch.testing.assert_close(*features)
+    assert theirs.decoder.output_projection.weight is theirs.encoder.embed_tokens.weight
+    line = [*restored, "--arch", "transformer_tiny", *LAYERS, "--share-all-embeddings"]
+    line += ["--optimizer", "adam", "--lr", "0.005", "--max-update", "8", "--num-workers", "0", "--no-save"]
+    line += ["--max-tokens", "500", "--log-format", "json", "--log-interval", "1", "--seed", "1"]
+    line += ["--save-dir", str(tmp_path / "softmax")]
+    line += ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
+    losses = logged(stock_command("fairseq-train", toy_data, tmp_path, *line), "nll_loss")
+    # Not begun anew: that is some log2(V) bits.
+    assert len(losses) == 8 and losses[-1] < losses[0] < math.log2(len(theirs.encoder.embed_tokens.weight))
 
 
 @pytest.mark.slow

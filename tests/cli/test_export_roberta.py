@@ -22,7 +22,7 @@ from tests.models.test_roberta import HEADS, build
             "cascade",
             ["--body"],
             "in place of a cascade head: V x d = 50 x 16, float32, tied to the embeddings and not trained: "
-            "to fine-tune, not to predict tokens",
+            "to train on, not to predict tokens",
         ),
     ],
 )
@@ -57,7 +57,8 @@ def test_the_report(
             "translation",
             ["--body"],
             "has a product head, and no softmax of V x d equals it; heads that can be exported are softmax "
-            "and sampling; --body is for models that are fine-tuned to classify",
+            "and sampling; --body is for models that are fine-tuned to classify, or whose head is tied to "
+            "the embeddings",
         ),
     ],
 )
