@@ -14,6 +14,7 @@ from tests.commands import ALL_SENTENCES, PLUGIN, logged
 from tests.helpers import run_command
 from tests.labelled import LABELS, SIZES, prepare, train_line, write_documents
 from tests.masked_lm import CPU, from_pretrained
+from tests.ranks import run_trainings, weights
 
 # Models are trained, or commands run, for nearly all of these.
 pytestmark = pytest.mark.slow
@@ -111,6 +112,23 @@ def test_fairseq_validate_and_unknown_labels(folder: Path, trained: dict[str, st
         (value,) = re.findall(rf" {name} ([\d.]+)", said)
         (of_fairseq,) = re.findall(rf'"(?:\w*_)?{name}": "?([\d.]+)', done)
         assert float(of_fairseq) == pytest.approx(float(value), abs=0.006)
+
+
+def test_two_ranks_train_what_one_does(folder: Path, tmp_path: Path) -> None:
+    flags = ["--mhe-codebook", str(folder / "out" / "labels.codes"), "--dropout", "0", "--batch-size", "16"]
+    flags += ["--update-epoch-batch-itr", "True", "--max-update", "6"]
+    one = train_line(folder / "out", tmp_path / "one", *flags, "--update-freq", "2")
+    two = train_line(folder / "out", tmp_path / "two", *flags)
+    ended = run_trainings([[one], [two, two]], tmp_path / "logs")
+    for status, said in (rank for training in ended for rank in training):
+        assert status == 0, said[-4000:]
+    (alone,), both = ended
+    for key, kind in (("loss", "train_inner"), ("gnorm", "train_inner"), ("valid_nDCG@5", "valid")):
+        expected = logged(alone[1], key, kind)
+        assert expected and logged(both[0][1], key, kind) == pytest.approx(expected, abs=2e-3)
+    mine, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in mine.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
 def test_a_transformer_begins_as_a_masked_language_model(folder: Path) -> None:
