@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mhe_fairseq.heads.base import to_list
-from mhe_fairseq.heads.light_groups import Runs, split
+from mhe_fairseq.heads.light_groups import Runs, Split, split
 from mhe_fairseq.heads.once import once
 
 #: Bytes from which on a gradient on the CPU lies in huge pages.
@@ -165,7 +165,8 @@ def grouped_linear(x: Tensor, weight: Tensor, layout: Layout, pairs: Pairs) -> T
         x = x.to(torch.get_autocast_dtype(kind))
     # Autocast would know some of the products below and not others.
     with torch.autocast(kind, enabled=False):
-        logits: Tensor = _GroupedLinear.apply(x, weight, pairs.rows, pairs.groups, pairs.runs, layout)
+        work = split(pairs.runs, layout.length * x.shape[-1], x, weight)
+        logits: Tensor = _GroupedLinear.apply(x, weight, pairs.rows, pairs.groups, work, layout)
     return logits
 
 
@@ -175,11 +176,11 @@ class _GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, rows: Tensor, groups: Tensor, runs: Runs, layout: Layout
+        x: Tensor, weight: Tensor, rows: Tensor, groups: Tensor, work: Split, layout: Layout
     ) -> Tensor:
         layout.to(x.device)
         logits = x.new_empty(len(rows), layout.length)
-        light, heavy = split(runs, layout.length * x.shape[-1], x, weight)
+        light, heavy = work
         for part in light:
             members = x.index_select(0, rows[part])
             own = layout.read_each(weight, groups[part], x.dtype)
@@ -191,18 +192,18 @@ class _GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, rows, groups, ctx.runs, ctx.layout = inputs
+        x, weight, rows, groups, ctx.work, ctx.layout = inputs
         ctx.save_for_backward(x, weight, rows, groups)
 
     @staticmethod
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
         need_x, need_weight = ctx.needs_input_grad[:2]
-        work = partial(_gradients, ctx.runs, ctx.layout, need_x, need_weight)
+        work = partial(_gradients, ctx.work, ctx.layout, need_x, need_weight)
         return *once(work, d_logits, *ctx.saved_tensors), None, None, None, None
 
 
 def _gradients(
-    runs: Runs,
+    work: Split,
     layout: Layout,
     need_x: bool,
     need_weight: bool,
@@ -215,7 +216,7 @@ def _gradients(
     """Of x and of the weight."""
     d_x = torch.zeros_like(x) if need_x else None
     d_weight = _empty_like(weight) if need_weight else None
-    light, heavy = split(runs, layout.length * x.shape[-1], x, weight)
+    light, heavy = work
     if d_weight is not None:
         _zero_others(d_weight, layout, heavy)
     for part in light:

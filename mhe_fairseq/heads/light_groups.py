@@ -12,6 +12,9 @@ from torch import Tensor
 #: (group, begin, end): pairs ``begin .. end`` are of ``group``.
 Runs = list[tuple[int, int, int]]
 
+#: Parts of the pairs whose groups are light, (p,) long each; and the runs of the others.
+Split = tuple[list[Tensor], Runs]
+
 #: Multiply-adds of a group's pairs, up to which a turn of the loop costs more than they do.
 _LIGHT = 2**14
 
@@ -22,7 +25,7 @@ _GATHERED = 2**17
 _WORTH = 4
 
 
-def split(runs: Runs, size: int, x: Tensor, weight: Tensor) -> tuple[list[Tensor], Runs]:
+def split(runs: Runs, size: int, x: Tensor, weight: Tensor) -> Split:
     """Parts of the pairs whose groups are light, and the runs that are not.
 
     Only on the CPU and in single or double precision: elsewhere adding up pairs of a group one after the
