@@ -19,7 +19,7 @@ Split = tuple[list[Tensor], Runs]
 _LIGHT = 2**14
 
 #: Numbers of a table that are gathered at a time, if it has so many.
-_GATHERED = 2**17
+_GATHERED = 2**16
 
 #: Fewer light groups than these are left to the loop.
 _WORTH = 4

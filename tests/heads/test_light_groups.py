@@ -14,7 +14,7 @@ def test_groups_with_little_to_do_are_done_at_once() -> None:
     x, weight = torch.zeros(8, 512), torch.zeros(9, 16, 512)
     parts, others = split(RUNS, 16 * 512, x, weight)
     assert torch.cat(parts).tolist() == [0, 4, 5, 6, 7]
-    assert max(len(part) for part in parts) * 16 * 512 <= 2**17
+    assert max(len(part) for part in parts) * 16 * 512 <= 2**16
     assert others == [(2, 1, 4)]
 
 
@@ -22,7 +22,7 @@ def test_a_part_has_a_pair_at_least_and_all_parts_all_pairs() -> None:
     runs = [(group, group, group + 1) for group in range(130)]
     table = torch.zeros(130, 2**13)
     parts, others = split(runs, 2**13, torch.zeros(1, 1), table)
-    assert [len(part) for part in parts] == [16] * 8 + [2] and others == []
+    assert [len(part) for part in parts] == [8] * 16 + [2] and others == []
     # No more at a time than a small table has.
     parts, _ = split(runs, 2**13, torch.zeros(1, 1), table[:3])
     assert [len(part) for part in parts] == [3] * 43 + [1]
