@@ -108,7 +108,9 @@ def test_a_count_of_other_targets_is_not_used() -> None:
         (changed, stale),
     ):
         loss = decoder.head_loss(features, given, PAD, False, False, count)
-        assert torch.equal(loss.nll, expected * given.ne(PAD))
+        assert torch.equal(loss.nll, decoder.head_loss(features, given, PAD, False, False).nll)
+        # Of fewer tokens at once: a product of other shapes may round otherwise.
+        torch.testing.assert_close(loss.nll, expected * given.ne(PAD))
         assert loss.tokens == given.ne(PAD).sum()
 
 

@@ -49,8 +49,9 @@ def combine_kernel(
         total = total * tl.exp(top - higher) + tl.sum(tl.exp(value - higher[:, None]), 1)
         top = higher
         if right is not None:
-            peaks = tl.load(best + at, mask=mask, other=float("-inf"))
-            places = tl.load(best_at + at, mask=mask, other=_BIG)
+            # Not of its own group again: another product's rounding could beat the target by itself.
+            peaks = tl.load(best + at, mask=counts, other=float("-inf"))
+            places = tl.load(best_at + at, mask=counts, other=_BIG)
             peak = tl.max(peaks, 1)
             place = tl.min(tl.where(peaks == peak[:, None], places, _BIG), 1)
             place = tl.where(peak == highest, tl.minimum(place, highest_at), place)
