@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mhe_fairseq.errors import MHEError
@@ -234,6 +234,28 @@ def with_one(split: Split) -> list[str]:
 def in_order(count: int, size: int) -> list[list[int]]:
     """Places of batches of so many, one after the other."""
     return [list(range(at, min(at + size, count))) for at in range(0, count, size)]
+
+
+def class_means(split: Split, most: int = 16, size: int = 16) -> Tensor:
+    """Mean images of the classes, the mean of all taken off; of the first ``most`` images of each.
+
+    Returns:
+        (V, C * size * size) fp32. An image that cannot be read counts as none; a class without any is zero.
+    """
+    order = torch.argsort(split.labels, stable=True)
+    counts = split.labels.bincount(minlength=len(split.classes))
+    nth = torch.arange(len(order)) - (counts.cumsum(0) - counts)[split.labels[order]]
+    places = order[nth < most].tolist()
+    means = torch.zeros(len(split.classes), split.channels * size**2)
+    seen = torch.zeros(len(split.classes))
+    for at in range(0, len(places), 256):
+        batch = split.__getitems__(places[at : at + 256])
+        small = nn.functional.adaptive_avg_pool2d(batch.images.float(), size)
+        means.index_add_(0, batch.labels, small.flatten(1))
+        seen += batch.labels.bincount(minlength=len(seen))
+    means /= seen.clamp(min=1).unsqueeze(1)
+    found = seen > 0
+    return (means - means[found].mean(0)) * found.unsqueeze(1)
 
 
 def say(what: str, names: Iterable[str]) -> None:

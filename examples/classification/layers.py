@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from images import Split, class_means
 
 from mhe_fairseq.coding import Codebook, parse_lengths, plan_lengths
+from mhe_fairseq.coding.assign import cluster_slots
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import (
     CascadeHead,
@@ -38,10 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lengths", help="of the digits of a class, such as 64,64 (default: planned)")
     add(
         "--order",
-        choices=("given", "random"),
+        choices=("given", "random", "clusters"),
         default="given",
-        help="classes get their digits in order of their names, or in a random one (default: %(default)s)",
+        help="classes get their digits in order of their names, in a random one, or those whose mean images "
+        "are alike share their first digits (default: %(default)s)",
     )
+    add("--prototypes", type=int, default=1, help="of --head cascade: rows of a group (default: %(default)s)")
     add("--mixtures", type=int, default=4, help="of --head mixture (default: %(default)s)")
     add("--groups", type=int, help="that --head sampling draws (default: an eighth of the classes or more)")
     add("--margin", choices=("arcface", "cosface"), help="of --head softmax or sampling (default: none)")
@@ -59,27 +62,33 @@ def check(args: argparse.Namespace) -> None:
             f"--margin is for --head {' or '.join(ANGULAR)}, which have a row for every class; got "
             f"--head {args.head}"
         )
+    if args.prototypes != 1 and args.head != "cascade":
+        raise MHEError(f"--prototypes is for --head cascade; got {args.prototypes} for --head {args.head}")
     if args.shard and args.head not in SPLIT:
         raise MHEError(f"--shard is for --head {' or '.join(SPLIT)}; got --head {args.head}")
 
 
-def codebook_for(args: argparse.Namespace, classes: int) -> Codebook:
+def codebook_for(args: argparse.Namespace, classes: int, train: Split | None) -> Codebook:
     """Classes <-> digits."""
     lengths = parse_lengths(args.lengths, classes) if args.lengths else plan_lengths(classes)
     if args.order == "given":
         return Codebook(lengths, vocab_size=classes)
+    if args.order == "clusters":
+        if train is None:
+            raise MHEError("--order clusters needs images of the classes, and there are none here")
+        return Codebook(lengths, cluster_slots(class_means(train).numpy(), lengths))
     order = torch.randperm(classes, generator=torch.Generator().manual_seed(args.seed))
     return Codebook(lengths, order)
 
 
-def build(args: argparse.Namespace, dim: int, classes: int, images: Tensor | None = None) -> OutputHead:
+def build(args: argparse.Namespace, dim: int, classes: int, train: Split | None = None) -> OutputHead:
     """The layer of ``--head``.
 
     Args:
         args: the flags.
         dim: d.
         classes: V.
-        images: (V,) how many there are of each class (default: as many of each).
+        train: images to train on; without them classes are taken to have as many each.
 
     Raises:
         MHEError: arguments that do not fit.
@@ -90,15 +99,16 @@ def build(args: argparse.Namespace, dim: int, classes: int, images: Tensor | Non
             "--shard splits the table over processes, and there is one; start several with torchrun "
             "--nproc-per-node N"
         )
-    book = codebook_for(args, classes)
+    book = codebook_for(args, classes, train)
     margin = Margin(args.margin, args.scale, args.margin_size) if args.margin else None
     shard: dict[str, Any] = {"shard": Shard.of()} if args.shard else {}
     if args.head == "softmax":
         return SoftmaxHead(dim, book, margin=margin)
     if args.head == "cascade":
-        return (ShardedCascadeHead if shard else CascadeHead)(dim, book, **shard)
+        cascade = ShardedCascadeHead if shard else CascadeHead
+        return cascade(dim, book, group_prototypes=args.prototypes, **shard)
     if args.head == "sampling":
         kind = ShardedSamplingHead if shard else SamplingHead
-        frequencies = torch.ones(classes) if images is None else images
+        frequencies = torch.ones(classes) if train is None else train.labels.bincount(minlength=classes)
         return kind(dim, book, groups=args.groups, margin=margin, frequencies=frequencies, **shard)
     return ProductHead(dim, book, mixtures=args.mixtures if args.head == "mixture" else 1)

@@ -57,7 +57,10 @@ def run(args: argparse.Namespace) -> None:
     steps = {}
     for name in args.heads:
         head, _, margin = name.partition("+")
-        given = argparse.Namespace(**{**vars(args), "head": head, "margin": margin or None, "shard": False})
+        own = {"head": head, "margin": margin or None, "shard": False}
+        if head != "cascade":
+            own["prototypes"] = 1
+        given = argparse.Namespace(**{**vars(args), **own})
         if head not in layers.HEADS or margin not in ("", "arcface", "cosface"):
             raise MHEError(
                 f"a layer is one of {', '.join(layers.HEADS)}, with +arcface or +cosface; got {name!r}"
@@ -89,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--lengths", help="of the digits of a class (default: planned)")
     add("--groups", type=int, help="that sampling draws (default: its own)")
     add("--mixtures", type=int, default=4, help="default: %(default)s")
+    add("--prototypes", type=int, default=1, help="of the cascade: rows of a group (default: %(default)s)")
     add("--scale", type=float, default=64.0, help="of the margins (default: %(default)s)")
     add("--rounds", type=int, default=7, help="default: %(default)s")
     add("--clock", choices=("time", "cpu"), default="time", help="cpu: this process's own (default: time)")

@@ -55,8 +55,7 @@ class Training:
         }
         torch.manual_seed(args.seed)
         network = Network(self.train.channels, args.widths, args.depth, args.dim, args.norm)
-        classes = len(self.train.classes)
-        head = layers.build(args, args.dim, classes, torch.bincount(self.train.labels, minlength=classes))
+        head = layers.build(args, args.dim, len(self.train.classes), self.train)
         self.model = checkpoints.Model(network, head, args.label_smoothing).to(ranks.device)
         self.steps = checkpoints.optimisers(self.model, args.lr, args.weight_decay)
         self.epoch, self.seconds, self.cpu = 0, 0.0, 0.0

@@ -152,6 +152,31 @@ def test_other_heads(letters: Path, tmp_path: Path, head: str) -> None:
     assert result(tmp_path)["head"] == head
 
 
+def test_classes_whose_images_are_alike_share_their_first_digits(letters: Path, tmp_path: Path) -> None:
+    """Of folders, one with a file that is no image, too; and a cascade with rows of its groups."""
+    code = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import torch, images, layers
+split = images.Archive(Path(sys.argv[2]) / "train.npz")
+order = torch.randperm(len(split), generator=torch.Generator().manual_seed(1))
+split.images, split.labels = split.images[order], split.labels[order]
+few = images.class_means(split, most=2, size=4)
+bar = torch.arange(8).view(1, 8, 1) // 2 == split.labels.view(-1, 1, 1).fmod(4)
+split.images = bar.expand(-1, 8, 8).byte() * 255
+args = layers.argparse.Namespace(order="clusters", lengths="4,4", seed=1)
+book = layers.codebook_for(args, 16, split)
+print(json.dumps([few.shape, few.sum(0).abs().max().item(), (book.slots // 4).tolist()]))
+"""
+    done = run_command(["python", "-c", code, str(HERE), str(letters)])
+    shape, most, groups = json.loads(done.stdout)
+    assert shape == [16, 16] and most < 1e-2
+    assert all(groups[place] == groups[place % 4] for place in range(16)) and len(set(groups)) == 4
+    train(letters, tmp_path / "out", "--head", "cascade", "--order", "clusters", "--prototypes", "2")
+    assert result(tmp_path / "out")["parameters"] == 16 * 8 + 4 * 2 * (8 + 1)
+
+
 def test_an_interrupted_training_goes_on(letters: Path, tmp_path: Path) -> None:
     """The same weights and the same log, times apart, as without the interruption."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -238,6 +263,7 @@ def test_folders_with_what_is_wrong_in_them(folders: Path, tmp_path: Path) -> No
         (["--head", "cascade", "--margin", "cosface"], "--margin is for --head softmax or sampling"),
         (["--head", "product", "--shard"], "--shard is for --head cascade or sampling; got --head product"),
         (["--head", "sampling", "--shard"], "--shard splits the table over processes, and there is one"),
+        (["--prototypes", "2"], "--prototypes is for --head cascade; got 2 for --head softmax"),
         (["--head", "sampling", "--groups", "9"], "groups must be 1..3, got 9"),
         (["--margin", "arcface", "--scale", "0"], "scale is a number above 0"),
         (["--lengths", "2,2"], "16"),

@@ -1,0 +1,58 @@
+"""scripts/study/finish_softmax.py, run for real: a tiny model, a piece of the bundled corpus."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.study.finish_softmax import rate_after
+from scripts.study.report_records import read_record
+from scripts.study.study_config import StudyError
+from tests.helpers import REPO, run_command
+from tests.scripts.study.test_study import source as source  # the corpus and its study
+
+SCRIPT = [sys.executable, str(REPO / "scripts" / "study" / "finish_softmax.py")]
+
+
+@pytest.mark.slow
+def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--study", str(source / "study.toml"), "--source", str(source), "--out", str(out)]
+    words += ["--updates", "8", "--last", "4"]
+    run_command([*SCRIPT, *words])
+    record = read_record(out / "record.json")
+    softmax, cascade, finished = record["rows"]
+    assert finished["model"] == "cascade, its end as a softmax"
+    assert softmax["behind"] is None and finished["p"] is not None
+    # The end of a cascade's training in two ways.
+    assert cascade["before"] == finished["before"] != softmax["before"]
+    assert len({row["bits"] for row in record["rows"]}) == 3
+    ends = [line for line in record["commands"] if "--restore-file" in line]
+    assert [("--reset-optimizer" in line, "--mhe-head" in line) for line in ends] == [
+        (False, False),
+        (False, True),
+        (True, False),
+    ]
+    # A fixed rate of 0.001 falls to zero from update 4 to 8, or with a new optimiser from 0 to 4.
+    assert ["--lr 0.002 " in line for line in ends] == [True, True, False] and "--lr 0.001 " in ends[2]
+    rates = [line for line in (out / "cascade-1" / "train.log").read_text().splitlines() if '"lr"' in line]
+    assert '"train_lr": "0"' in rates[-1] or '"lr": "0"' in rates[-1]
+
+
+def test_rates() -> None:
+    words = ["--lr", "3e-3", "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "400"]
+    assert rate_after(words, 6400) == pytest.approx(7.5e-4)
+    assert rate_after(words, 100) == pytest.approx(7.5e-4)
+    assert rate_after(["--lr", "0.5"], 100) == 0.5
+    with pytest.raises(StudyError, match="--lr-scheduler cosine"):
+        rate_after(["--lr", "1", "--lr-scheduler", "cosine"], 10)
+
+
+@pytest.mark.slow
+def test_an_end_longer_than_the_training_is_one_sentence(source: Path, tmp_path: Path) -> None:
+    words = ["--study", str(source / "study.toml"), "--source", str(source), "--out", str(tmp_path / "out")]
+    done = run_command([*SCRIPT, *words, "--updates", "8", "--last", "8"], check=False)
+    assert done.returncode == 1
+    assert "finish_softmax.py: error: --last must be 1 to 7, below --updates; got 8" in done.stderr
