@@ -129,16 +129,17 @@ def run(args: argparse.Namespace) -> int:
         text = OneText.of(args) if args.lang_pairs is None else ManyTexts.of(args)
     dictionary = text.dictionary
     vocab_size = len(dictionary)
+    planned = plan_label_lengths(vocab_size) if args.labels else plan_lengths(vocab_size)
     if lengths is not None:
         lengths = parse_lengths(lengths, vocab_size)
     elif args.shortlist is not None:
         lengths = plan_shortlist(vocab_size, args.shortlist)
     else:
-        lengths = plan_label_lengths(vocab_size) if args.labels else plan_lengths(vocab_size)
+        lengths = planned
     if args.by == "cluster" and len(lengths) < 2:
         raise MHEError(
             "--by cluster makes clusters first digits, so it needs at least two lengths such as "
-            f"{','.join(map(str, plan_lengths(vocab_size)))}; got {lengths[0]}"
+            f"{','.join(map(str, planned))}; got {lengths[0]}"
         )
     with Bars() as bars:
         made = assign_slots(args, text, lengths, vocab_size, bars)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mhe_fairseq.cli import assign
+from mhe_fairseq.cli.main import main as mhe
 from mhe_fairseq.coding import Codebook
 from scripts.common.files import PrepareError
 from scripts.data.label_sources import Source, find_sources
@@ -53,6 +55,19 @@ def test_nothing_is_lost_in_silence(made: tuple[Path, str]) -> None:
     assert "1 labels given twice in a document, taken once" in said
     assert "1 without a label, not counted in the measures (lines 2)" in said
     assert "1 labels, 1 times, that no training document has: never found (unheard)" in said
+
+
+def test_lengths_that_are_suggested_are_of_labels(
+    made: tuple[Path, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Of twelve both plans are the same.
+    monkeypatch.setattr(assign, "plan_label_lengths", lambda size: (6, size // 6))
+    line = ["assign", "--labels", "--data", str(made[0] / "out" / "data-bin"), "-o", str(tmp_path / "codes")]
+    assert mhe([*line, "--lengths", "12"]) == 1
+    assert "at least two lengths such as 6,2; got 12" in capsys.readouterr().err
 
 
 def test_it_may_be_run_again(made: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
