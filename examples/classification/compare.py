@@ -2,7 +2,9 @@
 """Several trainings beside each other: a table, and a picture of accuracy over time.
 
     python examples/classification/compare.py softmax=runs/softmax cascade=runs/cascade --out accuracy.png
+    python examples/classification/compare.py softmax=runs/softmax-1,runs/softmax-2 cascade=runs/cascade-1
 
+Several folders of one name are seeds: a row is their mean and half of their range, the picture the first.
 Reads log.jsonl and result.json of train.py, and verify.json of verify.py where there is one. With --clock
 cpu_seconds or epoch the picture is over these: seconds do not compare where a machine does other work.
 --record FILE writes columns and rows into a record, as docs/results has them; what else is in it stays.
@@ -21,7 +23,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 
 from mhe_fairseq.errors import MHEError  # noqa: E402
+from scripts.common.seeds import spread  # noqa: E402
 from scripts.study.plot_curves import COLOURS  # noqa: E402
+from scripts.study.report_records import table  # noqa: E402
 
 #: Key of a result -> title, form.
 COLUMNS = {
@@ -55,16 +59,29 @@ def read(folder: Path) -> dict[str, Any]:
     return {**result, **(json.loads(verified.read_text()) if verified.is_file() else {}), "log": log}
 
 
-def table(runs: dict[str, dict[str, Any]]) -> str:
-    """Markdown, of the columns that any has."""
+def over_seeds(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row: what all of the trainings have; the log is that of the first."""
+    found: dict[str, Any] = {
+        key: seeds[0][key] if key == "parameters" else spread([each[key] for each in seeds])
+        for key in COLUMNS
+        if all(key in each for each in seeds)
+    }
+    return {**found, "log": seeds[0]["log"]}
+
+
+def columns_of(runs: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    """Those that any row has, as in a record."""
     keys = [key for key in COLUMNS if any(key in run for run in runs.values())]
-    lines = [["training", *(COLUMNS[key][0] for key in keys)], ["---", *("---:" for _ in keys)]]
-    for name, run in runs.items():
-        lines.append([name, *(COLUMNS[key][1].format(run[key]) if key in run else "" for key in keys)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    columns: list[dict[str, str]] = [{"key": "training", "title": "training"}]
+    return columns + [{"key": key, "title": COLUMNS[key][0], "format": COLUMNS[key][1]} for key in keys]
 
 
-def write_record(path: Path, runs: dict[str, dict[str, Any]]) -> None:
+def rows_of(runs: dict[str, dict[str, Any]], columns: list[dict[str, str]]) -> list[dict[str, Any]]:
+    keys = [column["key"] for column in columns[1:]]
+    return [{"training": name, **{key: run.get(key) for key in keys}} for name, run in runs.items()]
+
+
+def write_record(path: Path, columns: list[dict[str, str]], rows: list[dict[str, Any]]) -> None:
     """Columns and rows; the rest of the file is kept.
 
     Raises:
@@ -75,10 +92,6 @@ def write_record(path: Path, runs: dict[str, dict[str, Any]]) -> None:
         assert isinstance(record, dict)
     except (ValueError, AssertionError):
         raise MHEError(f"{path} is no record, a JSON object; nothing was written to it") from None
-    keys = [key for key in COLUMNS if any(key in run for run in runs.values())]
-    columns: list[dict[str, str]] = [{"key": "training", "title": "training"}]
-    columns += [{"key": key, "title": COLUMNS[key][0], "format": COLUMNS[key][1]} for key in keys]
-    rows = [{"training": name, **{key: run.get(key) for key in keys}} for name, run in runs.items()]
     path.write_text(json.dumps({**record, "columns": columns, "rows": rows}, indent=2) + "\n")
 
 
@@ -118,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="NAME=FOLDER", help="trainings of train.py")
+    add("runs", nargs="+", metavar="NAME=FOLDER[,FOLDER]", help="trainings of train.py, of several seeds")
     add("--out", type=Path, help="PNG to write (default: none)")
     add("--record", type=Path, help="JSON file to write columns and rows into (default: none)")
     add("--clock", choices=tuple(CLOCKS), default="seconds", help="default: %(default)s")
@@ -129,10 +142,12 @@ def main(argv: list[str] | None = None) -> int:
             name, is_named, folder = text.partition("=")
             if not is_named:
                 raise MHEError(f"a training is NAME=FOLDER, such as softmax=runs/softmax; got {text!r}")
-            runs[name] = read(Path(folder))
-        print(table(runs))
+            runs[name] = over_seeds([read(Path(each)) for each in folder.split(",")])
+        columns = columns_of(runs)
+        rows = rows_of(runs, columns)
+        print("\n".join(table({"columns": columns, "rows": rows})))
         if args.record:
-            write_record(args.record, runs)
+            write_record(args.record, columns, rows)
         if args.out:
             draw(runs, args.clock, args.out)
             print(f"written: {args.out}")

@@ -144,6 +144,13 @@ def test_a_training_its_verification_and_a_comparison(letters: Path, tmp_path: P
     written = json.loads(record.read_text())
     assert written["about"] == "kept" and written["rows"][1]["test_1"] == found["test_1"]
     assert rows[3][1] == "128" and rows[3][2] == f"{found['test_1']:.2f}"
+    # Two folders of a name are two seeds.
+    said = run_command([*line[:2], f"both={one},{two}", "--record", str(record)]).stdout
+    (row,) = json.loads(record.read_text())["rows"]
+    other = result(one)["test_1"]
+    assert row["test_1"] == pytest.approx([(found["test_1"] + other) / 2, abs(found["test_1"] - other) / 2])
+    assert row["parameters"] == 128 and "tar_0.01" not in row
+    assert f" | {row['test_1'][0]:.2f} +-{row['test_1'][1]:.2f} | " in said
 
 
 @pytest.mark.parametrize("head", ["product", "mixture", "cascade"])
