@@ -37,7 +37,7 @@ from scripts.study.study import (  # noqa: E402
 )
 from scripts.study.study_config import Study, StudyError, Variant  # noqa: E402
 from scripts.study.trained_on import validated_bits, with_flags  # noqa: E402
-from scripts.study.translations import bootstrap, read_translations, score  # noqa: E402
+from scripts.study.translations import BESIDE, against, read_translations, score  # noqa: E402
 
 #: Checkpoints that a training saves.
 SAVED = 40
@@ -46,10 +46,7 @@ COLUMNS = [
     {"key": "model", "title": "model"},
     {"key": "share", "title": "exact updates", "format": "{:.0%}"},
     {"key": "bits", "title": "bits a piece, validation", "format": "{:.3f}"},
-    {"key": "bleu", "title": "BLEU", "format": "{:.2f}"},
-    {"key": "behind", "title": "to the softmax", "format": "{:+.2f}"},
-    {"key": "p", "title": "p of each seed"},
-    {"key": "chrf", "title": "chrF2", "format": "{:.2f}"},
+    *BESIDE,
     {"key": "length", "title": "length, of the softmax's", "format": "{:.3f}"},
 ]
 
@@ -95,23 +92,16 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         share: [read_translations(folder / "test.txt", len(references)) for folder in of]
         for share, of in folders.items()
     }
-    scores = {share: [score(each, references) for each in of] for share, of in lines.items()}
-    rows = []
-    for share, own in scores.items():
-        pairs = list(zip(own, scores[None], strict=True))
-        chances = [
-            bootstrap(*pair, references)["BLEU"] for pair in zip(lines[None], lines[share], strict=True)
-        ]
+    rows, base = [], [score(each, references) for each in lines[None]]
+    for share, own in lines.items():
+        beside, scores = against(own, None if share is None else lines[None], references)
         rows.append(
             {
                 "model": softmax.name if share is None else sampling.name,
                 "share": share,
                 "bits": spread([validated_bits(folder / "valid.log") for folder in folders[share]]),
-                "bleu": spread([each.bleu for each in own]),
-                "behind": None if share is None else fmean(each.bleu - base.bleu for each, base in pairs),
-                "p": None if share is None else ", ".join(f"{chance:.3f}" for chance in chances),
-                "chrf": spread([each.chrf for each in own]),
-                "length": fmean(each.length / base.length for each, base in pairs),
+                **beside,
+                "length": fmean(each.length / of.length for each, of in zip(scores, base, strict=True)),
             }
         )
     return comparison.record(

@@ -18,7 +18,6 @@ import sys
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -36,16 +35,13 @@ from scripts.study.study import (  # noqa: E402
 )
 from scripts.study.study_config import Study, StudyError, Variant  # noqa: E402
 from scripts.study.trained_on import Trained, value_of, with_flags  # noqa: E402
-from scripts.study.translations import bootstrap, score  # noqa: E402
+from scripts.study.translations import BESIDE, against  # noqa: E402
 
 COLUMNS = [
     {"key": "model", "title": "model"},
     {"key": "before", "title": "bits a piece before the end", "format": "{:.3f}"},
     {"key": "bits", "title": "after it", "format": "{:.3f}"},
-    {"key": "bleu", "title": "BLEU", "format": "{:.2f}"},
-    {"key": "behind", "title": "to the softmax", "format": "{:+.2f}"},
-    {"key": "p", "title": "p of each seed"},
-    {"key": "chrf", "title": "chrF2", "format": "{:.2f}"},
+    *BESIDE,
 ]
 
 #: Updates in which a new optimiser's rate rises.
@@ -169,22 +165,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 def made_rows(rows: dict[str, Scored], references: list[str]) -> list[dict[str, Any]]:
     """Of the record; the first is what others are compared with."""
     base, made = next(iter(rows.values())), []
-    scores = {name: [score(lines, references) for lines in own.lines] for name, own in rows.items()}
-    of_base = next(iter(scores.values()))
     for name, own in rows.items():
-        behind, chances = None, None
-        if own is not base:
-            pairs = zip(scores[name], of_base, strict=True)
-            behind = fmean(mine.bleu - other.bleu for mine, other in pairs)
-            both = zip(base.lines, own.lines, strict=True)
-            chances = ", ".join(f"{bootstrap(*pair, references)['BLEU']:.3f}" for pair in both)
-        made.append(
-            {
-                "model": name, "before": spread(own.before), "bits": spread(own.bits),
-                "bleu": spread([each.bleu for each in scores[name]]), "behind": behind, "p": chances,
-                "chrf": spread([each.chrf for each in scores[name]]),
-            }
-        )  # fmt: skip
+        beside, _ = against(own.lines, None if own is base else base.lines, references)
+        made.append({"model": name, "before": spread(own.before), "bits": spread(own.bits), **beside})
     return made
 
 

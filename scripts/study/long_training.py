@@ -43,17 +43,14 @@ from scripts.study.study import (  # noqa: E402
 )
 from scripts.study.study_config import StudyError, Variant  # noqa: E402
 from scripts.study.trained_on import validated_bits, with_flags  # noqa: E402
-from scripts.study.translations import bootstrap, read_translations, score  # noqa: E402
+from scripts.study.translations import BESIDE, against, read_translations  # noqa: E402
 
 COLUMNS = [
     {"key": "model", "title": "model"},
     {"key": "updates", "title": "updates", "format": "{:,}"},
     {"key": "minutes", "title": "minutes", "format": "{:.0f}"},
     {"key": "bits", "title": "bits a piece, validation", "format": "{:.3f}"},
-    {"key": "bleu", "title": "BLEU", "format": "{:.2f}"},
-    {"key": "behind", "title": "to the softmax", "format": "{:+.2f}"},
-    {"key": "p", "title": "p of each seed"},
-    {"key": "chrf", "title": "chrF2", "format": "{:.2f}"},
+    *BESIDE,
     {"key": "length", "title": "length", "format": "{:.3f}"},
 ]
 
@@ -186,18 +183,11 @@ def lengths(only: str, updates: int, points: int) -> dict[str, int]:
 
 def row(model: Scored, base: Scored | None, references: list[str]) -> dict[str, Any]:
     """Of the record."""
-    scores = [score(lines, references) for lines in model.lines]
-    made: dict[str, Any] = {
+    beside, scores = against(model.lines, None if base is None else base.lines, references)
+    return {
         "model": model.name, "updates": model.updates, "minutes": model.updates * fmean(model.seconds) / 60,
-        "bits": spread(model.bits), "bleu": spread([each.bleu for each in scores]), "behind": None, "p": None,
-        "chrf": spread([each.chrf for each in scores]), "length": fmean(each.length for each in scores),
+        "bits": spread(model.bits), **beside, "length": fmean(each.length for each in scores),
     }  # fmt: skip
-    if base is not None:
-        pairs = list(zip(base.lines, model.lines, strict=True))
-        others = [score(lines, references).bleu for lines in base.lines]
-        made["behind"] = fmean(own.bleu - other for own, other in zip(scores, others, strict=True))
-        made["p"] = ", ".join(f"{bootstrap(*pair, references)['BLEU']:.3f}" for pair in pairs)
-    return made
 
 
 def pace(log: Path) -> float:

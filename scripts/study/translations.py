@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import sacrebleu
 from sacrebleu.significance import PairedTest
+
+from scripts.common.seeds import spread
+
+#: Columns of a record, of what ``against`` returns.
+BESIDE = [
+    {"key": "bleu", "title": "BLEU", "format": "{:.2f}"},
+    {"key": "behind", "title": "to the softmax", "format": "{:+.2f}"},
+    {"key": "p", "title": "p of each seed"},
+    {"key": "chrf", "title": "chrF2", "format": "{:.2f}"},
+]
 
 
 class TranslationError(Exception):
@@ -79,6 +91,9 @@ def bootstrap(
     baseline: list[str], translations: list[str], references: list[str], samples: int = 1000
 ) -> dict[str, float]:
     """Paired bootstrap resampling: p-values of the differences in BLEU and in chrF2."""
+    if baseline == translations:
+        # sacrebleu counts differences above the one found: of none it would say that chance makes none.
+        return {"BLEU": 1.0, "chrF2": 1.0}
     systems = [("baseline", baseline), ("this", translations)]
     metrics = {
         "BLEU": sacrebleu.BLEU(references=[references]),
@@ -87,3 +102,31 @@ def bootstrap(
     test = PairedTest(systems, metrics, references=None, test_type="bs", n_samples=samples)
     found = test()[1]
     return {name: float(found[name][1].p_value) for name in found if name != "System"}
+
+
+def against(
+    lines: list[list[str]], base: list[list[str]] | None, references: list[str]
+) -> tuple[dict[str, Any], list[Scores]]:
+    """What a record has of the translations of one model.
+
+    Args:
+        lines: translations of the test set, of each seed.
+        base: those of the model that it is compared with, of the same seeds; None: it is that model.
+        references: of the test set.
+
+    Returns:
+        ``bleu``, ``chrf``, ``behind`` (mean difference in BLEU) and ``p`` (of each seed, that chance makes so
+        large a difference), as in ``BESIDE``; and the scores of each seed.
+    """
+    scores = [score(each, references) for each in lines]
+    behind, chances = None, None
+    if base is not None:
+        pairs = zip(scores, base, strict=True)
+        behind = fmean(own.bleu - score(other, references).bleu for own, other in pairs)
+        both = zip(base, lines, strict=True)
+        chances = ", ".join(f"{bootstrap(*pair, references)['BLEU']:.3f}" for pair in both)
+    row = {
+        "bleu": spread([each.bleu for each in scores]), "behind": behind, "p": chances,
+        "chrf": spread([each.chrf for each in scores]),
+    }  # fmt: skip
+    return row, scores

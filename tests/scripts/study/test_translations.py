@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import sacrebleu
 
-from scripts.study.translations import TranslationError, bootstrap, read_translations, score
+from scripts.study.translations import (
+    BESIDE,
+    TranslationError,
+    against,
+    bootstrap,
+    read_translations,
+    score,
+)
 
 REFERENCES = [
     f"der {word} steht im Garten hinter dem Haus" for word in ("Baum", "Tisch", "Hund", "Mann")
@@ -61,3 +68,17 @@ def test_bootstrap_tells_a_difference_from_none() -> None:
     half = len(REFERENCES) // 2
     first, second = worse[:half] + REFERENCES[half:], REFERENCES[:half] + worse[half:]
     assert bootstrap(first, second, REFERENCES, samples=200)["BLEU"] > 0.1
+
+
+def test_a_model_against_another() -> None:
+    worse = [[line.replace("Haus", "Bau") for line in REFERENCES], REFERENCES]
+    row, scores = against(worse, [REFERENCES, REFERENCES], REFERENCES)
+    first = score(worse[0], REFERENCES)
+    assert scores == [first, score(REFERENCES, REFERENCES)] and first.bleu < 95
+    assert row["bleu"] == pytest.approx([(first.bleu + 100) / 2, (100 - first.bleu) / 2])
+    assert row["behind"] == pytest.approx((first.bleu - 100) / 2)
+    chances = [float(each) for each in row["p"].split(", ")]
+    assert chances[0] < 0.01 and chances[1] == 1
+    alone, _ = against(worse[:1], None, REFERENCES)
+    assert alone == {"bleu": first.bleu, "behind": None, "p": None, "chrf": first.chrf}
+    assert {column["key"] for column in BESIDE} == set(alone)
