@@ -123,7 +123,7 @@ def trainings(
     export = Step("export", words, start, start.with_name("export.log"))
     whole = train_step(study, where, replace(softmax, name=f"{cascade.name}-as-softmax"), seed, study.updates)
     end = ending(whole, start, before, last, is_new=True)
-    found.append((f"{cascade.name}, its end as a softmax", [export], first, end))
+    found.append((f"{cascade.name}, its end as a softmax", [first, export], first, end))
     return [
         (name, steps, Trained(name, one, study, where), Trained(name, two, study, where))
         for name, steps, one, two in found
