@@ -236,8 +236,9 @@ def in_order(count: int, size: int) -> list[list[int]]:
     return [list(range(at, min(at + size, count))) for at in range(0, count, size)]
 
 
-def class_means(split: Split, most: int = 16, size: int = 16) -> Tensor:
-    """Mean images of the classes, the mean of all taken off; of the first ``most`` images of each.
+def class_means(split: Split, workers: int, most: int = 16, size: int = 16) -> Tensor:
+    """Mean images of the classes, the mean of all taken off; of the first ``most`` images of each, read by so
+    many processes (0: this one).
 
     Returns:
         (V, C * size * size) fp32. An image that cannot be read counts as none; a class without any is zero.
@@ -245,11 +246,10 @@ def class_means(split: Split, most: int = 16, size: int = 16) -> Tensor:
     order = torch.argsort(split.labels, stable=True)
     counts = split.labels.bincount(minlength=len(split.classes))
     nth = torch.arange(len(order)) - (counts.cumsum(0) - counts)[split.labels[order]]
-    places = order[nth < most].tolist()
+    shares = (each.tolist() for each in order[nth < most].split(256))
     means = torch.zeros(len(split.classes), split.channels * size**2)
     seen = torch.zeros(len(split.classes))
-    for at in range(0, len(places), 256):
-        batch = split.__getitems__(places[at : at + 256])
+    for batch in batches(split, shares, workers):
         small = nn.functional.adaptive_avg_pool2d(batch.images.float(), size)
         means.index_add_(0, batch.labels, small.flatten(1))
         seen += batch.labels.bincount(minlength=len(seen))

@@ -76,7 +76,7 @@ def codebook_for(args: argparse.Namespace, classes: int, train: Split | None) ->
     if args.order == "clusters":
         if train is None:
             raise MHEError("--order clusters needs images of the classes, and there are none here")
-        return Codebook(lengths, cluster_slots(class_means(train).numpy(), lengths))
+        return Codebook(lengths, cluster_slots(class_means(train, args.workers).numpy(), lengths))
     order = torch.randperm(classes, generator=torch.Generator().manual_seed(args.seed))
     return Codebook(lengths, order)
 

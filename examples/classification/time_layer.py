@@ -58,9 +58,8 @@ def run(args: argparse.Namespace) -> None:
     for name in args.heads:
         head, _, margin = name.partition("+")
         own = {"head": head, "margin": margin or None, "shard": False}
-        if head != "cascade":
-            own["prototypes"] = 1
-        given = argparse.Namespace(**{**vars(args), **own})
+        rows = {"prototypes": args.prototypes if head == "cascade" else 1}
+        given = argparse.Namespace(**{**vars(args), **own, **rows})
         if head not in layers.HEADS or margin not in ("", "arcface", "cosface"):
             raise MHEError(
                 f"a layer is one of {', '.join(layers.HEADS)}, with +arcface or +cosface; got {name!r}"

@@ -34,7 +34,7 @@ from scripts.study.study import (  # noqa: E402
     train_step,
 )
 from scripts.study.study_config import Study, StudyError, Variant  # noqa: E402
-from scripts.study.trained_on import Trained, value_of, with_flags  # noqa: E402
+from scripts.study.trained_on import Trained, flag, value_of, with_flags  # noqa: E402
 from scripts.study.translations import BESIDE, against  # noqa: E402
 
 COLUMNS = [
@@ -90,22 +90,10 @@ def ending(step: Step, start: Path, before: int, last: int, is_new: bool) -> Ste
     given = {name: None for name in ("lr_scheduler", "warmup_updates") if flag(name) in step.words}
     words = with_flags(step.words, lr=f"{rate:.6g}", max_update=str(all_of_it), **given)
     words += ["--lr-scheduler", "polynomial_decay", "--end-learning-rate", "0"]
-    words += [
-        "--total-num-update",
-        str(all_of_it),
-        "--warmup-updates",
-        str(min(WARMUP, last // 2) if not done else 0),
-    ]
+    warmup = 0 if done else min(WARMUP, last // 2)
+    words += ["--total-num-update", str(all_of_it), "--warmup-updates", str(warmup)]
     words += ["--restore-file", str(start), "--reset-lr-scheduler", "--reset-meters"]
     return replace(step, words=[*words, "--reset-optimizer", "--reset-dataloader"] if is_new else words)
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def first_part(study: Study, where: Folders, variant: Variant, seed: int, before: int) -> Step:
-    return train_step(study, where, replace(variant, name=f"{variant.name}-first"), seed, before)
 
 
 def trainings(
@@ -113,21 +101,24 @@ def trainings(
 ) -> list[tuple[str, list[Step], Trained, Trained]]:
     """Name of the row, steps before the end, the first part, and the end."""
     before, found = study.updates - last, []
+
+    def part(variant: Variant, suffix: str, updates: int) -> Step:
+        return train_step(study, where, replace(variant, name=variant.name + suffix), seed, updates)
+
+    def row(name: str, steps: list[Step], end: Step) -> None:
+        found.append((name, steps, Trained(name, first, study, where), Trained(name, end, study, where)))
+
     for variant in (softmax, cascade):
-        first = first_part(study, where, variant, seed, before)
-        whole = train_step(study, where, variant, seed, study.updates)
-        end = ending(whole, first.makes, before, last, is_new=False)
-        found.append((variant.name, [first], first, end))
-    start = where.out / f"{cascade.name}-first-{seed}" / "start.pt"
+        first = part(variant, "-first", before)
+        whole = part(variant, "", study.updates)
+        row(variant.name, [first], ending(whole, first.makes, before, last, is_new=False))
+    start = first.makes.parent.parent / "start.pt"
     words = ["mhe", "export", str(first.makes), "--body", "-o", str(start)]
     export = Step("export", words, start, start.with_name("export.log"))
-    whole = train_step(study, where, replace(softmax, name=f"{cascade.name}-as-softmax"), seed, study.updates)
+    whole = part(replace(softmax, name=cascade.name), "-as-softmax", study.updates)
     end = ending(whole, start, before, last, is_new=True)
-    found.append((f"{cascade.name}, its end as a softmax", [first, export], first, end))
-    return [
-        (name, steps, Trained(name, one, study, where), Trained(name, two, study, where))
-        for name, steps, one, two in found
-    ]
+    row(f"{cascade.name}, its end as a softmax", [first, export], end)
+    return found
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:

@@ -56,13 +56,16 @@ def printed_line(log: Path) -> list[str]:
     return words
 
 
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def with_flags(words: list[str], **values: str | None) -> list[str]:
     """A command with the values of some of its flags replaced; None: without the flag."""
     made = list(words)
     for name, value in values.items():
-        flag = "--" + name.replace("_", "-")
-        place = made.index(flag)
-        made[place : place + 2] = [] if value is None else [flag, value]
+        place = made.index(flag(name))
+        made[place : place + 2] = [] if value is None else [flag(name), value]
     return made
 
 

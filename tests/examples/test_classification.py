@@ -159,8 +159,13 @@ def test_other_heads(letters: Path, tmp_path: Path, head: str) -> None:
     assert result(tmp_path)["head"] == head
 
 
-def test_classes_whose_images_are_alike_share_their_first_digits(letters: Path, tmp_path: Path) -> None:
+def test_classes_whose_images_are_alike_share_their_first_digits(
+    letters: Path, folders: Path, tmp_path: Path
+) -> None:
     """Of folders, one with a file that is no image, too; and a cascade with rows of its groups."""
+    shutil.copytree(folders, tmp_path / "data")
+    broken = sorted((tmp_path / "data" / "train").rglob("*.png"))[0]
+    broken.write_bytes(b"no image")
     code = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -169,10 +174,10 @@ import torch, images, layers
 split = images.Archive(Path(sys.argv[2]) / "train.npz")
 order = torch.randperm(len(split), generator=torch.Generator().manual_seed(1))
 split.images, split.labels = split.images[order], split.labels[order]
-few = images.class_means(split, most=2, size=4)
+few = images.class_means(split, 0, most=2, size=4)
 bar = torch.arange(8).view(1, 8, 1) // 2 == split.labels.view(-1, 1, 1).fmod(4)
 split.images = bar.expand(-1, 8, 8).byte() * 255
-args = layers.argparse.Namespace(order="clusters", lengths="4,4", seed=1)
+args = layers.argparse.Namespace(order="clusters", lengths="4,4", seed=1, workers=0)
 book = layers.codebook_for(args, 16, split)
 print(json.dumps([few.shape, few.sum(0).abs().max().item(), (book.slots // 4).tolist()]))
 """
@@ -182,6 +187,8 @@ print(json.dumps([few.shape, few.sum(0).abs().max().item(), (book.slots // 4).to
     assert all(groups[place] == groups[place % 4] for place in range(16)) and len(set(groups)) == 4
     train(letters, tmp_path / "out", "--head", "cascade", "--order", "clusters", "--prototypes", "2")
     assert result(tmp_path / "out")["parameters"] == 16 * 8 + 4 * 2 * (8 + 1)
+    said = train(tmp_path / "data", tmp_path / "two", "--head", "cascade", "--order", "clusters").stdout
+    assert f"images that could not be read, left out: 1: {broken}" in said
 
 
 def test_an_interrupted_training_goes_on(letters: Path, tmp_path: Path) -> None:
