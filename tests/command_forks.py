@@ -11,6 +11,7 @@ the command itself.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import select
@@ -62,10 +63,14 @@ early = {{
     for key, value in os.environ.items()
     if key.startswith({early!r}) and not key.startswith({late!r})
 }}
+given = {given!r}
+if early.get("PYTHONPATH") == "":
+    # What has been imported is not of these paths, and what will be is not found there.
+    early["PYTHONPATH"] = given["PYTHONPATH"]
 line = [os.path.join({bin!r}, name), *sys.argv[1:]]
 arguments = sys.argv[1:]
 forks = name != "python" or arguments and (arguments[0][0] != "-" or arguments[0] in ("-m", "-c"))
-if early != {given!r} or not forks:
+if early != given or not forks:
     os.execv(line[0], line)
 server = socket.socket(socket.AF_UNIX)
 until = time.monotonic() + 120
@@ -155,6 +160,12 @@ def serve(path: str, changed: Callable[[list[str]], list[str]] = list) -> NoRetu
         changed: from a command line, a script and its arguments, to the one that is run.
     """
     forked.import_most(*MORE)
+    # Imports fairseq, which only now has been imported without setting logging up.
+    from scripts.common import faster_hydra
+
+    faster_hydra.install()
+    gc.collect()
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one waits for the keepers
     parent = os.getppid()
     with socket.socket(socket.AF_UNIX) as listener:

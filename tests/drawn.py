@@ -6,12 +6,12 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
-#: Of a test that says nothing, and the share of all numbers that `make test-fast` draws.
-EXAMPLES, FAST = 60, 1 / 6
+#: Of a test that says nothing, and the shares of all numbers that `make test` and `make test-fast` draw.
+EXAMPLES, SOME, FAST = 60, 1 / 2, 1 / 6
 
 
 def register_profiles() -> None:
-    """``mhe``, which is loaded, and ``fast`` (``--hypothesis-profile=fast``).
+    """``mhe``, which is loaded, ``all`` (``--hypothesis-profile=all``) and ``fast``.
 
     The same examples on every run: a failure seen once can be seen again. No deadline, because the first call
     into torch is slow and a busy machine is no bug.
@@ -21,7 +21,8 @@ def register_profiles() -> None:
         "derandomize": True,
         "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
     }
-    settings.register_profile("mhe", max_examples=EXAMPLES, **common)
+    settings.register_profile("all", max_examples=EXAMPLES, **common)
+    settings.register_profile("mhe", max_examples=round(EXAMPLES * SOME), **common)
     settings.register_profile("fast", max_examples=round(EXAMPLES * FAST), **common)
     settings.load_profile("mhe")
 

@@ -90,6 +90,7 @@ def status(child: int) -> int:
 
 def _become(line: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
     sys.stdin = open(0, encoding="utf-8", closefd=False)
+    paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ.clear()
     os.environ.update(env)
     _set_warnings(env.get("PYTHONWARNINGS", ""))
@@ -99,6 +100,8 @@ def _become(line: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
     is_module = line[0] == "-m"
     sys.argv = list(line[is_module:])
     sys.path[0] = {"-m": cwd, "-c": ""}.get(line[0], str(Path(line[0]).resolve().parent))
+    if not env.get("PYTHONPATH"):
+        sys.path[1:] = [path for path in sys.path[1:] if path not in paths]
     # Those of the checkout that the command is of may be others.
     for module in [name for name in sys.modules if name.split(".")[0] in ("scripts", "tests")]:
         del sys.modules[module]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -58,6 +59,18 @@ def test_a_forked_command(how: str, status: int, said: str, as_module: bool, tmp
         script = str(tmp_path / "toy.py")
         assert printed[0] == f"__main__ {[script, how]} {tmp_path} {tmp_path} 1 False"
         assert printed[1:3] == ["read ''", "at the end"]
+
+
+def test_paths_are_given_up_where_the_command_has_none(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.py").write_text("")
+    for environment, found in (('{"ONE": "1"}', False), ("dict(os.environ)", True)):
+        code = FORK.replace('{"ONE": "1"}', environment)
+        line = ["-c", "import importlib.util; print(importlib.util.find_spec('elsewhere') is not None)"]
+        done = run_command(
+            [sys.executable, "-c", code, json.dumps([line, str(REPO)])],
+            env={"PYTHONPATH": f"{REPO}{os.pathsep}{tmp_path}"},
+        )
+        assert done.stdout.splitlines() == [str(found), "status 0"], done.stderr
 
 
 #: Logs before and after fairseq is imported, which sets logging up; and warns.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from scripts.study.report_records import read_record
 from tests.helpers import REPO, run_command
 from tests.scripts.study.test_study import source as source  # the corpus and its study
 
-SCRIPT = [sys.executable, str(REPO / "scripts" / "study" / "exact_end.py")]
+SCRIPT = ["python", str(REPO / "scripts" / "study" / "exact_end.py")]
 
 SAMPLING = """
 [variants.sampling]

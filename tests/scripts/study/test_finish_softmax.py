@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from scripts.study.study_config import StudyError
 from tests.helpers import REPO, run_command
 from tests.scripts.study.test_study import source as source  # the corpus and its study
 
-SCRIPT = [sys.executable, str(REPO / "scripts" / "study" / "finish_softmax.py")]
+SCRIPT = ["python", str(REPO / "scripts" / "study" / "finish_softmax.py")]
 
 
 @pytest.mark.slow

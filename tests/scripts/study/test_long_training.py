@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tests.helpers import REPO, run_command
 from tests.scripts.study.test_exact_end import SAMPLING
 from tests.scripts.study.test_study import source as source  # the corpus and its study
 
-SCRIPT = [sys.executable, str(REPO / "scripts" / "study" / "long_training.py")]
+SCRIPT = ["python", str(REPO / "scripts" / "study" / "long_training.py")]
 
 
 @pytest.mark.slow

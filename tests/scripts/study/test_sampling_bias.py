@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from tests.helpers import REPO, run_command
 
 def script(*words: str) -> subprocess.CompletedProcess[str]:
     path = REPO / "scripts" / "study" / "sampling_bias.py"
-    return run_command([sys.executable, str(path), *words], check=False)
+    return run_command(["python", str(path), *words], check=False)
 
 
 def drawn_often(rows: int = 4000) -> Drawn:
