@@ -2,7 +2,8 @@
 ``cross_lingual_lm``, ``legacy_masked_lm``.
 
 ``Dictionary.load`` asks its class for a dictionary with ``add_special_symbols``, which those two classes do
-not take: every task that loads one ends in a TypeError.
+not take: every task that loads one ends in a TypeError. (``legacy_masked_lm`` cannot train all the same: its
+``load_dataset`` does not take what fairseq's trainer gives it.)
 
 Since fairseq 0.12.2, in which ``Dictionary.load`` got the argument. Can go when the classes take it.
 """
