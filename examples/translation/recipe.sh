@@ -12,11 +12,13 @@ LONGEST=512
 
 usage() {
     cat <<END
-run.sh [--out DIR] [--scale full|tiny] [--head HEAD] [--vocab V] [--updates N] [--batch N] [--average N]
-       [--source DIR] [--offline DIR | --mirror URL] [--checksums FILE] [--precision P] [--only STAGE] [--cpu]${OWN_USAGE:+
+run.sh [--out DIR] [--scale full|tiny] [--head HEAD] [--vocab V] [--updates N] [--finish N] [--batch N]
+       [--average N] [--source DIR] [--offline DIR | --mirror URL] [--checksums FILE] [--precision P]
+       [--only STAGE] [--cpu]${OWN_USAGE:+
        $OWN_USAGE}
 
 --vocab V     size of the joint dictionary
+--finish N    the last N updates as fairseq's softmax, in which the cascade ends
 --batch N     tokens of an update, whatever number of GPUs shares it (effective batch size)
 --average N   translate with the average of the last N checkpoints; 0: with the best one
 --source DIR  your own text in place of a download: {train,valid,test}.{$SRC,$TGT${MANY:+,tags}}, plain or .xz
@@ -36,6 +38,7 @@ END
 read_arguments() {
     shared_defaults
     CHECKSUMS="" SIZE="" TOKENIZE="" SOURCE="" MIRROR="" BATCH_TOKENS="" AVERAGE="" LANGUAGES="" METHOD=""
+    FINISH=""
     while (($#)); do
         shared_argument "$@"
         if ((TAKEN)); then
@@ -43,7 +46,7 @@ read_arguments() {
             continue
         fi
         case $1 in
-            --source | --mirror | --checksums | --batch | --average) ;;
+            --source | --mirror | --checksums | --batch | --average | --finish) ;;
             --size | --tokenize) [[ -n $SIZES ]] || fail "$1 is for wmt14_en_de and wmt16_en_ro" ;;
             --languages | --method) [[ -n $MANY ]] || fail "$1 is for the recipe opus100" ;;
             *) no_argument "$1" ;;
@@ -55,6 +58,7 @@ read_arguments() {
             --checksums) CHECKSUMS=$(from_here "$2") ;;
             --batch) BATCH_TOKENS=$2 ;;
             --average) AVERAGE=$2 ;;
+            --finish) FINISH=$2 ;;
             --size) SIZE=$2 ;;
             --tokenize) TOKENIZE=$2 ;;
             --languages) LANGUAGES=$2 ;;
@@ -72,7 +76,9 @@ read_arguments() {
     METHOD=${METHOD#tags}
     WORK=${WORK:-runs/$RECIPE${SIZE:+-$SIZE}${METHOD:+-$METHOD}-${HEAD:-${HEADS%% *}}}
     check_shared
-    whole_numbers "--batch and --average" "$BATCH_TOKENS" "$AVERAGE"
+    whole_numbers "--batch, --average and --finish" "$BATCH_TOKENS" "$AVERAGE" "$FINISH"
+    FINISH=${FINISH:-0}
+    ((!FINISH)) || [[ $HEAD == cascade ]] || fail "--finish is for the head cascade, not for '$HEAD'"
     [[ $BATCH_TOKENS != 0 && $UPDATES != 0 ]] || fail "--batch and --updates are at least 1, got 0"
     [[ -z $SOURCE || -d $SOURCE ]] || fail "there is no folder $SOURCE"
     [[ -z $OFFLINE || -z $MIRROR ]] || fail "--offline takes nothing from a network; it cannot be combined with --mirror"
@@ -121,6 +127,31 @@ settle_model() {
     # What is averaged must have been saved and kept.
     if ((VALIDATE_EVERY > UPDATES)); then VALIDATE_EVERY=$UPDATES; fi
     KEEP=$((AVERAGE > 2 ? AVERAGE : 2))
+    if ((FINISH)); then settle_finish; fi
+}
+
+# settle_finish: FINISHING, the optimiser of the updates that --finish makes a softmax's: OPTIMIZER, from the rate
+# that its schedule has when they begin down to zero.
+settle_finish() {
+    local least=$(((AVERAGE > 1 ? AVERAGE : 1) * VALIDATE_EVERY)) before=$((UPDATES - FINISH)) rate="" warmup="" i flag=""
+    ((FINISH >= least && before > 0)) ||
+        fail "--finish is $least or more, for its checkpoints to be averaged, and below --updates, $UPDATES; got $FINISH"
+    ((WORLD == 1)) || fail "--finish is done by one process, which may use all GPUs of a node; there are $WORLD"
+    [[ " ${OPTIMIZER[*]} " == *" --lr-scheduler inverse_sqrt "* ]] ||
+        fail "--finish is for --lr-scheduler inverse_sqrt; the optimiser is ${OPTIMIZER[*]}"
+    FINISHING=()
+    for ((i = 0; i < ${#OPTIMIZER[@]}; i += 1)); do
+        if [[ ${OPTIMIZER[i]} == --* ]]; then flag=${OPTIMIZER[i]}; fi
+        case $flag in
+            --lr) rate=${OPTIMIZER[i]} ;;
+            --warmup-updates) warmup=${OPTIMIZER[i]} ;;
+            --lr-scheduler | --warmup-init-lr) ;;
+            *) FINISHING+=("${OPTIMIZER[i]}") ;;
+        esac
+    done
+    rate=$(awk "BEGIN { w = ${warmup:-4000}; n = $before; printf \"%.6g\", $rate * (n < w ? n / w : sqrt(w / n)) }")
+    FINISHING+=(--lr "$rate" --lr-scheduler polynomial_decay --total-num-update "$FINISH"
+        --warmup-updates $((FINISH / 50)))
 }
 
 # begin_translation FLAG...: of prepare_translation.py.
@@ -174,13 +205,32 @@ prepare_text() {
     end
 }
 
+# train_model FLAG...: with the head, and to the end as fairseq's softmax where --finish says so. The flags are of
+# task and data.
+train_model() {
+    local whole=$UPDATES start
+    UPDATES=$((whole - FINISH))
+    train "$@" "${HEAD_WORDS[@]}" "${MODEL[@]}" "${OPTIMIZER[@]}"
+    if ((FINISH)); then
+        PART=-softmax-from-$UPDATES start=$WORK/softmax-from-$UPDATES.pt
+        begin softmax "$start" "$UPDATES"
+        run mhe export "$WORK/checkpoints/checkpoint_last.pt" --body -o "$start"
+        end
+        UPDATES=$FINISH
+        # Not --restore-file: what was interrupted continues with itself.
+        train "$@" --finetune-from-model "$start" --arch "${ARCH#mhe_}" --criterion label_smoothed_cross_entropy \
+            --label-smoothing 0.1 "${MODEL[@]}" "${FINISHING[@]}"
+    fi
+    UPDATES=$whole
+}
+
 # average: CHECKPOINT, what is translated with.
 average() {
-    CHECKPOINT=$WORK/checkpoints/checkpoint_best.pt
+    CHECKPOINT=$WORK/checkpoints$PART/checkpoint_best.pt
     if ((AVERAGE)); then
         CHECKPOINT=$WORK/averaged.pt
-        begin average "$CHECKPOINT" "$UPDATES last $AVERAGE"
-        run python scripts/recipes/average_checkpoints.py "$WORK/checkpoints" --last "$AVERAGE" -o "$CHECKPOINT"
+        begin average "$CHECKPOINT" "$UPDATES last $AVERAGE$PART"
+        run python scripts/recipes/average_checkpoints.py "$WORK/checkpoints$PART" --last "$AVERAGE" -o "$CHECKPOINT"
         end
     fi
 }
@@ -188,7 +238,7 @@ average() {
 # translate FLAG...: the flags are for fairseq-generate.
 translate() {
     average
-    begin translate "$WORK/translations" "$UPDATES $AVERAGE $*"
+    begin translate "$WORK/translations" "$UPDATES $AVERAGE$PART $*"
     if ((!skip)); then rm -rf "$WORK/translations.tmp" "$WORK/translations"; fi
     run fairseq-generate "$BIN" --user-dir "$USER_DIR" --task mhe_translation "${PAIR[@]}" \
         --path "$CHECKPOINT" --gen-subset test --remove-bpe sentencepiece "$@" \
@@ -203,7 +253,7 @@ translate() {
 evaluate() {
     local reference=$TEXT/test.$TGT
     [[ -f $reference ]] || reference=$reference.xz
-    local name="$RECIPE${SIZE:+ $SIZE}, ${HEAD_FLAGS:-$HEAD}"
+    local name="$RECIPE${SIZE:+ $SIZE}, ${HEAD_FLAGS:-$HEAD}${PART:+, its last $FINISH updates as a softmax}"
     if [[ $TOKENIZE == moses ]]; then set -- "$@" --detokenize "$TGT"; fi
     skip=0
     run python scripts/study/score_translations.py "${RESULTS:-$WORK/translations/generate-test.txt}" \

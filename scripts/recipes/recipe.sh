@@ -223,19 +223,21 @@ assign() {
 # train FLAG...: --validate-interval 1000 (epochs): validation is by updates only.
 # --required-batch-size-multiple 1: the default, 8, throws away the last samples of every set.
 # --update-epoch-batch-itr True: without it a resumed run trains on other batches than an uninterrupted one.
+# PART: what its step, folders and log are called beside those of another training of the recipe.
+PART=""
 train() {
     local more=()
     in_place TRAIN_FLAGS more
-    begin train "$WORK/checkpoints/checkpoint_best.pt" "$UPDATES"
-    ((RANK)) || continue_training "$WORK/checkpoints"
+    begin "train$PART" "$WORK/checkpoints$PART/checkpoint_best.pt" "$UPDATES"
+    ((RANK)) || continue_training "$WORK/checkpoints$PART"
     run fairseq-train "$BIN" --user-dir "$USER_DIR" "$@" \
         "${BATCH[@]}" --required-batch-size-multiple 1 --update-epoch-batch-itr True \
         --max-update "$UPDATES" --seed "$SEED" ${DEVICE[@]+"${DEVICE[@]}"} \
         ${DISTRIBUTED[@]+"${DISTRIBUTED[@]}"} ${more[@]+"${more[@]}"} \
         --validate-interval 1000 --validate-interval-updates "$VALIDATE_EVERY" \
         --save-interval-updates "$VALIDATE_EVERY" --keep-interval-updates "$KEEP" --no-epoch-checkpoints \
-        --save-dir "$WORK/checkpoints" --tensorboard-logdir "$WORK/tensorboard" \
-        --log-format "$LOG_FORMAT" --log-interval "${LOG_INTERVAL:-$LOG_EVERY}" --log-file "$WORK/train.log"
+        --save-dir "$WORK/checkpoints$PART" --tensorboard-logdir "$WORK/tensorboard$PART" \
+        --log-format "$LOG_FORMAT" --log-interval "${LOG_INTERVAL:-$LOG_EVERY}" --log-file "$WORK/train$PART.log"
     end
 }
 

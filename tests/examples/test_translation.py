@@ -175,6 +175,67 @@ def test_opus100_by_pairs(tmp_path: Path) -> None:
     assert all(f"opus100, cascade, {way}: test set of 20" in done for way in ("en to de", "fr to en"))
 
 
+@pytest.mark.slow
+def test_a_cascade_ends_as_a_softmax(tmp_path: Path) -> None:
+    sums = make("wmt14_en_de", tmp_path / "archives")
+    line = [
+        "--offline",
+        str(tmp_path / "archives"),
+        "--checksums",
+        str(sums),
+        "--updates",
+        "8",
+        "--finish",
+        "4",
+    ]
+    done = run_recipe("wmt14_en_de", tmp_path / "out", *line).stdout
+    assert commands(done)[-7:] == [
+        "fairseq-train", "mhe", "fairseq-train", "python", "fairseq-generate", "mv", "python"
+    ]  # fmt: skip
+    first, second = (each for each in done.splitlines() if each.startswith("$ fairseq-train"))
+    assert "--mhe-head cascade" in first and "--max-update 4 " in first
+    assert "--arch transformer " in second and "--mhe-" not in second and "--max-update 4 " in second
+    # What the schedule has after 4 of 50 updates of warm-up.
+    assert "--lr 0.0004 --lr-scheduler polynomial_decay --total-num-update 4 " in second
+    assert f"loading pretrained model from {tmp_path / 'out' / 'softmax-from-4.pt'}" in done
+    named = "wmt14_en_de base, cascade, its last 4 updates as a softmax: test set of 40 sentences: BLEU"
+    assert named in done
+    again = run_recipe("wmt14_en_de", tmp_path / "out", *line).stdout
+    assert commands(again) == ["python"] and "train-softmax-from-4: done before, skipped" in again
+    # Longer: the cascade goes on, and another softmax begins where it ends then.
+    longer = run_recipe("wmt14_en_de", tmp_path / "out", *line, "--updates", "10").stdout
+    assert f"continues from {tmp_path / 'out' / 'checkpoints' / 'checkpoint_last.pt'}" in longer
+    assert "softmax-from-6.pt" in longer and named in longer
+
+
+@pytest.mark.parametrize(
+    ("more", "env", "said"),
+    [
+        (["--head", "sampling"], {}, "--finish is for the head cascade, not for 'sampling'"),
+        (
+            ["--finish", "3"],
+            {},
+            "--finish is 4 or more, for its checkpoints to be averaged, and below --updates, 8",
+        ),
+        (["--finish", "8"], {}, "below --updates, 8; got 8"),
+        (
+            [],
+            {"OPTIMIZER_FLAGS": "--optimizer adam --lr 1"},
+            "--finish is for --lr-scheduler inverse_sqrt; the",
+        ),
+        (
+            [],
+            {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+            "--finish is done by one process, which may use all GPUs of a node; there are 2",
+        ),
+    ],
+)
+def test_an_end_that_cannot_be(tmp_path: Path, more: list[str], env: dict[str, str], said: str) -> None:
+    line = ["--updates", "8", "--finish", "4", *more]
+    refused(run_recipe("wmt14_en_de", tmp_path / "out", *line, check=False, env=env), said)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("recipe", "more", "said"),
     [
@@ -191,7 +252,7 @@ def test_opus100_by_pairs(tmp_path: Path) -> None:
         ),
         ("opus100", ["--source", "nowhere"], "there is no folder nowhere"),
         ("opus100", ["--batch", "0"], "--batch and --updates are at least 1, got 0"),
-        ("opus100", ["--average", "few"], "--batch and --average are whole numbers, got 'few'"),
+        ("opus100", ["--average", "few"], "--batch, --average and --finish are whole numbers, got 'few'"),
         ("opus100", ["--precision", "fp8"], "--precision is fp16, bf16 or fp32, not 'fp8'"),
         ("opus100", ["--only", "translate"], "--only is prepare, train or evaluate, not 'translate'"),
         ("opus100", ["--offline", "a", "--mirror", "http://b"], "it cannot be combined with --mirror"),

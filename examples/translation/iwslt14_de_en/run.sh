@@ -32,8 +32,7 @@ begin_translation --tokenize moses --normalize apostrophe --lowercase --max-word
 
 prepare
 stage train
-train --task mhe_translation "${PAIR[@]}" "${HEAD_WORDS[@]}" "${MODEL[@]}" "${OPTIMIZER[@]}" \
-    --num-workers "$WORKERS"
+train_model --task mhe_translation "${PAIR[@]}" --num-workers "$WORKERS"
 stage evaluate
 translate --beam 5
 evaluate --lowercase --detokenize "$TGT"

@@ -62,7 +62,7 @@ split_pairs() {
 translate_pairs() {
     average
     RESULTS=$WORK/translations
-    begin translate "$RESULTS" "$UPDATES $AVERAGE $*"
+    begin translate "$RESULTS" "$UPDATES $AVERAGE$PART $*"
     if ((!skip)); then rm -rf "$RESULTS.tmp" "$RESULTS"; fi
     local way ways=()
     read -ra ways <"$WORK/pairs/tested"
@@ -81,13 +81,12 @@ if [[ $METHOD == pairs ]]; then
     prepare_text --temperature 1
     split_pairs
     stage train
-    train --task mhe_translation_multi_simple_epoch "${LANGS[@]}" "${TOKENS[@]}" "${DRAWN[@]}" \
-        "${HEAD_WORDS[@]}" "${MODEL[@]}" "${OPTIMIZER[@]}" --num-workers "$WORKERS"
+    train_model --task mhe_translation_multi_simple_epoch "${LANGS[@]}" "${TOKENS[@]}" "${DRAWN[@]}" \
+        --num-workers "$WORKERS"
 else
     prepare --temperature "$TEMPERATURE"
     stage train
-    train --task mhe_translation "${PAIR[@]}" "${HEAD_WORDS[@]}" "${MODEL[@]}" "${OPTIMIZER[@]}" \
-        --num-workers "$WORKERS"
+    train_model --task mhe_translation "${PAIR[@]}" --num-workers "$WORKERS"
 fi
 stage evaluate
 if [[ $METHOD == pairs ]]; then

@@ -37,8 +37,7 @@ begin_translation --max-pieces 250 --ratio 1.5 --sample 5000000
 
 prepare
 stage train
-train --task mhe_translation "${PAIR[@]}" "${HEAD_WORDS[@]}" "${MODEL[@]}" "${OPTIMIZER[@]}" \
-    --num-workers "$WORKERS"
+train_model --task mhe_translation "${PAIR[@]}" --num-workers "$WORKERS"
 stage evaluate
 translate --beam 4 --lenpen 0.6
 evaluate

@@ -30,8 +30,7 @@ begin_translation --normalize romanian --max-pieces 250 --ratio 1.5
 
 prepare
 stage train
-train --task mhe_translation "${PAIR[@]}" "${HEAD_WORDS[@]}" "${MODEL[@]}" "${OPTIMIZER[@]}" \
-    --num-workers "$WORKERS"
+train_model --task mhe_translation "${PAIR[@]}" --num-workers "$WORKERS"
 stage evaluate
 translate --beam 5
 evaluate --normalize romanian
