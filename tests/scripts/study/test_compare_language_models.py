@@ -70,7 +70,8 @@ def test_compare_prints_one_table_and_records_every_run(lm_data: Path, tmp_path:
 
 @pytest.mark.slow
 def test_failed_training_is_told(lm_data: Path, tmp_path: Path) -> None:
-    done = script(lm_data, tmp_path / "out", "--train-flags=--no-such-flag", check=False)
+    words = ["--threads", "1", "--train-flags=--no-such-flag"]
+    done = script(lm_data, tmp_path / "out", *words, check=False)
     assert done.returncode == 1
     assert "compare_language_models.py: error: train: the command failed with status 2; see" in done.stderr
     assert "no-such-flag" in done.stderr.splitlines()[-1]
