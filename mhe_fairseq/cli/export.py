@@ -121,8 +121,8 @@ def _train_on(stock: StockCheckpoint, path: Path) -> list[str]:
     task = stock.state["cfg"].get("task") or {}
     name = str(task.get("_name") or "translation").removeprefix("mhe_")
     return [
-        "fairseq-train", _data(task, "DATA-BIN"), "--task", name, "--arch", stock.arch, "--restore-file",
-        str(path), "--reset-optimizer", "--reset-lr-scheduler", "--reset-dataloader", "--reset-meters", "...",
+        "fairseq-train", _data(task, "DATA-BIN"), "--task", name, "--arch", stock.arch,
+        "--finetune-from-model", str(path), "...",
     ]  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _translate(stock: StockCheckpoint, path: Path) -> list[str]:
     """The command that fine-tunes a pretraining at ``path`` to translate or sum up, to be completed."""
     return [
         "fairseq-train", "DATA-BIN", "--task", "translation", "--truncate-source", "--arch", stock.arch,
-        "--restore-file", str(path), "--reset-optimizer", "--reset-dataloader", "--reset-meters", "...",
+        "--finetune-from-model", str(path), "...",
     ]  # fmt: skip
 
 

@@ -121,8 +121,7 @@ def test_a_cascade_is_trained_on_with_fairseqs_softmax(
     assert main(["export", str(last), "-o", str(stock), "--body"]) == 0
     said = capsys.readouterr().out
     assert "in place of a cascade head: " in said and "tied to the decoder's" not in said
-    restored = ["--restore-file", str(stock), "--reset-optimizer", "--reset-lr-scheduler"]
-    restored += ["--reset-dataloader", "--reset-meters"]
+    restored = ["--finetune-from-model", str(stock)]
     assert f"--arch transformer_tiny {' '.join(restored)} ..." in said
     (ours,), _ = load_model_ensemble([str(last)])
     (theirs,), _ = load_model_ensemble([str(stock)])
