@@ -51,7 +51,10 @@ HEADS: dict[str, tuple[str, str]] = {
     "mixture": (f"{OURS} --mhe-head product --mhe-mixtures 8", "--by cluster"),
     "cascade": (f"{OURS} --mhe-head cascade", "--by cluster"),
     "sampling": (f"{OURS} --mhe-head sampling", ""),
+    "cascade-prototypes": (f"{OURS} --mhe-head cascade --mhe-group-prototypes 4", "--by cluster"),
 }
+#: Trained where --heads says nothing.
+DEFAULT = "softmax,product,mixture,cascade,sampling"
 #: The body, four layers of 256, and its training. Not tied.
 MODEL = (
     "--decoder-layers 4 --decoder-embed-dim 256 --decoder-input-dim 256 --decoder-output-dim 256 "
@@ -269,7 +272,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("language-models"), help="folder to write (default: %(default)s)"
     )
-    parser.add_argument("--heads", default=",".join(HEADS), help="heads to train (default: %(default)s)")
+    parser.add_argument(
+        "--heads", default=DEFAULT, help=f"of {', '.join(HEADS)}, to train (default: %(default)s)"
+    )
     parser.add_argument("--seeds", default="1,2,3", help="seeds of each head (default: %(default)s)")
     parser.add_argument(
         "--updates", type=int, default=600, help="updates of each training (default: %(default)s)"
