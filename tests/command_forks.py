@@ -11,7 +11,6 @@ the command itself.
 from __future__ import annotations
 
 import atexit
-import gc
 import json
 import os
 import select
@@ -164,8 +163,7 @@ def serve(path: str, changed: Callable[[list[str]], list[str]] = list) -> NoRetu
     from scripts.common import faster_hydra
 
     faster_hydra.install()
-    gc.collect()
-    gc.freeze()
+    forked.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one waits for the keepers
     parent = os.getppid()
     with socket.socket(socket.AF_UNIX) as listener:

@@ -45,8 +45,13 @@ def import_most(*more: str) -> None:
     _set_up = list(logging.root.handlers), logging.root.level
     logging.root.handlers.clear()
     logging.root.setLevel(logging.WARNING)
+    freeze()
+
+
+def freeze() -> None:
+    """After the last import: a collection in a forked process would copy all of the memory that it shares."""
     gc.collect()
-    gc.freeze()  # a collection in a forked process would copy all of the memory that it shares
+    gc.freeze()
 
 
 def for_answers() -> TextIO:

@@ -41,19 +41,9 @@ def test_a_translation_model_begins_with_an_xlm(toy_data: Path, tmp_path: Path) 
         run_command([*one_side, str(data / lang), "--srcdict", str(data / "dict.txt"), *split])
         for file in (data / lang).glob("*.[bi]*"):
             file.rename(data / f"{file.stem}.{lang}{file.suffix}")
-    common = [
-        *PLUGIN,
-        "--optimizer",
-        "adam",
-        "--max-epoch",
-        "1",
-        "--cpu",
-        "--num-workers",
-        "0",
-        *ALL_SENTENCES,
-    ]
+    common = [*PLUGIN, "--optimizer", "adam", "--max-epoch", "1", "--cpu", "--num-workers", "0"]
     common += ["--encoder-layers", "1", "--encoder-embed-dim", "32", "--encoder-attention-heads", "1"]
-    common += ["--encoder-ffn-embed-dim", "32", "--no-epoch-checkpoints"]
+    common += ["--encoder-ffn-embed-dim", "32", "--no-epoch-checkpoints", *ALL_SENTENCES]
     run_command(
         ["fairseq-train", str(data), "--task", "cross_lingual_lm", "--arch", "masked_lm", *common]
         + ["--monolingual-langs", f"{TOY_SOURCE},{TOY_TARGET}", "--masked-lm-only", "--num-segment", "5"]
