@@ -68,8 +68,8 @@ def test_one_process_of_a_platform_or_a_job_uses_all_gpus() -> None:
 def test_flags_of_several_lines(tmp_path: Path) -> None:
     flags = "--arch transformer\n  --label-smoothing 0.2"
     script = (
-        "ONLY= FAMILY=translation ARCH=a HEAD=softmax WORK=w VALIDATE_EVERY=1 UPDATES=1 AVERAGE=0 MODEL=() "
-        "OPTIMIZER=(); source <(sed '/^source/d' examples/translation/recipe.sh); settle_model; "
+        "ONLY= FAMILY=translation ARCH=a HEAD=softmax WORK=w VALIDATE_EVERY=1 UPDATES=1 AVERAGE=0 FINISH=0 "
+        "MODEL=() OPTIMIZER=(); source <(sed '/^source/d' examples/translation/recipe.sh); settle_model; "
         'echo "${HEAD_WORDS[*]}" >&2'
     )
     said = settings(script, {"HEAD_FLAGS": flags}, gpus=1, check=False).stderr
