@@ -162,7 +162,9 @@ def serve(path: str, changed: Callable[[list[str]], list[str]] = list) -> NoRetu
     # Imports fairseq, which only now has been imported without setting logging up.
     from scripts.common import faster_hydra
 
-    faster_hydra.install()
+    kept = Path(path).with_name("configurations")
+    kept.mkdir()
+    faster_hydra.install(kept)
     forked.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one waits for the keepers
     parent = os.getppid()
