@@ -8,7 +8,6 @@ folder, and another one with the same overrides its values.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 import os
@@ -16,13 +15,12 @@ import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fairseq.dataclass.utils as fairseq_utils
 import hydra
 from fairseq.dataclass.constants import ChoiceEnum, StrEnum
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,37 +29,21 @@ from scripts.common.files import write_whole
 #: Of ``fairseq.dataclass.utils``, which composes this configuration of fairseq's.
 _PATH, _NAME = os.path.join("..", "config"), "config"
 
-
 #: Where configurations are kept.
 _kept: Path | None = None
 
 
 def install(kept: Path) -> None:
-    """Parse no override twice, here and in forked processes, and build no configuration twice.
-
-    The result of each command is what it is without.
+    """Build no configuration twice, here and in forked processes. The result of each command is what it is
+    without.
 
     Args:
         kept: an empty folder for configurations, of processes that have the same fairseq.
     """
     global _kept
     _kept = kept
-    parse = OverridesParser.parse_rule
-    known: dict[tuple[str, str], Any] = {}
-
-    def parse_rule(self: OverridesParser, text: str, rule: str) -> Any:
-        if (text, rule) not in known:
-            known[text, rule] = parse(self, text, rule)
-        # What is remembered is copied, for Hydra writes to it.
-        return copy.deepcopy(known[text, rule])
-
-    for owner, name, quicker in (
-        (OverridesParser, "parse_rule", parse_rule),
-        (CachingConfigRepository, "__init__", _beside),
-        (fairseq_utils, "initialize", _Later),
-        (fairseq_utils, "compose", _compose),
-    ):
-        setattr(owner, name, quicker)
+    for name, quicker in (("initialize", _Later), ("compose", _compose)):
+        setattr(fairseq_utils, name, quicker)
 
 
 def _parted(overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -76,7 +58,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, type) and issubclass(value, StrEnum) and value is not StrEnum:
-            return ChoiceEnum, ([choice.value for choice in value],)
+            return ChoiceEnum, ([choice.value for choice in cast(Any, value)],)
         return NotImplemented
 
 
@@ -119,10 +101,3 @@ def _from_sources(overrides: list[str]) -> DictConfig:
     folder = Path(fairseq_utils.__file__).parent.parent / "config"
     with hydra.initialize_config_dir(str(folder), job_name="utils"):
         return hydra.compose(_NAME, overrides=overrides, strict=False)
-
-
-def _beside(self: CachingConfigRepository, delegate: IConfigRepository) -> None:
-    """As Hydra does it, but that what is read of configurations' sources is not copied with them: a copy's
-    ``initialize_sources`` gives it sources of its own, and what they load is copied when it is loaded."""
-    self.delegate = copy.copy(delegate)
-    self.cache = {}
