@@ -14,16 +14,20 @@ PAIR = ["-s", TOY_SOURCE, "-t", TOY_TARGET]
 ALL_SENTENCES = ["--required-batch-size-multiple", "1"]
 #: Updates take half of the time that two layers a side would take.
 LAYERS = ["--encoder-layers", "1", "--decoder-layers", "1"]
+#: Of a training that is looked at when it has ended: an epoch of the toy corpus is four updates.
+AT_THE_END = ["--validate-interval", "1000", "--save-interval", "1000"]
 CRITERION = ["--criterion", "mhe_cross_entropy", "--label-smoothing", "0.1"]
 
 
 def train_line(data: Path, save_dir: Path, *flags: str, arch: str = "mhe_transformer_tiny") -> list[str]:
-    """A fairseq-train command over the toy corpus: tiny model, every line of its log is JSON."""
+    """A fairseq-train command over the toy corpus: tiny model, every line of its log is JSON. With
+    ``--no-epoch-checkpoints`` it validates and saves at the end alone."""
+    ends = AT_THE_END if "--no-epoch-checkpoints" in flags else []
     return [
         "fairseq-train", str(data), *PLUGIN, *PAIR, "--arch", arch, *LAYERS,
         "--optimizer", "adam", "--lr", "0.005", "--clip-norm", "1.0", "--max-tokens", "500", *ALL_SENTENCES,
         "--cpu", "--num-workers", "0", "--seed", "1", "--log-format", "json", "--log-interval", "1",
-        "--save-dir", str(save_dir), *flags,
+        "--save-dir", str(save_dir), *ends, *flags,
     ]  # fmt: skip
 
 

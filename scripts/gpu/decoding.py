@@ -44,7 +44,7 @@ def checks(settings: Settings) -> Sequence[Check]:
 def spec(head: str, vocab: int, settings: Settings) -> dict[str, Any]:
     """A ``search_case.Spec``, as a dictionary."""
     names = ("dim", "layers", "sentences", "batch", "length", "beam", "rounds")
-    sizes = (16, 1, 4, 2, 2, 2, 1) if settings.smoke else (512, 6, 128, 64, 25, _BEAM, 3)
+    sizes = (16, 1, 2, 2, 2, 2, 1) if settings.smoke else (512, 6, 128, 64, 25, _BEAM, 3)
     dtypes = ["fp16"] if settings.smoke else ["fp16", "bf16"]
     told = {"head": head, "vocab": vocab, "dtypes": dtypes, "device": settings.device.type}
     return told | dict(zip(names, sizes, strict=True))

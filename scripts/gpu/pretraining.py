@@ -80,7 +80,7 @@ def _line(kind: str, data: Path, settings: Settings) -> list[str]:
     side = "encoder" if masked else "decoder"
     # A masked language model's dictionary has one symbol more.
     codes = [] if masked else ["--mhe-codebook", str(data / "codes")]
-    layers, dim, tokens, updates = (1, 16, 24, 2) if settings.smoke else (4, 512, 4096, 8)
+    layers, dim, tokens, updates = (1, 16, 12, 2) if settings.smoke else (4, 512, 4096, 8)
     heads = max(1, dim // 64)
     return [
         str(data), *train_flags.PLUGIN, *KINDS[kind], "--mhe-head", "cascade", *codes,

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What a cascade gains when the end of its training is done as a softmax.
+"""What a cascade, or another head, gains when the end of its training is done as a softmax.
 
     python scripts/study/finish_softmax.py --source CORPUS --out finished --updates 8000 --last 1000
 
-Trains a study's softmax and its cascade (``examples/translation/study.toml``). In the last updates the
-learning rate falls to zero, and those are done three times: by the softmax, by the cascade, and by what
-`mhe export --body` makes of the cascade before them, fairseq's softmax tied to the same embeddings, with a
-new optimiser. The last checkpoint of each is validated and translated with.
+Trains a study's softmax and its cascade (``examples/translation/study.toml``), or other ``--variants``. In
+the last updates the learning rate falls to zero, and those are done three times: by the softmax, by the
+cascade, and by what `mhe export --body` makes of the cascade before them, fairseq's softmax tied to the same
+embeddings, with a new optimiser. The last checkpoint of each is validated and translated with.
 
 ``--out``/record.json has what is shown on the page of results. What is done is not done again.
 """
@@ -97,7 +97,7 @@ def ending(step: Step, start: Path, before: int, last: int, is_new: bool) -> Ste
 
 
 def trainings(
-    study: Study, where: Folders, softmax: Variant, cascade: Variant, seed: int, last: int
+    study: Study, where: Folders, softmax: Variant, others: list[Variant], seed: int, last: int
 ) -> list[tuple[str, list[Step], Trained, Trained]]:
     """Name of the row, steps before the end, the first part, and the end."""
     before, found = study.updates - last, []
@@ -108,16 +108,18 @@ def trainings(
     def row(name: str, steps: list[Step], end: Step) -> None:
         found.append((name, steps, Trained(name, first, study, where), Trained(name, end, study, where)))
 
-    for variant in (softmax, cascade):
+    for variant in (softmax, *others):
         first = part(variant, "-first", before)
         whole = part(variant, "", study.updates)
         row(variant.name, [first], ending(whole, first.makes, before, last, is_new=False))
-    start = first.makes.parent.parent / "start.pt"
-    words = ["mhe", "export", str(first.makes), "--body", "-o", str(start)]
-    export = Step("export", words, start, start.with_name("export.log"))
-    whole = part(replace(softmax, name=cascade.name), "-as-softmax", study.updates)
-    end = ending(whole, start, before, last, is_new=True)
-    row(f"{cascade.name}, its end as a softmax", [first, export], end)
+        if variant is softmax:
+            continue
+        start = first.makes.parent.parent / "start.pt"
+        words = ["mhe", "export", str(first.makes), "--body", "-o", str(start)]
+        export = Step("export", words, start, start.with_name("export.log"))
+        whole = part(replace(softmax, name=variant.name), "-as-softmax", study.updates)
+        end = ending(whole, start, before, last, is_new=True)
+        row(f"{variant.name}, its end as a softmax", [first, export], end)
     return found
 
 
@@ -127,13 +129,13 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     study = comparison.study()
     if not 0 < args.last < study.updates:
         raise StudyError(f"--last must be 1 to {study.updates - 1}, below --updates; got {args.last}")
-    softmax, cascade = study.chosen(f"{study.baseline},{args.variant}")
+    softmax, *others = study.chosen(f"{study.baseline},{args.variants}", "--variants")
     where, source = Folders(args.out), str(args.source)
-    comparison.run(where.out, prepare_steps(study, args.source, where, [softmax, cascade]), source=source)
+    comparison.run(where.out, prepare_steps(study, args.source, where, [softmax, *others]), source=source)
     references = reference_lines(study, where)
     rows: dict[str, Scored] = {}
     for seed in parse_seeds(args.seeds):
-        for name, steps, first, end in trainings(study, where, softmax, cascade, seed, args.last):
+        for name, steps, first, end in trainings(study, where, softmax, others, seed, args.last):
             comparison.run(first.folder, steps, source=source, seed=seed)
             comparison.run(end.folder, [end.step, end.generate()], source=source, seed=seed)
             found = rows.setdefault(name, Scored())
@@ -143,10 +145,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     return comparison.record(
         about="A cascade finished as a softmax",
         data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
-        setup=f"variants {softmax.name} and {cascade.name} of {from_root(args.study)}, {study.updates:,} "
-        f"updates; the learning rate falls linearly to zero over the last {args.last:,}, which the third row "
-        "begins with a new optimiser; last checkpoints; p: that chance makes so large a difference in BLEU "
-        "to the softmax of the seed (paired bootstrap)",
+        setup=f"variants {', '.join(each.name for each in [softmax, *others])} of {from_root(args.study)}, "
+        f"{study.updates:,} updates; the learning rate falls linearly to zero over the last {args.last:,}, "
+        "which those as a softmax begin with a new optimiser; last checkpoints; p: that chance makes so large "
+        "a difference in BLEU to the softmax of the seed (paired bootstrap)",
         seeds=args.seeds,
         columns=COLUMNS,
         rows=made_rows(rows, references),
@@ -166,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "finished")
     add = parser.add_argument
     add("--vocab-size", type=int, help="pieces of the dictionary (default: the study's)")
-    add("--variant", default="cascade", help="with a cascade, tied (default: %(default)s)")
+    add("--variants", default="cascade", help="whose heads are tied, by commas (default: %(default)s)")
     add("--last", type=int, default=1000, help="updates of the end (default: %(default)s)")
     add("--seeds", default="1", help="default: %(default)s")
     return run_study("finish_softmax.py", parser.parse_args(argv), compare)

@@ -63,15 +63,15 @@ class Study:
     generate: str
     variants: dict[str, Variant]
 
-    def chosen(self, only: str | None) -> list[Variant]:
-        """Those named in ``--only``, separated by commas; all without it.
+    def chosen(self, only: str | None, flag: str = "--only") -> list[Variant]:
+        """Those named in a flag, separated by commas; all without it.
 
         Raises:
             StudyError: an unknown one, or one twice.
         """
         names = list(self.variants) if only is None else only.split(",")
         if set(names) - set(self.variants) or len(set(names)) < len(names):
-            raise StudyError(f"--only takes different ones of {', '.join(self.variants)}; got {only}")
+            raise StudyError(f"{flag} takes different ones of {', '.join(self.variants)}; got {only}")
         return [self.variants[name] for name in names]
 
 

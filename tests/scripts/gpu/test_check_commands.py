@@ -68,7 +68,7 @@ def test_searches(whole: tuple[dict[str, Any], str]) -> None:
     checks = by_name(whole[0]["e"])
     for head in ("cascade", "cascade-tied", "product", "mixture"):
         exact = checks[f"{head}, V = 120"]["differences"]["fp32"]
-        assert exact["differ"] == 0 and exact["hypotheses"] == 8
+        assert exact["differ"] == 0 and exact["hypotheses"] == 4
     generated = checks["fairseq-generate, V = 120"]
     assert generated["differences"]["sentences"] == 5 and generated["differences"]["best_differ"] == 0
     assert [name for name, said in generated["said"].items() if "compact search" in said] == ["compact"]

@@ -15,27 +15,39 @@ from tests.scripts.study.test_study import source as source  # the corpus and it
 SCRIPT = ["python", str(REPO / "scripts" / "study" / "finish_softmax.py")]
 
 
+SAMPLING = """
+[variants.sampling]
+train = "--task mhe_translation --arch mhe_transformer --criterion mhe_cross_entropy --mhe-head sampling"
+"""
+
+
 @pytest.mark.slow
 def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    words = ["--study", str(source / "study.toml"), "--source", str(source), "--out", str(out)]
-    words += ["--updates", "8", "--last", "4"]
+    study, out = tmp_path / "study.toml", tmp_path / "out"
+    study.write_text((source / "study.toml").read_text() + SAMPLING)
+    words = ["--study", str(study), "--source", str(source), "--out", str(out)]
+    words += ["--updates", "8", "--last", "4", "--variants", "cascade,sampling"]
     run_command([*SCRIPT, *words])
     record = read_record(out / "record.json")
-    softmax, cascade, finished = record["rows"]
+    softmax, cascade, finished, sampling, finished_too = record["rows"]
+    assert finished_too["model"] == "sampling, its end as a softmax"
+    assert sampling["before"] == finished_too["before"] != cascade["before"]
     assert finished["model"] == "cascade, its end as a softmax"
     assert softmax["behind"] is None and finished["p"] is not None
     # The end of a cascade's training in two ways.
     assert cascade["before"] == finished["before"] != softmax["before"]
-    assert len({row["bits"] for row in record["rows"]}) == 3
+    assert len({row["bits"] for row in record["rows"]}) == 5
     ends = [line for line in record["commands"] if "--restore-file" in line]
     assert [("--reset-optimizer" in line, "--mhe-head" in line) for line in ends] == [
         (False, False),
         (False, True),
         (True, False),
+        (False, True),
+        (True, False),
     ]
     # A fixed rate of 0.001 falls to zero from update 4 to 8, or with a new optimiser from 0 to 4.
-    assert ["--lr 0.002 " in line for line in ends] == [True, True, False] and "--lr 0.001 " in ends[2]
+    assert ["--lr 0.002 " in line for line in ends] == [True, True, False, True, False]
+    assert all("--lr 0.001 " in line for line in (ends[2], ends[4]))
     rates = [line for line in (out / "cascade-1" / "train.log").read_text().splitlines() if '"lr"' in line]
     assert '"lr": "0"' in rates[-1]
 
@@ -50,8 +62,14 @@ def test_rates() -> None:
 
 
 @pytest.mark.slow
-def test_an_end_longer_than_the_training_is_one_sentence(source: Path, tmp_path: Path) -> None:
+def test_bad_flags_are_one_sentence(source: Path, tmp_path: Path) -> None:
     words = ["--study", str(source / "study.toml"), "--source", str(source), "--out", str(tmp_path / "out")]
-    done = run_command([*SCRIPT, *words, "--updates", "8", "--last", "8"], check=False)
-    assert done.returncode == 1
-    assert "finish_softmax.py: error: --last must be 1 to 7, below --updates; got 8" in done.stderr
+    for more, said in (
+        (["--last", "8"], "--last must be 1 to 7, below --updates; got 8"),
+        (
+            ["--last", "4", "--variants", "no"],
+            "--variants takes different ones of softmax, cascade; got softmax,no",
+        ),
+    ):
+        done = run_command([*SCRIPT, *words, "--updates", "8", *more], check=False)
+        assert done.returncode == 1 and f"finish_softmax.py: error: {said}" in done.stderr
