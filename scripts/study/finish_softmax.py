@@ -147,8 +147,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
         setup=f"variants {', '.join(each.name for each in [softmax, *others])} of {from_root(args.study)}, "
         f"{study.updates:,} updates; the learning rate falls linearly to zero over the last {args.last:,}, "
-        "which those as a softmax begin with a new optimiser; last checkpoints; p: that chance makes so large "
-        "a difference in BLEU to the softmax of the seed (paired bootstrap)",
+        "which those as a softmax begin with a new optimiser; last checkpoints; p: that chance makes so "
+        "large a difference in BLEU to the softmax of the seed (paired bootstrap)",
         seeds=args.seeds,
         columns=COLUMNS,
         rows=made_rows(rows, references),
