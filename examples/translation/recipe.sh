@@ -214,7 +214,7 @@ train_model() {
     if ((FINISH)); then
         PART=-softmax-from-$UPDATES start=$WORK/softmax-from-$UPDATES.pt
         begin softmax "$start" "$UPDATES"
-        run mhe export "$WORK/checkpoints/checkpoint_last.pt" --body -o "$start"
+        run mhe export "$WORK/checkpoints/checkpoint_last.pt" --body -o "$start" --force
         end
         UPDATES=$FINISH
         # Not --restore-file: what was interrupted continues with itself.

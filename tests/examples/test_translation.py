@@ -202,6 +202,18 @@ def test_a_cascade_ends_as_a_softmax(tmp_path: Path) -> None:
     assert named in done
     again = run_recipe("wmt14_en_de", tmp_path / "out", *line).stdout
     assert commands(again) == ["python"] and "train-softmax-from-4: done before, skipped" in again
+    # Killed after two of its updates, and before it was noted that what they begin with is there.
+    folder = tmp_path / "out" / "checkpoints-softmax-from-4"
+    (early,) = folder.glob("checkpoint_*_2.pt")
+    early.replace(folder / "checkpoint_last.pt")
+    for path in folder.glob("checkpoint_[!l]*.pt"):
+        path.unlink()
+    for step in ("softmax", "train-softmax-from-4"):
+        (tmp_path / "out" / "done" / step).unlink()
+    resumed = run_recipe("wmt14_en_de", tmp_path / "out", *line).stdout
+    assert f"continues from {folder / 'checkpoint_last.pt'}" in resumed and named in resumed
+    assert "loading pretrained model" not in resumed
+    assert "num_updates=3, " in resumed and "num_updates=2, " not in resumed
     # Longer: the cascade goes on, and another softmax begins where it ends then.
     longer = run_recipe("wmt14_en_de", tmp_path / "out", *line, "--updates", "10").stdout
     assert f"continues from {tmp_path / 'out' / 'checkpoints' / 'checkpoint_last.pt'}" in longer
