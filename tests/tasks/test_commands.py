@@ -20,7 +20,7 @@ def models(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     bleu = ["--eval-bleu", "--eval-bleu-args", '{"beam": 2, "max_len_a": 1.5, "max_len_b": 5}']
     done = train(
         toy_data, folder / "product", *CRITERION, *SHORT, "--task", "mhe_translation", *bleu,
-        "--mhe-head", "product", "--mhe-mixtures", "2",
+        "--mhe-head", "product", "--mhe-mixtures", "2", "--validate-interval", "1",
     )  # fmt: skip
     (folder / "product" / "log").write_text(done.stdout + done.stderr)
     train(toy_data, folder / "cascade", *CRITERION, *SHORT, "--task", "translation", "--mhe-head", "cascade")
