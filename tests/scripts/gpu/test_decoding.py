@@ -48,8 +48,8 @@ def test_differences() -> None:
 def test_searches_of_one_head_agree_and_cost_what_is_counted() -> None:
     found = examine(tiny("cascade-tied"))
     assert found["wrong"] == "" and set(found["differences"]) == {"fp32", "fp16"}
-    # 4 sentences of 2 tokens and EOS.
-    assert {each["tokens"] for each in found["speed"].values()} == {12}
+    # 2 sentences of 2 tokens and EOS.
+    assert {each["tokens"] for each in found["speed"].values()} == {6}
     per = found["per_step"]
     assert per["compact"]["operators"] != per["wide"]["operators"]
     assert per["softmax"]["operators"] > 50 and per["softmax"]["waits"] > 0
@@ -71,7 +71,7 @@ def test_a_search_that_finds_something_else_is_told(monkeypatch: pytest.MonkeyPa
         return found
 
     monkeypatch.setattr(search_case.Searches, "run", other)
-    assert examine(tiny("product"))["wrong"].startswith("in fp32 1 of 8 hypotheses differ")
+    assert examine(tiny("product"))["wrong"].startswith("in fp32 1 of 4 hypotheses differ")
 
 
 def test_a_head_without_compact_search_is_told() -> None:
