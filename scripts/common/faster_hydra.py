@@ -9,7 +9,6 @@ folder, and another one with the same overrides its values.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import pickle
 import sys
@@ -23,8 +22,6 @@ from fairseq.dataclass.constants import ChoiceEnum, StrEnum
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-
-from scripts.common.files import write_whole
 
 #: Of ``fairseq.dataclass.utils``, which composes this configuration of fairseq's.
 _PATH, _NAME = os.path.join("..", "config"), "config"
@@ -82,9 +79,11 @@ def _compose(name: str, overrides: list[str], strict: bool) -> DictConfig:
     path = _kept / hashlib.sha1(repr([has_plugin, *choices, *values]).encode()).hexdigest()
     if not path.is_file():
         config = _from_sources(overrides)
-        written = io.BytesIO()
-        _Pickler(written).dump((values, config))
-        write_whole(path, [written.getvalue()])
+        # Ranks of a training compose the same at the same time.
+        own = path.with_name(f"{path.name}.{os.getpid()}")
+        with own.open("wb") as file:
+            _Pickler(file).dump((values, config))
+        os.replace(own, path)
         return config
     given, config = pickle.loads(path.read_bytes())
     changed = [line for key, line in values.items() if given[key] != line]

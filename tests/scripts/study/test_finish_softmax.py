@@ -10,15 +10,10 @@ from scripts.study.finish_softmax import rate_after
 from scripts.study.report_records import read_record
 from scripts.study.study_config import StudyError
 from tests.helpers import REPO, run_command
+from tests.scripts.study.test_exact_end import SAMPLING
 from tests.scripts.study.test_study import source as source  # the corpus and its study
 
 SCRIPT = ["python", str(REPO / "scripts" / "study" / "finish_softmax.py")]
-
-
-SAMPLING = """
-[variants.sampling]
-train = "--task mhe_translation --arch mhe_transformer --criterion mhe_cross_entropy --mhe-head sampling"
-"""
 
 
 @pytest.mark.slow
