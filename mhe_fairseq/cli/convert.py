@@ -1,4 +1,4 @@
-"""`mhe convert`: a trained softmax model with another head, or a trained model for another dictionary."""
+"""`mhe convert`: a trained model with another head, or for another dictionary."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add `mhe convert`."""
     parser = subparsers.add_parser(
         "convert",
-        help="make a checkpoint of ours of a trained softmax model",
-        description="Make a checkpoint with one of our heads of a trained model with a softmax: fairseq's "
-        "own transformer, transformer_lm, roberta or bart, or one of ours with --mhe-head softmax or "
-        "sampling. Sampling and softmax score as before. A cascade keeps the rows of tokens, and its "
-        "group head is fitted to the probabilities that the softmax gives groups. No labels are needed; "
-        "the optimizer's state is left out. Without --head, and with --data of another dictionary: the "
-        "same model, fairseq's or one of ours with any head, for that dictionary.",
+        help="make a checkpoint with another head of a trained model",
+        description="Make a checkpoint with one of our heads of a trained model: fairseq's own transformer, "
+        "transformer_lm, roberta or bart, or one of ours. Of a softmax or sampling head, sampling and "
+        "softmax score as before, and a cascade keeps the rows of tokens, and its group head is fitted to "
+        "the probabilities that the softmax gives groups. Of a cascade or product head a softmax or sampling "
+        "head is made whose rows, a table of its own, are fitted to the probabilities of tokens. No labels "
+        "are needed; the optimizer's state is left out. Without --head, and with --data of another "
+        "dictionary: the same model, fairseq's or one of ours with any head, for that dictionary.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="such as checkpoints/checkpoint_best.pt")
     parser.add_argument(
@@ -34,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         required=True,
         metavar="BIN",
         help="directory written by fairseq-preprocess with the model's dictionaries: the training text is "
-        "read for the codebook and the group head, the validation text to compare losses; or with the "
+        "read for the codebook and for what is fitted, the validation text to compare losses; or with the "
         "dictionaries that the model shall have",
     )
     parser.add_argument(
@@ -61,8 +62,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         type=int,
         default=131_072,
         metavar="N",
-        help="cascade: fit the group head on N tokens of the training text (default 131072); each takes 4 "
-        "(d + L1) bytes of memory",
+        help="what is fitted, a cascade's group head or the rows of a softmax, on N tokens of the training "
+        "text (default 131072); for a group head each takes 4 (d + L1) bytes of memory",
     )
     parser.add_argument("--seed", type=int, default=1, help="of the codebook and the fit (default 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default cpu)")
@@ -122,9 +123,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_numbers(args: argparse.Namespace) -> None:
     """Refuse numbers that no conversion can use."""
     if args.tokens < 2:
-        raise MHEError(
-            f"--tokens is a number of tokens to fit the group head on, at least 2; got {args.tokens}"
-        )
+        raise MHEError(f"--tokens is a number of tokens to fit a head on, at least 2; got {args.tokens}")
     if not 0 <= args.seed < 2**63:
         raise MHEError(f"--seed must be a whole number from 0 to 2**63 - 1, got {args.seed}")
     if args.head is None:

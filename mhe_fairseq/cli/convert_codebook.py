@@ -46,8 +46,9 @@ def codebook_for(
     if args.head == "softmax":
         # It has no use for groups: the dictionary's order, which a training plans as well.
         return Codebook(lengths, vocab_size=len(symbols), dictionary=fingerprint), False
-    if model.head == "sampling" and model.codebook is not None and model.codebook.heads == 2:
-        return model.codebook, True
+    own = model.codebook
+    if own is not None and own.heads == 2 and model.head in ("sampling", "cascade"):
+        return own, True
     flags = argparse.Namespace(
         by="cluster",
         from_checkpoint=None,

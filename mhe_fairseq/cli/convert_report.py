@@ -26,6 +26,11 @@ def report(done: Done, args: argparse.Namespace, output: Path, codes: Path, seco
             f"  group head, {rows}: fitted on {done.tokens:,} tokens in {done.seconds:.1f} seconds, "
             f"divergence {done.fitted.divergence:.3f} nats"
         )
+    if done.rows is not None:
+        print(
+            f"  fitted to a {done.kind.head} head on {done.tokens:,} tokens in {done.seconds:.1f} seconds, "
+            f"divergence {done.rows.divergence:.3f} nats"
+        )
     before, after = done.before, done.after
     print(
         f"  loss on {after.tokens:,} tokens of valid: {before.nats:.3f} nats before, {after.nats:.3f} after "

@@ -1,4 +1,4 @@
-"""What `mhe convert` does: measure the model, make a codebook, fit the group head, measure what came out."""
+"""What `mhe convert` does: measure the model, make a codebook, fit what is new, measure what came out."""
 
 from __future__ import annotations
 
@@ -24,8 +24,16 @@ from mhe_fairseq.cli.convert_codebook import codebook_for
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.convert import NewHead, converted
-from mhe_fairseq.models.convertible import Kind, OutputLayer, as_saved, kind_of, output_layer
+from mhe_fairseq.models.convertible import (
+    Kind,
+    OutputLayer,
+    as_saved,
+    fitted_layer,
+    kind_of,
+    output_layer,
+)
 from mhe_fairseq.models.fit_groups import Fitted, Softmax, fit, gather
+from mhe_fairseq.models.fit_softmax import FittedRows, fit_rows
 from mhe_fairseq.models.roberta import with_one
 
 #: Tokens of a batch whose features are computed; a longer sentence is a batch by itself.
@@ -68,7 +76,8 @@ class Done:
         codebook_is_new: it was made here.
         prototypes: m of a cascade.
         fitted: its group head; None: no cascade.
-        tokens: it was fitted on.
+        rows: of a softmax that was fitted to another head; None: the table was there.
+        tokens: either was fitted on.
         seconds: the fit took.
         before, after: losses on the validation text.
     """
@@ -82,6 +91,7 @@ class Done:
     codebook_is_new: bool
     prototypes: int
     fitted: Fitted | None
+    rows: FittedRows | None
     tokens: int
     seconds: float
     before: Loss
@@ -104,14 +114,19 @@ def convert(args: argparse.Namespace, source: Path, output: Path, bars: Bars) ->
     valid = Subset(model.task, args.data, "valid")
     before = loss_of(model, valid, args.tokens, bars, "loss before")
     _check_is_trained(before, len(model.symbols()), name, args.data)
-    layer = output_layer(kind, model.model.state_dict(), name)
     codebook, is_new = codebook_for(args, model, _shares_sides(state["cfg"].model), bars)
-    fitted, tokens, seconds, prototypes = None, 0, 0.0, 1
+    fitted, rows, tokens, prototypes = None, None, 0, 1
+    begun = time.monotonic()
+    if kind.is_softmax:
+        layer = output_layer(kind, model.model.state_dict(), name)
+    else:
+        rows = _fit_rows(args, model, bars)
+        tokens, has_bias = rows.tokens, getattr(model.side, "has_bias", False)
+        layer = fitted_layer(kind, model.model.state_dict(), rows.rows, has_bias)
     if args.head == "cascade":
         prototypes = args.group_prototypes or DEFAULT_PROTOTYPES
-        begun = time.monotonic()
         fitted, tokens = _fit(args, model, layer, codebook, prototypes, bars)
-        seconds = time.monotonic() - begun
+    seconds = time.monotonic() - begun
     symbols = model.symbols()
     new = _new_head(args.head, codebook, fitted, prototypes, layer)
     result = converted(state, kind, as_saved(layer, saved), new, symbols)
@@ -131,6 +146,7 @@ def convert(args: argparse.Namespace, source: Path, output: Path, bars: Bars) ->
         codebook_is_new=is_new,
         prototypes=prototypes,
         fitted=fitted,
+        rows=rows,
         tokens=tokens,
         seconds=seconds,
         before=before,
@@ -177,19 +193,42 @@ def _fit(
     bars: Bars,
 ) -> tuple[Fitted, int]:
     """A group head, and on how many tokens it was fitted."""
-    text = Subset(model.task, args.data, "train")
-    samples = _samples(text, text.indices(least_positions([model]), drawn=True))
     softmax = Softmax.of(layer.table, codebook)
     features, log_mass = gather(
-        (_head_inputs(model, sample, layer.has_bias) for sample in samples),
-        softmax,
-        args.tokens,
-        bars.update,
+        _train_features(args, model, layer.has_bias), softmax, args.tokens, bars.update
     )
     if len(features) < 2:
         raise MHEError(f"the training text of {args.data} has no two tokens to fit a group head on")
     fitted = fit(softmax, features, log_mass, prototypes, args.seed, bars.update)
     return fitted, len(features)
+
+
+def _fit_rows(args: argparse.Namespace, model: LoadedModel, bars: Bars) -> FittedRows:
+    """A softmax's rows, fitted to the head that the model has."""
+    book = model.codebook
+    assert book is not None  # else it has a softmax
+    group_of = book.slots.div(book.size // book.lengths[0], rounding_mode="floor")
+
+    def batches() -> Iterator[Tensor]:
+        count = 0
+        for features in _train_features(args, model, has_bias=False):
+            yield features[: args.tokens - count]
+            count += len(features)
+            bars.update("features", min(count, args.tokens), args.tokens)
+            if count >= args.tokens:
+                return
+
+    try:
+        return fit_rows(batches(), model.side.head.log_probs, group_of, book.lengths[0], bars.update)
+    except ValueError as error:
+        raise MHEError(f"the training text of {args.data} is too short: {error}") from error
+
+
+def _train_features(args: argparse.Namespace, model: LoadedModel, has_bias: bool) -> Iterator[Tensor]:
+    """What the output layer reads over the training text. Shape: (n, d) each."""
+    text = Subset(model.task, args.data, "train")
+    for sample in _samples(text, text.indices(least_positions([model]), drawn=True)):
+        yield _head_inputs(model, sample, has_bias)
 
 
 def _shares_sides(model: Any) -> bool:

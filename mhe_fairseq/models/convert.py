@@ -1,4 +1,4 @@
-"""A model with a V x d output layer, fairseq's own or ours, as a checkpoint of ours with another head."""
+"""A trained model, fairseq's own or ours, as a checkpoint of ours with another head."""
 
 from __future__ import annotations
 
@@ -149,9 +149,18 @@ def _set_model(cfg: Any, kind: Kind, layer: OutputLayer, new: NewHead, symbols: 
     checked = argparse.Namespace(**options)
     HeadOptions.resolve(checked, symbols)
     set_options(cfg.model, **vars(checked))
+    if not layer.tied:
+        untie(cfg.model)
     _rename(cfg, "model", kind.ours)
     if hasattr(cfg.model, "arch"):
         set_options(cfg.model, arch=kind.ours)
+
+
+def untie(model: Any) -> None:
+    """Tell a model's options that its output layer has a table of its own."""
+    for name, value in _UNTIED.items():
+        if hasattr(model, name):
+            set_options(model, **{name: value})
 
 
 def _sign(cfg: Any, kind: Kind, new: NewHead) -> None:
@@ -164,6 +173,13 @@ def _sign(cfg: Any, kind: Kind, new: NewHead) -> None:
     options = dataclasses.replace(options, codebook=new.codebook)
     set_options(args, mhe_signature=f"{signature(args, options)}|converted:{kind.arch}")
 
+
+#: Options of an output layer that is not the embeddings', of the models that have them.
+_UNTIED = {
+    "share_all_embeddings": False,
+    "share_decoder_input_output_embed": False,
+    "untie_weights_roberta": True,
+}
 
 #: What ``HeadOptions`` reads.
 _RESOLVED = (*FLAGS, *SWITCHES, "mhe_fingerprint")

@@ -1,4 +1,4 @@
-"""What `mhe convert` takes: which checkpoints, and their softmax of V x d apart from the model under it."""
+"""What `mhe convert` takes: which checkpoints, and their output layer apart from the model under it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
 from mhe_fairseq.models.export import EXPORTABLE
 from mhe_fairseq.models.families import DICTIONARY, FAMILIES, Family
 from mhe_fairseq.models.roberta import BIAS_WIDTH
@@ -33,6 +34,11 @@ class Kind:
     ours: str
     head: str | None
 
+    @property
+    def is_softmax(self) -> bool:
+        """The output layer is a softmax of V x d; to another one a softmax can be fitted."""
+        return self.head is None or self.head in EXPORTABLE
+
 
 def kind_of(cfg: Any, name: str, wanted: str) -> Kind:
     """What a checkpoint is of.
@@ -43,7 +49,7 @@ def kind_of(cfg: Any, name: str, wanted: str) -> Kind:
         wanted: the head to convert to, one of ``HEADS``.
 
     Raises:
-        MHEError: a model that is not converted, or one whose head is no softmax of V x d.
+        MHEError: a model that is not converted, or not to this head.
     """
     model = cfg.model
     arch = str(getattr(model, "_name", None) or getattr(model, "arch", None))
@@ -63,10 +69,10 @@ def kind_of(cfg: Any, name: str, wanted: str) -> Kind:
     head = str(getattr(model, "mhe_head", None)) if cls is family.ours else None
     if head == wanted:
         raise MHEError(f"{name} has a {head} head already, there is nothing to convert")
-    if head is not None and head not in EXPORTABLE:
+    if wanted == "cascade" and head is not None and head not in EXPORTABLE:
         raise MHEError(
-            f"{name} has a {head} head, and no softmax of V x d equals it; convert is for fairseq's own "
-            f"models and for heads {' and '.join(EXPORTABLE)}"
+            f"{name} has a {head} head, and a cascade is made of a softmax; convert it to --head softmax "
+            "first, or train one"
         )
     for option in ("adaptive_softmax_cutoff", "base_layers"):
         if head is None and getattr(model, option, None):
@@ -133,6 +139,26 @@ def output_layer(kind: Kind, weights: Mapping[str, Tensor], name: str) -> Output
         if key not in left_out and not key.startswith(family.head)
     }
     return OutputLayer(body, table, has_bias, tied)
+
+
+def fitted_layer(kind: Kind, weights: Mapping[str, Tensor], table: Tensor, has_bias: bool) -> OutputLayer:
+    """A model that had another head, with a table of its own in that head's place.
+
+    The table is not tied: the embeddings stay what the model read, with what the head added to them.
+
+    Args:
+        kind, weights: as for ``output_layer``.
+        table, has_bias: as in ``OutputLayer``.
+    """
+    family = kind.family
+    embedding = weights[family.embedding]
+    as_read = with_rows_of_state(embedding, dict(weights), family.head)
+    body = {
+        key: as_read if _same(value, embedding) else value
+        for key, value in weights.items()
+        if key != DICTIONARY and not key.startswith(family.head)
+    }
+    return OutputLayer(body, table, has_bias, tied=False)
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

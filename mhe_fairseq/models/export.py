@@ -30,8 +30,8 @@ EXPORTABLE = ("softmax", "sampling")
 
 #: What can be done with another head.
 INSTEAD = (
-    "train with --mhe-head sampling, or make a sampling head of a softmax (mhe convert) and fine-tune it; or "
-    "serve this model with its own search, through fairseq's hub"
+    "fit a softmax to it first (mhe convert --head softmax), or serve this model with its own search, "
+    "through fairseq's hub"
 )
 
 

@@ -4,9 +4,11 @@
     python scripts/study/finish_softmax.py --source CORPUS --out finished --updates 8000 --last 1000
 
 Trains a study's softmax and its cascade (``examples/translation/study.toml``), or other ``--variants``. In
-the last updates the learning rate falls to zero, and those are done three times: by the softmax, by the
-cascade, and by what `mhe export --body` makes of the cascade before them, fairseq's softmax tied to the same
-embeddings, with a new optimiser. The last checkpoint of each is validated and translated with.
+the last updates the learning rate falls to zero, and those are done by the softmax, by the cascade, and, with
+a new optimiser, by two softmaxes made of the cascade before them: what `mhe export --body` writes, fairseq's
+softmax tied to the same embeddings, and what `mhe convert --head softmax` fits to the cascade, which is not
+tied. The cascade is converted after its end, too, and not trained on. The last checkpoint of each is
+validated and translated with.
 
 ``--out``/record.json has what is shown on the page of results. What is done is not done again.
 """
@@ -26,16 +28,25 @@ sys.path.insert(0, str(ROOT))
 from scripts.common.commands import Step, from_root  # noqa: E402
 from scripts.common.seeds import spread  # noqa: E402
 from scripts.study.comparison import Comparison, make_parser, run_study  # noqa: E402
+from scripts.study.convert_softmax import convert_step  # noqa: E402
 from scripts.study.study import (  # noqa: E402
     Folders,
+    generate_step,
     parse_seeds,
     prepare_steps,
     reference_lines,
     train_step,
 )
 from scripts.study.study_config import Study, StudyError, Variant  # noqa: E402
-from scripts.study.trained_on import Trained, flag, value_of, with_flags  # noqa: E402
-from scripts.study.translations import BESIDE, against  # noqa: E402
+from scripts.study.trained_on import (  # noqa: E402
+    Trained,
+    flag,
+    validated_bits,
+    validation_step,
+    value_of,
+    with_flags,
+)
+from scripts.study.translations import BESIDE, against, read_translations  # noqa: E402
 
 COLUMNS = [
     {"key": "model", "title": "model"},
@@ -46,6 +57,9 @@ COLUMNS = [
 
 #: Updates in which a new optimiser's rate rises.
 WARMUP = 20
+
+#: Of a model whose output layer is its embeddings.
+TIED = ("--share-all-embeddings", "--share-decoder-input-output-embed")
 
 
 @dataclass
@@ -96,35 +110,80 @@ def ending(step: Step, start: Path, before: int, last: int, is_new: bool) -> Ste
     return replace(step, words=[*words, "--reset-optimizer", "--reset-dataloader"] if is_new else words)
 
 
-def trainings(
-    study: Study, where: Folders, softmax: Variant, others: list[Variant], seed: int, last: int
-) -> list[tuple[str, list[Step], Trained, Trained]]:
-    """Name of the row, steps before the end, the first part, and the end."""
-    before, found = study.updates - last, []
+@dataclass(frozen=True)
+class Row:
+    """A training and its end.
 
-    def part(variant: Variant, suffix: str, updates: int) -> Step:
-        return train_step(study, where, replace(variant, name=variant.name + suffix), seed, updates)
+    Attributes:
+        name: of its row.
+        first: the training before the end.
+        made: what the end begins with, made of that; none: the training itself.
+        end: the training that follows.
+        written: after the end another model is made, and is what is scored: its command, and its validation.
+    """
 
-    def row(name: str, steps: list[Step], end: Step) -> None:
-        found.append((name, steps, Trained(name, first, study, where), Trained(name, end, study, where)))
+    name: str
+    first: Trained
+    made: list[Step]
+    end: Trained
+    written: tuple[Step, Step] | None = None
 
-    for variant in (softmax, *others):
-        first = part(variant, "-first", before)
-        whole = part(variant, "", study.updates)
-        row(variant.name, [first], ending(whole, first.makes, before, last, is_new=False))
-        if variant is softmax:
-            continue
-        start = first.makes.parent.parent / "start.pt"
-        words = ["mhe", "export", str(first.makes), "--body", "-o", str(start)]
-        export = Step("export", words, start, start.with_name("export.log"))
-        whole = part(replace(softmax, name=variant.name), "-as-softmax", study.updates)
-        end = ending(whole, start, before, last, is_new=True)
-        row(f"{variant.name}, its end as a softmax", [first, export], end)
-    return found
+    def generate(self) -> Step:
+        if self.written is None:
+            return self.end.generate()
+        end, (checkpoint, validation) = self.end, self.written
+        folder = validation.makes.parent
+        return generate_step(end.study, end.where, folder, checkpoint.makes, "test", end.step)
+
+    def bits(self) -> float:
+        return self.end.bits() if self.written is None else validated_bits(self.written[1].makes)
+
+
+def row_of_softmax(study: Study, where: Folders, softmax: Variant, seed: int, last: int) -> Row:
+    before = study.updates - last
+    first = train_step(study, where, replace(softmax, name=softmax.name + "-first"), seed, before)
+    end = ending(train_step(study, where, softmax, seed, study.updates), first.makes, before, last, False)
+    return Row(
+        softmax.name, Trained("before", first, study, where), [], Trained(softmax.name, end, study, where)
+    )
+
+
+def rows_of(
+    study: Study, where: Folders, softmax: Variant, variant: Variant, seed: int, last: int
+) -> list[Row]:
+    """What there is to compare of another variant."""
+    own = row_of_softmax(study, where, variant, seed, last)
+    folder = own.first.folder
+
+    def written(step: Step, name: str) -> Step:
+        words = ["mhe", "export", str(step.makes), "-o", str(folder / f"{name}.pt")]
+        return Step("export", words, folder / f"{name}.pt", folder / f"{name}.log")
+
+    def as_softmax(name: str, made: list[Step], is_tied: bool) -> Row:
+        alike = replace(softmax, name=f"{variant.name}-{name}")
+        whole = train_step(study, where, alike, seed, study.updates)
+        if not is_tied:
+            whole = replace(whole, words=[word for word in whole.words if word not in TIED])
+        end = ending(whole, made[-1].makes, study.updates - last, last, is_new=True)
+        title = f"{variant.name}, {name}, its end as a softmax"
+        return Row(title, own.first, made, Trained(title, end, study, where))
+
+    body = written(own.first.step, "body")
+    body = replace(body, words=[*body.words, "--body"])
+    converted = convert_step("softmax", own.first.step, where.data, folder)
+    after = own.end.folder.with_name(own.end.folder.name + "-converted")
+    at_end = convert_step("softmax", own.end.step, where.data, after)
+    validation = validation_step("valid", where.data, at_end.makes, after)
+    return [
+        own,
+        replace(own, name=f"{variant.name}, converted after its end", written=(at_end, validation)),
+        as_softmax("exported", [body], is_tied=True),
+        as_softmax("converted", [converted, written(converted, "stock")], is_tied=False),
+    ]
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Train, export, train on, score; the record."""
+    """Train, convert, train on, score; the record."""
     comparison = Comparison(args, "finished")
     study = comparison.study()
     if not 0 < args.last < study.updates:
@@ -135,15 +194,22 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     references = reference_lines(study, where)
     rows: dict[str, Scored] = {}
     for seed in parse_seeds(args.seeds):
-        for name, steps, first, end in trainings(study, where, softmax, others, seed, args.last):
-            comparison.run(first.folder, steps, source=source, seed=seed)
-            comparison.run(end.folder, [end.step, end.generate()], source=source, seed=seed)
-            found = rows.setdefault(name, Scored())
-            found.before.append(first.bits())
-            found.bits.append(end.bits())
-            found.lines.append(end.translations(len(references)))
+        found = [row_of_softmax(study, where, softmax, seed, args.last)]
+        for variant in others:
+            found += rows_of(study, where, softmax, variant, seed, args.last)
+        for row in found:
+            first, end = row.first.folder, row.end.folder
+            comparison.run(first, [row.first.step, *row.made], source=source, seed=seed)
+            comparison.run(end, [row.end.step], source=source, seed=seed)
+            generate = row.generate()
+            scored = generate.makes.parent
+            comparison.run(scored, [*(row.written or []), generate], source=source, seed=seed)
+            own = rows.setdefault(row.name, Scored())
+            own.before.append(row.first.bits())
+            own.bits.append(row.bits())
+            own.lines.append(read_translations(scored / "test.txt", len(references)))
     return comparison.record(
-        about="A cascade finished as a softmax",
+        about="The end of a training as a softmax",
         data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
         setup=f"variants {', '.join(each.name for each in [softmax, *others])} of {from_root(args.study)}, "
         f"{study.updates:,} updates; the learning rate falls linearly to zero over the last {args.last:,}, "

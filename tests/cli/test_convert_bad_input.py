@@ -64,7 +64,10 @@ def _arch(name: str, **options: Any) -> Callable[[dict[str, Any]], object]:
             _arch("mhe_transformer_tiny", mhe_head="cascade"),
             "has a cascade head already, there is nothing to",
         ),
-        (_arch("mhe_transformer_tiny", mhe_head="product"), "has a product head, and no softmax of V x d"),
+        (
+            _arch("mhe_transformer_tiny", mhe_head="product"),
+            "has a product head, and a cascade is made of a softmax; convert it to --head softmax first",
+        ),
         (
             lambda state: state["model"].update(
                 {
@@ -153,7 +156,7 @@ def test_data_that_is_not_there(
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--tokens", "1"], "--tokens is a number of tokens to fit the group head on, at least 2; got 1"),
+        (["--tokens", "1"], "--tokens is a number of tokens to fit a head on, at least 2; got 1"),
         (["--seed", "-1"], "--seed must be a whole number from 0 to 2**63 - 1, got -1"),
         (["--group-prototypes", "0"], "--group-prototypes must be 1..64, got 0"),
         (["--group-prototypes", "65"], "--group-prototypes must be 1..64, got 65"),

@@ -265,7 +265,7 @@ def test_what_cannot_be_exported(
     before = sorted(tmp_path.iterdir())
     form = ["--as", "softmax"] if what == "as softmax" else []
     said = refused([path, "-o", output, *form], capsys)
-    assert form == [] or "train with --mhe-head sampling, or make a sampling head of a softmax" in said
+    assert form == [] or "fit a softmax to it first (mhe convert --head softmax)" in said
     assert str(path) in said and sentence in said
     assert sorted(tmp_path.iterdir()) == before
 
