@@ -41,6 +41,9 @@ def same_state(one: Path, other: Path) -> None:
     mine, theirs = (torch.load(each / "checkpoint_last.pt", weights_only=True) for each in (one, other))
     assert mine["model"].keys() == theirs["model"].keys()
     for name, value in mine["model"].items():
+        # A bias of keys has no gradient but for rounding, and Adam makes steps of it like of any.
+        if name.endswith("k_proj.bias"):
+            continue
         torch.testing.assert_close(theirs["model"][name], value, rtol=1e-3, atol=2e-5, msg=name)
     moments = [each["last_optimizer_state"]["state"] for each in (mine, theirs)]
     assert moments[0].keys() == moments[1].keys()
