@@ -7,8 +7,8 @@ Trains a study's softmax and its cascade (``examples/translation/study.toml``), 
 the last updates the learning rate falls to zero, and those are done by the softmax, by the cascade, and, with
 a new optimiser, by two softmaxes made of the cascade before them: what `mhe export --body` writes, fairseq's
 softmax tied to the same embeddings, and what `mhe convert --head softmax` fits to the cascade, which is not
-tied. The cascade is converted after its end, too, and not trained on. The last checkpoint of each is
-validated and translated with.
+tied. The cascade is converted after its end, too, and not trained on. A sampling head is a softmax, and has
+its end as one. The last checkpoint of each is validated and translated with.
 
 ``--out``/record.json has what is shown on the page of results. What is done is not done again.
 """
@@ -170,6 +170,10 @@ def rows_of(
 
     body = written(own.first.step, "body")
     body = replace(body, words=[*body.words, "--body"])
+    exported = as_softmax("exported", [body], is_tied=True)
+    if "--mhe-head sampling" in variant.train:
+        # Outside of training it is a softmax already, and there is nothing to fit.
+        return [own, exported]
     converted = convert_step("softmax", own.first.step, where.data, folder)
     after = own.end.folder.with_name(own.end.folder.name + "-converted")
     at_end = convert_step("softmax", own.end.step, where.data, after)
@@ -177,7 +181,7 @@ def rows_of(
     return [
         own,
         replace(own, name=f"{variant.name}, converted after its end", written=(at_end, validation)),
-        as_softmax("exported", [body], is_tied=True),
+        exported,
         as_softmax("converted", [converted, written(converted, "stock")], is_tied=False),
     ]
 
