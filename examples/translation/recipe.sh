@@ -208,18 +208,22 @@ prepare_text() {
 # train_model FLAG...: with the head, and to the end as fairseq's softmax where --finish says so. The flags are of
 # task and data.
 train_model() {
-    local whole=$UPDATES start
+    local whole=$UPDATES start untied=() word
     UPDATES=$((whole - FINISH))
     train "$@" "${HEAD_WORDS[@]}" "${MODEL[@]}" "${OPTIMIZER[@]}"
     if ((FINISH)); then
         PART=-softmax-from-$UPDATES start=$WORK/softmax-from-$UPDATES.pt
         begin softmax "$start" "$UPDATES"
-        run mhe export "$WORK/checkpoints/checkpoint_last.pt" --body -o "$start" --force
+        run mhe convert "$WORK/checkpoints/checkpoint_last.pt" --data "$BIN" --head softmax -o "$WORK/fitted.pt" --force \
+            --device "$([[ " ${EVAL_DEVICE[*]-} " == *" --cpu "* ]] && echo cpu || echo cuda)"
+        run mhe export "$WORK/fitted.pt" -o "$start" --force
         end
+        # What is fitted is the output layer's alone.
+        for word in "${MODEL[@]}"; do [[ $word == --share-* ]] || untied+=("$word"); done
         UPDATES=$FINISH
         # Not --restore-file: what was interrupted continues with itself.
         train "$@" --finetune-from-model "$start" --arch "${ARCH#mhe_}" --criterion label_smoothed_cross_entropy \
-            --label-smoothing 0.1 "${MODEL[@]}" "${FINISHING[@]}"
+            --label-smoothing 0.1 "${untied[@]}" "${FINISHING[@]}"
     fi
     UPDATES=$whole
 }

@@ -19,6 +19,7 @@ from tests.cli.test_convert import CPU, convert, refused, score
 from tests.commands import CRITERION, PAIR, generate, hypotheses, train
 from tests.helpers import run_command
 from tests.masked_lm import pretrain, run_lines
+from tests.pretend_cuda import pretend_cuda
 
 # Models are trained, or commands run, for nearly all of these.
 pytestmark = pytest.mark.slow
@@ -112,6 +113,17 @@ def test_stock_fairseq_translates_with_it(
     found = hypotheses(run_command(line).stdout)
     assert len(expected) == 30
     alike(found, expected)
+
+
+def test_on_a_pretended_gpu(trained: Callable[[str], Path], toy_data: Path, tmp_path: Path) -> None:
+    """The same rows as on the CPU."""
+    made = []
+    for device in ("cpu", "cuda"):
+        path = tmp_path / f"{device}.pt"
+        with pretend_cuda():
+            convert(trained("tied"), toy_data, path, "--head", "softmax", "--device", device)
+        made.append(torch.load(path, weights_only=True)["model"]["decoder.head.table.linear.weight"])
+    torch.testing.assert_close(made[1], made[0], atol=1e-3, rtol=1e-3)
 
 
 def test_sampling_has_the_groups_of_the_cascade(

@@ -189,12 +189,13 @@ def test_a_cascade_ends_as_a_softmax(tmp_path: Path) -> None:
         "4",
     ]
     done = run_recipe("wmt14_en_de", tmp_path / "out", *line).stdout
-    assert commands(done)[-7:] == [
-        "fairseq-train", "mhe", "fairseq-train", "python", "fairseq-generate", "mv", "python"
+    assert commands(done)[-8:] == [
+        "fairseq-train", "mhe", "mhe", "fairseq-train", "python", "fairseq-generate", "mv", "python"
     ]  # fmt: skip
     first, second = (each for each in done.splitlines() if each.startswith("$ fairseq-train"))
     assert "--mhe-head cascade" in first and "--max-update 4 " in first
-    assert "--arch transformer " in second and "--mhe-" not in second and "--max-update 4 " in second
+    assert "--arch transformer " in second and "--max-update 4 " in second
+    assert "--mhe-" not in second and "--share-" in first and "--share-" not in second
     # What the schedule has after 4 of 50 updates of warm-up.
     assert "--lr 0.0004 --lr-scheduler polynomial_decay --total-num-update 4 " in second
     assert f"loading pretrained model from {tmp_path / 'out' / 'softmax-from-4.pt'}" in done
