@@ -51,6 +51,7 @@ KINDS: dict[str, Kind] = {
     "mixture": Kind(lambda dim, book, _: ProductHead(dim, book, mixtures=MIXTURES)),
     "sampling": Kind(lambda dim, book, _: SamplingHead(dim, book)),
     "sampling-tied": Kind(lambda dim, book, embed: SamplingHead(dim, book, tied=embed), tied=True),
+    "sampling-predicted": Kind(lambda dim, book, _: SamplingHead(dim, book, variant="predicted")),
     "cascade-3": Kind(lambda dim, book, _: CascadeHead(dim, book), digits=3),
     "cascade-3-tied": Kind(lambda dim, book, embed: CascadeHead(dim, book, tied=embed), digits=3, tied=True),
     "cascade-bottleneck": Kind(lambda dim, book, _: CascadeHead(dim, book, bottleneck=max(1, dim // 4))),

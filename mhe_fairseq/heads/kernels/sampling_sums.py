@@ -90,12 +90,13 @@ def logits_kernel(
     shift = tl.load(log_z + rows, mask=inside, other=0.0)
     counts = inside
     column = of_target % L
-    if block > 0:
-        part = part_of_row(r, plan, R, PARTS, BP)
-        group = tl.load(draw + AT + part * S + block - 1, mask=inside, other=-1)
-        counts = (group >= 0) & (group != of_target // L)
-        shift -= tl.load(log_weight + group, mask=counts, other=0.0)
-        column = tl.full((BM,), -1, tl.int32)
+    if S > 0:
+        if block > 0:
+            part = part_of_row(r, plan, R, PARTS, BP)
+            group = tl.load(draw + AT + part * S + block - 1, mask=inside, other=-1)
+            counts = (group >= 0) & (group != of_target // L)
+            shift -= tl.load(log_weight + group, mask=counts, other=0.0)
+            column = tl.full((BM,), -1, tl.int32)
     z_rows = (r.to(tl.int64) * (1 + S) + block) * LP
     for n0 in range(0, L, BN):
         n = n0 + tl.arange(0, BN)

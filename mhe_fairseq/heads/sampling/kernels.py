@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from mhe_fairseq.heads.kernels.level import LevelTables
     from mhe_fairseq.heads.kernels.plan import Draw
     from mhe_fairseq.heads.kernels.sampling import SamplingSpec
+    from mhe_fairseq.heads.kernels.sampling_pairs import PairsLoss
     from mhe_fairseq.heads.sampling.head import SamplingHead
+    from mhe_fairseq.heads.sampling.predicted import Predictor
+
+#: Variants whose estimate kernels have.
+SERVED = ("shared", "predicted")
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,16 @@ class SamplingTables:
 
 
 def serves(head: SamplingHead, features: Tensor) -> bool:
-    """Whether kernels have the loss of these features: the estimate of the variant that draws groups; in eval
+    """Whether kernels have the loss of these features: the estimate of variants that draw groups; in eval
     mode the exact loss without gradients, as the whole table's logits would have to be kept for them. A
     head with a margin is left to plain torch: its scores are products with rows of length 1.
 
     Raises:
         MHEError: ``MHE_KERNELS`` asks for what is not there.
     """
-    if not len(features) or head.variant != "shared" or (head.training and head.exact) or head.margin:
+    if not len(features) or (head.training and head.exact) or head.margin:
+        return False
+    if head.variant not in SERVED:
         return False
     if not head.training and torch.is_grad_enabled():
         return False
@@ -85,6 +92,8 @@ def loss(
     kind, weight = features.device.type, head.table.weight
     if torch.is_autocast_enabled(kind):
         features = features.to(torch.get_autocast_dtype(kind))
+    if head.training and head.predictor is not None:
+        return _loss_of_pairs(head, head.predictor, features, target, smoothing, accuracy)
     tables = head.kernel_tables(features.device)
     draw = _draw(head, features.device) if head.training else tables.everything
     keep = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
@@ -111,6 +120,51 @@ def loss(
     if right is not None:
         stats["sampled_accuracy" if head.training else "accuracy"] = right
     return HeadLoss(nll, smooth, stats)
+
+
+def _loss_of_pairs(
+    head: SamplingHead,
+    predictor: Predictor,
+    features: Tensor,
+    target: Tensor,
+    smoothing: bool,
+    accuracy: bool,
+) -> HeadLoss | None:
+    """As ``loss``, of rows with groups of their own."""
+    from mhe_fairseq.heads.kernels.sampling_pairs import PairsSpec, pairs_loss
+
+    kind, weight = features.device.type, head.table.weight
+    tables = head.kernel_tables(features.device)
+    keep = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
+    spec = PairsSpec(tables.level, smoothing, accuracy, keep)
+    with torch.autocast(kind, enabled=False):
+        shares = predictor(features.detach(), head.first_digits(features.device))
+        groups, log_weight = head.drawn_by_row(shares, target)
+        slots = groups * tables.level.length
+        slots[:, 0] = tables.slots[target]
+
+        def run() -> PairsLoss:
+            return pairs_loss(spec, slots, log_weight, features, weight)
+
+        def rehearse() -> None:
+            x, table = dispatch.leaf(features[:1]), dispatch.leaf(weight)
+            with torch.set_grad_enabled(keep):
+                made = pairs_loss(spec, slots[:1], log_weight[:1], x, table)
+                dispatch.differentiate([made.nll, made.smooth], [x, table])
+
+        found = dispatch.attempt(
+            ("pairs", tables.level.prefixes, tables.level.length, groups.size(1), smoothing, accuracy, keep)
+            + tuple(map(dispatch.kind_of, (features, weight))),
+            rehearse,
+            run,
+        )
+        if found is None:
+            return None
+        nll, stats = found.nll, {"sampled_nll": found.nll.detach()}
+        taught = -(found.share * shares.gather(1, groups)).sum(dim=1).to(nll.dtype)
+        if found.right is not None:
+            stats["sampled_accuracy"] = found.right
+        return HeadLoss(nll + (taught - taught.detach()), found.smooth, stats)
 
 
 def _draw(head: SamplingHead, device: torch.device) -> Draw:

@@ -39,14 +39,12 @@ def capped(share: Tensor, count: int) -> Tensor:
 
     Shape: (N, L) positive, L > count -> (N, L).
     """
-    free = torch.ones_like(share, dtype=torch.bool)
-    while True:
-        left = count - (~free).sum(1, keepdim=True)
-        inclusion = torch.where(free, share * left / (share * free).sum(1, keepdim=True), 1.0)
-        over = free & (inclusion >= 1)
-        if not bool(over.any()):
-            return inclusion
-        free &= ~over
+    # With the j largest at 1 the others have a factor; it holds for the first j whose next one is below 1.
+    largest = share.topk(count, dim=1).values
+    taken = largest.cumsum(dim=1) - largest
+    factor = torch.arange(count, 0, -1, device=share.device) / (share.sum(dim=1, keepdim=True) - taken)
+    first = (largest * factor < 1).to(torch.uint8).argmax(dim=1, keepdim=True)
+    return (share * factor.gather(1, first)).clamp_(max=1.0)
 
 
 def systematic_rows(inclusion: Tensor, generator: torch.Generator | None = None) -> Tensor:

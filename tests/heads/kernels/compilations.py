@@ -29,6 +29,7 @@ def heads() -> dict[str, OutputHead]:
         "cascade-bottleneck": CascadeHead(DIM, BOOK, bottleneck=8),
         "sampling": SamplingHead(DIM, BOOK, groups=3),
         "sampling-tied": SamplingHead(DIM, BOOK, groups=3, tied=embed),
+        "sampling-predicted": SamplingHead(DIM, BOOK, groups=3, variant="predicted"),
     }
 
 
