@@ -24,7 +24,7 @@ def test_batches_of_a_hundred_sizes_run_the_same_kernels() -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = {name: (int(once), int(many)) for name, once, many in map(str.split, done.stdout.splitlines())}
-    assert len(found) == 8
+    assert len(found) == 9
     for name, (once, many) in found.items():
         assert once >= 4, name
         assert many == once, f"{name}: {many} kernels in place of {once}"
