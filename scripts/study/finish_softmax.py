@@ -8,7 +8,7 @@ the last updates the learning rate falls to zero, and those are done by the soft
 a new optimiser, by two softmaxes made of the cascade before them: what `mhe export --body` writes, fairseq's
 softmax tied to the same embeddings, and what `mhe convert --head softmax` fits to the cascade, which is not
 tied. The cascade is converted after its end, too, and not trained on. A sampling head is a softmax, and has
-its end as one. The last checkpoint of each is validated and translated with.
+its end once more with the exact loss. The last checkpoint of each is validated and translated with.
 
 ``--out``/record.json has what is shown on the page of results. What is done is not done again.
 """
@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from scripts.common.commands import Step, from_root  # noqa: E402
 from scripts.common.seeds import spread  # noqa: E402
+from scripts.study.averaged import exactly  # noqa: E402
 from scripts.study.comparison import Comparison, make_parser, run_study  # noqa: E402
 from scripts.study.convert_softmax import convert_step  # noqa: E402
 from scripts.study.study import (  # noqa: E402
@@ -170,10 +171,15 @@ def rows_of(
 
     body = written(own.first.step, "body")
     body = replace(body, words=[*body.words, "--body"])
-    exported = as_softmax("exported", [body], is_tied=True)
     if "--mhe-head sampling" in variant.train:
-        # Outside of training it is a softmax already, and there is nothing to fit.
-        return [own, exported]
+        # Outside of training it is a softmax already.
+        exact, _ = exactly(variant, f"{variant.name}-exact", last / study.updates, study.updates)
+        end = ending(
+            train_step(study, where, exact, seed, study.updates), own.first.step.makes, study.updates - last,
+            last, False,
+        )  # fmt: skip
+        name = f"{variant.name}, its end exact"
+        return [own, Row(name, own.first, [], Trained(name, end, study, where))]
     converted = convert_step("softmax", own.first.step, where.data, folder)
     after = own.end.folder.with_name(own.end.folder.name + "-converted")
     at_end = convert_step("softmax", own.end.step, where.data, after)
@@ -181,7 +187,7 @@ def rows_of(
     return [
         own,
         replace(own, name=f"{variant.name}, converted after its end", written=(at_end, validation)),
-        exported,
+        as_softmax("exported", [body], is_tied=True),
         as_softmax("converted", [converted, written(converted, "stock")], is_tied=False),
     ]
 

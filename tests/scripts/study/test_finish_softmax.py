@@ -31,7 +31,7 @@ def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
         "cascade, exported, its end as a softmax",
         "cascade, converted, its end as a softmax",
         "sampling",
-        "sampling, exported, its end as a softmax",
+        "sampling, its end exact",
     ]
     softmax, *others = record["rows"]
     assert softmax["behind"] is None and None not in {row["p"] for row in others}
@@ -45,11 +45,12 @@ def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
     assert [tuple(flag in line for flag in flags) for line in ends] == [
         (False, False, True),
         *(own, exported, converted),
-        *(own, exported),
+        *(own, own),
     ]
     # A fixed rate of 0.001 falls to zero from update 16 to 20, or with a new optimiser from 0 to 4.
-    assert ["--lr 0.005 " in line for line in ends] == [True, True, False, False, True, False]
-    assert all("--lr 0.001 " in line for line in (*ends[2:4], ends[5]))
+    assert ["--lr 0.005 " in line for line in ends] == [True, True, False, False, True, True]
+    assert all("--lr 0.001 " in line for line in ends[2:4])
+    assert "--mhe-exact-last 0.2 " in ends[5] and "--mhe-exact-last 0.2 " not in ends[4]
     rates = [line for line in (out / "cascade-1" / "train.log").read_text().splitlines() if '"lr"' in line]
     assert '"lr": "0"' in rates[-1]
 
