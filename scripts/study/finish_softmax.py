@@ -157,8 +157,8 @@ def rows_of(
     folder = own.first.folder
 
     def written(step: Step, name: str) -> Step:
-        words = ["mhe", "export", str(step.makes), "-o", str(folder / f"{name}.pt")]
-        return Step("export", words, folder / f"{name}.pt", folder / f"{name}.log")
+        words = ["mhe", "export", str(step.makes), "-o", str(folder / f"{name}.pt"), "--force"]
+        return Step(f"export-{name}", words, folder / f"{name}.pt", folder / f"{name}.log")
 
     def as_softmax(name: str, made: list[Step], is_tied: bool) -> Row:
         alike = replace(softmax, name=f"{variant.name}-{name}")
