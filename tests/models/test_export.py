@@ -206,7 +206,7 @@ def test_torch_loads_it_without_the_plugins_allow_list(
         (checkpoint("product"), "it has a product head, and no softmax of V x d equals it"),
         (
             checkpoint("cascade"),
-            "it has a cascade head, .* can be exported are softmax and sampling; train with --mhe-",
+            "it has a cascade head, .* can be exported are softmax and sampling; fit a softmax",
         ),
         (
             checkpoint(arch="transformer_tiny"),
