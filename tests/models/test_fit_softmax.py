@@ -9,19 +9,10 @@ from torch import Tensor
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SoftmaxHead
 from mhe_fairseq.models.fit_softmax import FLOOR, HELD_BACK, RIDGE, FittedRows, divergence, fit_rows
-
-TOKENS, DIM = 30, 8
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    """Progress that nobody sees."""
-
-
-@pytest.fixture
-def codebook() -> Codebook:
-    """5 x 8 slots for 30 tokens; the last group is empty and others have holes."""
-    slots = torch.randperm(32, generator=torch.Generator().manual_seed(1))[:TOKENS]
-    return Codebook((5, 8), slots)
+from tests.models.test_fit_groups import DIM, TOKENS, quiet
+from tests.models.test_fit_groups import (
+    codebook as codebook,  # 5 x 8 slots for 30 tokens, the last group empty
+)
 
 
 @pytest.fixture
