@@ -215,7 +215,7 @@ train_model() {
         PART=-softmax-from-$UPDATES start=$WORK/softmax-from-$UPDATES.pt
         begin softmax "$start" "$UPDATES"
         run mhe convert "$WORK/checkpoints/checkpoint_last.pt" --data "$BIN" --head softmax -o "$WORK/fitted.pt" --force \
-            --device "$([[ " ${EVAL_DEVICE[*]-} " == *" --cpu "* ]] && echo cpu || echo cuda)"
+            --device "$( ((GPUS)) && echo cuda || echo cpu)"
         run mhe export "$WORK/fitted.pt" -o "$start" --force
         end
         # What is fitted is the output layer's alone.

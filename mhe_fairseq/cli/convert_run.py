@@ -32,7 +32,7 @@ from mhe_fairseq.models.convertible import (
     kind_of,
     output_layer,
 )
-from mhe_fairseq.models.fit_groups import Fitted, Softmax, fit, gather
+from mhe_fairseq.models.fit_groups import Fitted, Softmax, first_tokens, fit, gather
 from mhe_fairseq.models.fit_softmax import FittedRows, fit_rows
 from mhe_fairseq.models.roberta import with_one
 
@@ -208,19 +208,10 @@ def _fit_rows(args: argparse.Namespace, model: LoadedModel, bars: Bars) -> Fitte
     """A softmax's rows, fitted to the head that the model has."""
     book = model.codebook
     assert book is not None  # else it has a softmax
-    group_of = book.slots.div(book.size // book.lengths[0], rounding_mode="floor")
-
-    def batches() -> Iterator[Tensor]:
-        count = 0
-        for features in _train_features(args, model, has_bias=False):
-            yield features[: args.tokens - count]
-            count += len(features)
-            bars.update("features", min(count, args.tokens), args.tokens)
-            if count >= args.tokens:
-                return
-
+    group_of = book.digits(torch.arange(len(book)))[:, 0]
+    features = first_tokens(_train_features(args, model, has_bias=False), args.tokens, bars.update)
     try:
-        return fit_rows(batches(), model.side.head.log_probs, group_of, book.lengths[0], bars.update)
+        return fit_rows(features, model.side.head.log_probs, group_of, book.lengths[0], bars.update)
     except ValueError as error:
         raise MHEError(f"the training text of {args.data} is too short: {error}") from error
 

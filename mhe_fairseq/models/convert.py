@@ -150,13 +150,13 @@ def _set_model(cfg: Any, kind: Kind, layer: OutputLayer, new: NewHead, symbols: 
     HeadOptions.resolve(checked, symbols)
     set_options(cfg.model, **vars(checked))
     if not layer.tied:
-        untie(cfg.model)
+        _untie(cfg.model)
     _rename(cfg, "model", kind.ours)
     if hasattr(cfg.model, "arch"):
         set_options(cfg.model, arch=kind.ours)
 
 
-def untie(model: Any) -> None:
+def _untie(model: Any) -> None:
     """Tell a model's options that its output layer has a table of its own."""
     for name, value in _UNTIED.items():
         if hasattr(model, name):

@@ -91,6 +91,18 @@ class Fitted:
     divergence: float
 
 
+def first_tokens(batches: Iterable[Tensor], tokens: int, progress: Progress) -> Iterator[Tensor]:
+    """Features (n, d) of a text until there are so many; ``progress`` is told of "features"."""
+    count = 0
+    for batch in batches:
+        part = batch[: tokens - count]
+        yield part
+        count += len(part)
+        progress("features", count, tokens)
+        if count >= tokens:
+            return
+
+
 @torch.no_grad()
 def gather(
     batches: Iterable[Tensor], softmax: Softmax, tokens: int, progress: Progress
@@ -110,15 +122,9 @@ def gather(
     """
     kept: list[Tensor] = []
     masses: list[Tensor] = []
-    count = 0
-    for batch in batches:
-        part = batch[: tokens - count].float()
-        kept.append(part)
-        masses.append(softmax.log_groups(part))
-        count += len(part)
-        progress("features", count, tokens)
-        if count >= tokens:
-            break
+    for part in first_tokens(batches, tokens, progress):
+        kept.append(part.float())
+        masses.append(softmax.log_groups(kept[-1]))
     return torch.cat(kept), torch.cat(masses)
 
 

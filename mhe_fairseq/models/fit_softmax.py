@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mhe_fairseq.models.fit_groups import Progress
+
 #: What a feature counts for a group beside sqrt(p(group)): improbable tokens are to stay improbable.
 FLOOR = 0.02
 
@@ -23,8 +25,6 @@ RIDGE = 1e-5
 
 #: One feature of so many is held back, to tell how good the fit is.
 HELD_BACK = 16
-
-Progress = Callable[[str, int, int], None]
 
 #: log p(token) of features. Shape: (N, d) -> (N, V).
 LogProbs = Callable[[Tensor], Tensor]

@@ -140,24 +140,23 @@ class Row:
         return self.end.bits() if self.written is None else validated_bits(self.written[1].makes)
 
 
-def row_of_softmax(study: Study, where: Folders, softmax: Variant, seed: int, last: int) -> Row:
-    before = study.updates - last
-    first = train_step(study, where, replace(softmax, name=softmax.name + "-first"), seed, before)
-    end = ending(train_step(study, where, softmax, seed, study.updates), first.makes, before, last, False)
-    return Row(
-        softmax.name, Trained("before", first, study, where), [], Trained(softmax.name, end, study, where)
-    )
+def row_of(study: Study, where: Folders, variant: Variant, seed: int, last: int) -> Row:
+    """A variant, with an end of its own."""
+    before, name = study.updates - last, variant.name
+    first = train_step(study, where, replace(variant, name=f"{name}-first"), seed, before)
+    end = ending(train_step(study, where, variant, seed, study.updates), first.makes, before, last, False)
+    return Row(name, Trained("before", first, study, where), [], Trained(name, end, study, where))
 
 
 def rows_of(
     study: Study, where: Folders, softmax: Variant, variant: Variant, seed: int, last: int
 ) -> list[Row]:
     """What there is to compare of another variant."""
-    own = row_of_softmax(study, where, variant, seed, last)
+    own = row_of(study, where, variant, seed, last)
     folder = own.first.folder
 
-    def written(step: Step, name: str) -> Step:
-        words = ["mhe", "export", str(step.makes), "-o", str(folder / f"{name}.pt"), "--force"]
+    def written(step: Step, name: str, *flags: str) -> Step:
+        words = ["mhe", "export", str(step.makes), "-o", str(folder / f"{name}.pt"), "--force", *flags]
         return Step(f"export-{name}", words, folder / f"{name}.pt", folder / f"{name}.log")
 
     def as_softmax(name: str, made: list[Step], is_tied: bool) -> Row:
@@ -169,15 +168,11 @@ def rows_of(
         title = f"{variant.name}, {name}, its end as a softmax"
         return Row(title, own.first, made, Trained(title, end, study, where))
 
-    body = written(own.first.step, "body")
-    body = replace(body, words=[*body.words, "--body"])
     if "--mhe-head sampling" in variant.train:
         # Outside of training it is a softmax already.
         exact, _ = exactly(variant, f"{variant.name}-exact", last / study.updates, study.updates)
-        end = ending(
-            train_step(study, where, exact, seed, study.updates), own.first.step.makes, study.updates - last,
-            last, False,
-        )  # fmt: skip
+        whole = train_step(study, where, exact, seed, study.updates)
+        end = ending(whole, own.first.step.makes, study.updates - last, last, is_new=False)
         name = f"{variant.name}, its end exact"
         return [own, Row(name, own.first, [], Trained(name, end, study, where))]
     converted = convert_step("softmax", own.first.step, where.data, folder)
@@ -187,7 +182,7 @@ def rows_of(
     return [
         own,
         replace(own, name=f"{variant.name}, converted after its end", written=(at_end, validation)),
-        as_softmax("exported", [body], is_tied=True),
+        as_softmax("exported", [written(own.first.step, "body", "--body")], is_tied=True),
         as_softmax("converted", [converted, written(converted, "stock")], is_tied=False),
     ]
 
@@ -204,7 +199,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     references = reference_lines(study, where)
     rows: dict[str, Scored] = {}
     for seed in parse_seeds(args.seeds):
-        found = [row_of_softmax(study, where, softmax, seed, args.last)]
+        found = [row_of(study, where, softmax, seed, args.last)]
         for variant in others:
             found += rows_of(study, where, softmax, variant, seed, args.last)
         for row in found:

@@ -13,7 +13,7 @@ import torch
 
 import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
 from mhe_fairseq.cli.analyze_data import Subset
-from mhe_fairseq.cli.analyze_model import LoadedModel
+from mhe_fairseq.cli.analyze_model import LoadedModel, least_positions
 from mhe_fairseq.cli.main import main
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from tests.commands import ALL_SENTENCES, PLUGIN, generate
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 TOKENS = ["--tokens", "1000"]
 CASCADE = ["--head", "cascade"]
 CPU = torch.device("cpu")
+NUMBER = r"-?\d+\.\d+"
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +56,24 @@ def score(name: str, data: Path, checkpoint: Path) -> list[str]:
     return re.findall(r"\| (loss \S+)", done.stdout + done.stderr)
 
 
+def numbers(lines: list[str]) -> list[float]:
+    """Those of lines of ``score``."""
+    return [float(each) for line in lines for each in re.findall(NUMBER, line)]
+
+
+def log_probs_of(model: LoadedModel, data: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of all tokens at each position of the validation text, and the targets. Shape: (N, V), (N,)."""
+    valid = Subset(model.task, str(data), "valid")
+    rows, targets = [], []
+    with torch.no_grad():
+        indices = valid.indices(least_positions([model]), drawn=False)
+        for sample in valid.samples(valid.batches(indices, 4000)):
+            features, target = model.features(sample)
+            rows += [part for part, _ in model.log_probs(features, target, len(model.symbols()))]
+            targets.append(target)
+    return torch.cat(rows), torch.cat(targets)
+
+
 @pytest.mark.parametrize(
     ("name", "head"),
     [
@@ -73,11 +92,8 @@ def test_sampling_and_softmax_score_as_before(
     convert(stock_models[name], data_of[name], output, "--head", head)
     expected, found = (score(name, data_of[name], path) for path in (stock_models[name], output))
     assert len(expected) == {"transformer": 60, "transformer_lm": 31, "roberta": 1}[name]
-    number = r"-?\d+\.\d+"
-    assert [re.sub(number, "", line) for line in found] == [re.sub(number, "", line) for line in expected]
-    before, after = (
-        [float(each) for line in lines for each in re.findall(number, line)] for lines in (expected, found)
-    )
+    assert [re.sub(NUMBER, "", line) for line in found] == [re.sub(NUMBER, "", line) for line in expected]
+    before, after = map(numbers, (expected, found))
     # The last of the digits that are printed may be rounded otherwise.
     assert after == pytest.approx(before, abs=2e-6 if name == "transformer_lm" else 1.1e-4)
 
@@ -96,25 +112,11 @@ class Converted:
         self.source, self.data, self.path, self.said = source, data, path, said
         self.before = LoadedModel(source, str(data), CPU)
         self.after = LoadedModel(path, str(data), CPU)
-        self.valid = Subset(self.after.task, str(data), "valid")
 
     def log_probs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Before and after, of all tokens, and the targets. Shape: (N, V), (N, V), (N,)."""
-        indices = self.valid.indices((10**6, 10**6) if self.is_translation else 10**6, drawn=False)
-        found: list[list[torch.Tensor]] = [[], [], []]
-        with torch.no_grad():
-            for sample in self.valid.samples(self.valid.batches(indices, 4000)):
-                for model, rows in zip((self.before, self.after), found, strict=False):
-                    features, target = model.features(sample)
-                    width = len(model.symbols())
-                    rows.extend(part for part, _ in model.log_probs(features, target, width))
-                found[2].append(target)
-        before, after, targets = map(torch.cat, found)
-        return before, after, targets
-
-    @property
-    def is_translation(self) -> bool:
-        return "translation" in self.after.options._name
+        before, target = log_probs_of(self.before, self.data)
+        return before, log_probs_of(self.after, self.data)[0], target
 
     @property
     def command(self) -> list[str]:

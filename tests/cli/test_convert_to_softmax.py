@@ -10,12 +10,11 @@ import pytest
 import torch
 
 import mhe_fairseq  # noqa: F401  (allows what a checkpoint holds)
-from mhe_fairseq.cli.analyze_data import Subset
-from mhe_fairseq.cli.analyze_model import LoadedModel, least_positions
+from mhe_fairseq.cli.analyze_model import LoadedModel
 from mhe_fairseq.cli.main import main
 from mhe_fairseq.coding import Codebook
 from tests import bart
-from tests.cli.test_convert import CPU, convert, refused, score
+from tests.cli.test_convert import CPU, convert, log_probs_of, numbers, refused, score
 from tests.commands import CRITERION, PAIR, generate, hypotheses, train
 from tests.helpers import run_command
 from tests.masked_lm import pretrain, run_lines
@@ -39,14 +38,7 @@ HEADS = {
 
 def log_probs(checkpoint: Path, data: Path) -> torch.Tensor:
     """Of all tokens at each position of the validation text. Shape: (N, V)."""
-    model = LoadedModel(checkpoint, str(data), CPU)
-    valid, rows = Subset(model.task, str(data), "valid"), []
-    indices = valid.indices(least_positions([model]), drawn=False)
-    with torch.no_grad():
-        for sample in valid.samples(valid.batches(indices, 4000)):
-            features, target = model.features(sample)
-            rows += [part for part, _ in model.log_probs(features, target, len(model.symbols()))]
-    return torch.cat(rows)
+    return log_probs_of(LoadedModel(checkpoint, str(data), CPU), data)[0]
 
 
 def divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> float:
@@ -148,11 +140,7 @@ def test_a_language_model(language_models: dict[str, Path], lm_data: Path, tmp_p
     assert main(["export", str(ours), "-o", str(stock)]) == 0
     assert divergence(log_probs(source, lm_data), log_probs(ours, lm_data)) < 0.02
     expected, found = (score("transformer_lm", lm_data, path) for path in (ours, stock))
-    number = r"-?\d+\.\d+"
-    both = [
-        [float(each) for line in lines for each in re.findall(number, line)] for lines in (expected, found)
-    ]
-    assert len(expected) == 31 and both[1] == pytest.approx(both[0], abs=2e-4)
+    assert len(expected) == 31 and numbers(found) == pytest.approx(numbers(expected), abs=2e-4)
 
 
 @pytest.mark.parametrize("bias", [[], ["--mhe-bias"]], ids=["tied", "bias"])

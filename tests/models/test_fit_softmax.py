@@ -31,7 +31,7 @@ def trained(head: OutputHead) -> OutputHead:
 
 def fitted(head: OutputHead, features: Tensor, *sizes: int) -> FittedRows:
     book = head.codebook
-    group = book.slots.div(book.size // book.lengths[0], rounding_mode="floor")
+    group = book.digits(torch.arange(len(book)))[:, 0]
     batches = features.split(list(sizes) or len(features))
     return fit_rows(batches, head.log_probs, group, book.lengths[0], quiet)
 
