@@ -3,10 +3,10 @@
 
     python scripts/study/exact_end.py --source CORPUS --out exact-end --seeds 1,2,3
 
-Trains a study's softmax and its sampling head (``examples/translation/study.toml``), then the last updates of
-the sampling head once more for each of ``--shares``, with `--mhe-exact-last`. These trainings share their
-beginning: each starts from a checkpoint of the first, as a training that was interrupted there. Of each the
-last checkpoints are averaged, validated and translated with.
+Trains a study's softmax and its sampling head (``examples/translation/study.toml``), or other ``--variants``,
+then the last updates of a sampling head once more for each of ``--shares``, with `--mhe-exact-last`. These
+trainings share their beginning: each starts from a checkpoint of the first, as a training that was
+interrupted there. Of each the last checkpoints are averaged, validated and translated with.
 
 ``--out``/record.json has what is shown on the page of results. What is done is not done again.
 """
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -59,6 +60,48 @@ def training(study: Study, where: Folders, variant: Variant, seed: int) -> Step:
     return replace(step, words=[*words, "--disable-validation"])
 
 
+@dataclass(frozen=True)
+class Row:
+    """A model of one seed, its last updates done one way.
+
+    Attributes:
+        model: name of its variant.
+        share: of its updates, done exactly; None: the softmax.
+        folder: its checkpoints are below.
+        steps: that train and score it.
+        before: called before a step is run.
+    """
+
+    model: str
+    share: float | None
+    folder: Path
+    steps: list[Step]
+    before: Callable[[], None] | None = None
+
+
+def softmax_row(study: Study, where: Folders, softmax: Variant, seed: int) -> Row:
+    step = training(study, where, softmax, seed)
+    folder = step.makes.parent.parent
+    return Row(softmax.name, None, folder, [step, *scored_steps(study, where, step, folder)])
+
+
+def rows_of(study: Study, where: Folders, sampling: Variant, seed: int, shares: Iterable[float]) -> list[Row]:
+    """A sampling head without an exact end, and with one of each share."""
+    rows, first = [], study.updates - (AVERAGED - 1) * study.every
+    whole = training(study, where, replace(sampling, train=f"{sampling.train} --mhe-exact-last 0"), seed)
+    earlier = whole.makes.parent
+    for share in sorted({0.0, *shares}):
+        step, before = whole, None
+        if share:
+            variant, end = exactly(sampling, f"{sampling.name}-{share}", share, study.updates)
+            step = begun(training(study, where, variant, seed), earlier, end)
+            before = partial(link_checkpoints, step.makes.parent, earlier, first, end)
+        folder = step.makes.parent.parent
+        steps = [step, *scored_steps(study, where, step, folder)]
+        rows.append(Row(sampling.name, share, folder, steps, before))
+    return rows
+
+
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Train, average, score; the record."""
     comparison = Comparison(args, "exact-end")
@@ -66,54 +109,49 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     if study.updates % SAVED:
         raise StudyError(f"--updates must be a multiple of {SAVED}, got {study.updates}")
     study = replace(study, every=study.updates // SAVED)
-    softmax, sampling = study.chosen(f"{study.baseline},{args.variant}")
-    where, seeds = Folders(args.out), parse_seeds(args.seeds)
-    source = str(args.source)
-    comparison.run(where.out, prepare_steps(study, args.source, where, [softmax, sampling]), source=source)
-    folders: dict[float | None, list[Path]] = {share: [] for share in (None, *sorted({0.0, *args.shares}))}
-    first = study.updates - (AVERAGED - 1) * study.every
-    for seed in seeds:
-        whole = training(study, where, replace(sampling, train=f"{sampling.train} --mhe-exact-last 0"), seed)
-        earlier = whole.makes.parent
-        for share in folders:
-            before, step = None, whole
-            if share is None:
-                step = training(study, where, softmax, seed)
-            elif share:
-                variant, end = exactly(sampling, f"{sampling.name}-{share}", share, study.updates)
-                step = begun(training(study, where, variant, seed), earlier, end)
-                before = partial(link_checkpoints, step.makes.parent, earlier, first, end)
-            folder = step.makes.parent.parent
-            steps = [step, *scored_steps(study, where, step, folder)]
-            comparison.run(folder, steps, before, source=source, seed=seed)
-            folders[share].append(folder)
-    references = reference_lines(study, where)
-    lines = {
-        share: [read_translations(folder / "test.txt", len(references)) for folder in of]
-        for share, of in folders.items()
-    }
-    rows, base = [], [score(each, references) for each in lines[None]]
-    for share, own in lines.items():
-        beside, scores = against(own, None if share is None else lines[None], references)
+    softmax, *others = study.chosen(f"{study.baseline},{args.variants}", "--variants")
+    where, source = Folders(args.out), str(args.source)
+    comparison.run(where.out, prepare_steps(study, args.source, where, [softmax, *others]), source=source)
+    folders: dict[tuple[str, float | None], list[Path]] = {}
+    for seed in parse_seeds(args.seeds):
+        found = [softmax_row(study, where, softmax, seed)]
+        for each in others:
+            found += rows_of(study, where, each, seed, args.shares)
+        for row in found:
+            comparison.run(row.folder, row.steps, row.before, source=source, seed=seed)
+            folders.setdefault((row.model, row.share), []).append(row.folder)
+    return comparison.record(
+        about="A sampling head whose last updates are those of the exact softmax",
+        data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
+        setup=f"variants {', '.join(each.name for each in [softmax, *others])} of {from_root(args.study)}, "
+        f"{study.updates:,} updates; mean of the last {AVERAGED} checkpoints, {study.every} updates apart; "
+        "p: that chance makes so large a difference in BLEU to the softmax of the seed (paired bootstrap)",
+        seeds=args.seeds,
+        columns=COLUMNS,
+        rows=made_rows(folders, reference_lines(study, where)),
+    )
+
+
+def made_rows(
+    folders: dict[tuple[str, float | None], list[Path]], references: list[str]
+) -> list[dict[str, Any]]:
+    """Of the record; the first is what others are compared with."""
+    lines = [
+        [read_translations(each / "test.txt", len(references)) for each in of] for of in folders.values()
+    ]
+    base, rows = [score(each, references) for each in lines[0]], []
+    for (model, share), own in zip(folders, lines, strict=True):
+        beside, scores = against(own, None if share is None else lines[0], references)
         rows.append(
             {
-                "model": softmax.name if share is None else sampling.name,
+                "model": model,
                 "share": share,
-                "bits": spread([validated_bits(folder / "valid.log") for folder in folders[share]]),
+                "bits": spread([validated_bits(each / "valid.log") for each in folders[model, share]]),
                 **beside,
                 "length": fmean(each.length / of.length for each, of in zip(scores, base, strict=True)),
             }
         )
-    return comparison.record(
-        about="A sampling head whose last updates are those of the exact softmax",
-        data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
-        setup=f"variants {softmax.name} and {sampling.name} of {from_root(args.study)}, {study.updates:,} "
-        f"updates; mean of the last {AVERAGED} checkpoints, {study.every} updates apart; p: that chance "
-        "makes so large a difference in BLEU to the softmax of the seed (paired bootstrap)",
-        seeds=args.seeds,
-        columns=COLUMNS,
-        rows=rows,
-    )
+    return rows
 
 
 def shares(text: str) -> list[float]:
@@ -130,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "exact-end")
     add = parser.add_argument
     add("--vocab-size", type=int, help="pieces of the dictionary (default: the study's)")
-    add("--variant", default="sampling", help="with a sampling head (default: %(default)s)")
+    add("--variants", default="sampling", help="with sampling heads, by commas (default: %(default)s)")
     add("--shares", type=shares, default=[0, 0.05, 0.1, 0.2], help="default: 0,0.05,0.1,0.2")
     add("--seeds", default="1", help="default: %(default)s")
     return run_study("exact_end.py", parser.parse_args(argv), compare)

@@ -44,3 +44,12 @@ def test_bad_shares_are_one_sentence() -> None:
     done = run_command([*SCRIPT, "--source", "x", "--shares", "1.5"], check=False)
     assert done.returncode == 2
     assert "--shares: takes different numbers from 0 to 1; got 1.5" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_unknown_variant_is_one_sentence(tmp_path: Path) -> None:
+    words = ["--source", "x", "--out", str(tmp_path / "out"), "--variants", "sampling,other"]
+    done = run_command([*SCRIPT, *words], check=False)
+    assert done.returncode == 1
+    assert "--variants takes different ones of softmax, " in done.stderr
+    assert "got softmax,sampling,other" in done.stderr
