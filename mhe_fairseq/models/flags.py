@@ -28,6 +28,11 @@ FLAGS = {
         "--shortlist) is that token's embedding plus a row of its own; tied (default of mixtures): only the "
         "latter; own: neither",
     ),
+    "mhe_tie": (
+        "HOW",
+        "cascade head with shared embeddings: what the input embeddings are to the output layer's rows. "
+        "linear (default): a linear map of them, learned, which begins as the identity; exact: the same numbers",
+    ),
     "mhe_codebook": ("FILE", "which token has which slot (default: dictionary order)"),
     "mhe_bottleneck": ("R", "cascade head: width of the rows after the first digit (default: the model's)"),
     "mhe_group_prototypes": (
@@ -106,6 +111,7 @@ class HeadConfig(FairseqDataclass):
     mhe_lengths: Any = _option("mhe_lengths")
     mhe_mixtures: Any = _option("mhe_mixtures")
     mhe_group_rows: Any = _option("mhe_group_rows")
+    mhe_tie: Any = _option("mhe_tie")
     mhe_codebook: Any = _option("mhe_codebook")
     mhe_bottleneck: Any = _option("mhe_bottleneck")
     mhe_group_prototypes: Any = _option("mhe_group_prototypes")

@@ -21,7 +21,7 @@ from mhe_fairseq.models.roberta import dictionary_pin, pinned_fingerprint
 LABEL_HEADS = ("cascade", "softmax", "sampling")
 
 #: Of the model's flags, those that no label model reads.
-_NOT_FOR_LABELS = ("mhe_group_rows", "mhe_smoothing", "mhe_dropout", "mhe_bias", "mhe_shard")
+_NOT_FOR_LABELS = ("mhe_group_rows", "mhe_tie", "mhe_smoothing", "mhe_dropout", "mhe_bias", "mhe_shard")
 
 Model = TypeVar("Model", bound="LabelModel")
 

@@ -35,6 +35,9 @@ from mhe_fairseq.models.flags import DEFAULT_EXACT_LAST, DEFAULT_HEAD, HEADS, fl
 #: What the rows of the first digit are, where the embeddings are shared.
 GROUP_ROWS = ("input", "tied", "own")
 
+#: What the input embeddings are to the rows of the output layer, where they are shared.
+TIES = ("linear", "exact")
+
 #: What tasks of masked tokens add to the dictionary, last.
 MASK = "<mask>"
 
@@ -48,14 +51,15 @@ logger = logging.getLogger(__name__)
 
 #: What ``HeadOptions.resolve`` writes into ``args``, so that a checkpoint holds what was planned.
 PLANNED = (
-    "mhe_head", "mhe_lengths", "mhe_groups", "mhe_group_rows", "mhe_exact_last", "mhe_fingerprint",
-    "mhe_dictionary",
+    "mhe_head", "mhe_lengths", "mhe_groups", "mhe_group_rows", "mhe_tie", "mhe_exact_last",
+    "mhe_fingerprint", "mhe_dictionary",
 )  # fmt: skip
 
 #: Which flags only some heads read, with the heads that read them.
 _ONLY_FOR = {
     "mhe_mixtures": ("product",),
     "mhe_group_rows": ("product", "cascade"),
+    "mhe_tie": ("cascade", "sampling", "softmax"),
     "mhe_bottleneck": ("cascade",),
     "mhe_group_prototypes": ("cascade",),
     "mhe_smoothing": ("cascade",),
@@ -78,9 +82,9 @@ class HeadOptions:
         head: one of ``HEADS``.
         codebook: tokens <-> slots.
         restored: the options come from a checkpoint, whose state dict brings the codebook's slots.
-        mixtures, group_rows, bottleneck, group_prototypes, smoothing, dropout, groups, sampling, exact_last,
-            exact_after, chunk: as the flags; None where not given (what was planned, for ``groups`` of the
-            sampling head and ``group_rows``).
+        mixtures, group_rows, tie, bottleneck, group_prototypes, smoothing, dropout, groups, sampling,
+            exact_last, exact_after, chunk: as the flags; None where not given (what was planned, for
+            ``groups`` of the sampling head, ``group_rows`` and ``tie``).
         bias: rows have a bias, for ``mhe_roberta``.
         shard: split the table over ranks, where there are several.
     """
@@ -90,6 +94,7 @@ class HeadOptions:
     restored: bool
     mixtures: int | None
     group_rows: str | None
+    tie: str | None
     bottleneck: int | None
     group_prototypes: int | None
     smoothing: str | None
@@ -119,6 +124,7 @@ class HeadOptions:
                 raise MHEError(f"{flag(name)} is for --mhe-head {' or '.join(heads)}; the head is {head}")
         mixtures = whole_of(args, "mhe_mixtures", 1)
         group_rows = word_of(args, "mhe_group_rows", GROUP_ROWS)
+        tie = word_of(args, "mhe_tie", TIES)
         bottleneck = whole_of(args, "mhe_bottleneck", 1)
         prototypes = whole_of(args, "mhe_group_prototypes", 1)
         smoothing = word_of(args, "mhe_smoothing", SMOOTHING_FORMS)
@@ -151,6 +157,9 @@ class HeadOptions:
         if head in _ONLY_FOR["mhe_group_rows"] and group_rows is None:
             # Checkpoints from before there was a choice have rows of their own.
             group_rows = "own" if restored else "tied" if (mixtures or 1) > 1 else "input"
+        if tie is None and head == "cascade" and not restored:
+            # Not of checkpoints from before there was a choice.
+            tie = "linear"
         args.mhe_exact_last = exact_last
         if head == "sampling" and not restored and exact_last is None and exact_after is None:
             # Nothing is written for nothing: that is how older checkpoints have it.
@@ -159,6 +168,7 @@ class HeadOptions:
         args.mhe_lengths = ",".join(map(str, codebook.lengths))
         args.mhe_groups = groups
         args.mhe_group_rows = group_rows
+        args.mhe_tie = tie
         args.mhe_fingerprint = args.mhe_fingerprint if restored else codebook.fingerprint
         # Checkpoints from before it was kept do not get it: their dictionary is not known.
         args.mhe_dictionary = getattr(args, "mhe_dictionary", None) if restored else pinned(symbols)
@@ -168,6 +178,7 @@ class HeadOptions:
             restored=restored,
             mixtures=mixtures,
             group_rows=group_rows,
+            tie=tie,
             bottleneck=bottleneck,
             group_prototypes=prototypes,
             smoothing=smoothing,
@@ -194,6 +205,8 @@ class HeadOptions:
             raise MHEError(f"{self.flags()}: {error}") from None
         head.adopt_codebook = self.restored
         if isinstance(embedding, DigitEmbedding):
+            if self.tie == "linear" and head.is_tied:
+                head.map_inputs()
             embedding.follow(head)
         if isinstance(head, ShardedHead):
             sharding.prepare(head)
@@ -255,9 +268,9 @@ class HeadOptions:
         return ExactEnd(_usual_exact_last(self.sampling), is_asked=False)
 
     def flags(self) -> str:
-        """The head and what was given for it, as on the command line; not group_rows, which is planned where
-        it is not given, and fits every head."""
-        names = [name for name in _ONLY_FOR if name != "mhe_group_rows"]
+        """The head and what was given for it, as on the command line; not group_rows and tie, which are
+        planned where they are not given, and fit every head of theirs."""
+        names = [name for name in _ONLY_FOR if name not in ("mhe_group_rows", "mhe_tie")]
         values = ((name, getattr(self, name.removeprefix("mhe_"))) for name in names)
         given = [
             f"{flag(name)} {value}" for name, value in values if value is not None and value is not False
@@ -350,7 +363,7 @@ def _tying(head: OutputHead, embedding: nn.Embedding | None) -> str:
         return "input embeddings are shared as asked, the output layer has no V x d table to tie"
     if isinstance(head, CascadeHead) and not head.is_tied:
         return "input embeddings are shared as asked, --mhe-bottleneck keeps the output layer's own table"
-    return "tied to the input embeddings"
+    return "tied to the input embeddings" + (" by a linear map" if head.input_map is not None else "")
 
 
 def _split(head: OutputHead) -> str:
