@@ -12,6 +12,7 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_INV_REGISTRY
 from torch import nn
 
+from mhe_fairseq.heads.rows.input_map import MAP
 from mhe_fairseq.models.flags import FLAGS, SWITCHES
 
 VOCAB, DIM, PAD = 50, 16, 1

@@ -16,7 +16,7 @@ from torch import Tensor
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads.sampling.head import default_groups
 from mhe_fairseq.models.convertible import Kind, OutputLayer
-from mhe_fairseq.models.families import DICTIONARY, ROBERTA
+from mhe_fairseq.models.families import DICTIONARY, ROBERTA, UNTIED
 from mhe_fairseq.models.flags import FLAGS, SWITCHES
 from mhe_fairseq.models.options import HeadOptions, pinned
 from mhe_fairseq.models.roberta import dictionary_pin
@@ -158,7 +158,7 @@ def _set_model(cfg: Any, kind: Kind, layer: OutputLayer, new: NewHead, symbols: 
 
 def _untie(model: Any) -> None:
     """Tell a model's options that its output layer has a table of its own."""
-    for name, value in _UNTIED.items():
+    for name, value in UNTIED.items():
         if hasattr(model, name):
             set_options(model, **{name: value})
 
@@ -173,13 +173,6 @@ def _sign(cfg: Any, kind: Kind, new: NewHead) -> None:
     options = dataclasses.replace(options, codebook=new.codebook)
     set_options(args, mhe_signature=f"{signature(args, options)}|converted:{kind.arch}")
 
-
-#: Options of an output layer that is not the embeddings', of the models that have them.
-_UNTIED = {
-    "share_all_embeddings": False,
-    "share_decoder_input_output_embed": False,
-    "untie_weights_roberta": True,
-}
 
 #: What ``HeadOptions`` reads.
 _RESOLVED = (*FLAGS, *SWITCHES, "mhe_fingerprint")

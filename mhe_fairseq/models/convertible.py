@@ -13,7 +13,7 @@ from torch import Tensor
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
 from mhe_fairseq.models.export import EXPORTABLE
-from mhe_fairseq.models.families import DICTIONARY, FAMILIES, Family
+from mhe_fairseq.models.families import DICTIONARY, FAMILIES, Family, same, without_map
 from mhe_fairseq.models.roberta import BIAS_WIDTH
 from mhe_fairseq.models.stock_options import PREFIX
 
@@ -113,10 +113,11 @@ def output_layer(kind: Kind, weights: Mapping[str, Tensor], name: str) -> Output
         MHEError: there is no table where it should be.
     """
     family = kind.family
+    weights = weights if kind.head is None else without_map(family, weights)
     embedding = weights.get(family.embedding)
     if kind.head is None:
         table = weights.get(family.projection)
-        tied = None not in (embedding, table) and _same(embedding, table)
+        tied = None not in (embedding, table) and same(embedding, table)
     else:
         tied = family.table not in weights
         table = embedding if tied else weights[family.table]
@@ -154,16 +155,11 @@ def fitted_layer(kind: Kind, weights: Mapping[str, Tensor], table: Tensor, has_b
     embedding = weights[family.embedding]
     as_read = with_rows_of_state(embedding, dict(weights), family.head)
     body = {
-        key: as_read if _same(value, embedding) else value
+        key: as_read if same(value, embedding) else value
         for key, value in weights.items()
         if key != DICTIONARY and not key.startswith(family.head)
     }
     return OutputLayer(body, table, has_bias, tied=False)
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    """Both are the same memory."""
-    return one is not None and other is not None and one.data_ptr() == other.data_ptr()
 
 
 def as_saved(layer: OutputLayer, saved: Mapping[str, Any]) -> OutputLayer:

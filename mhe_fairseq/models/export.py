@@ -20,7 +20,16 @@ from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
-from mhe_fairseq.models.families import DICTIONARY, FAMILIES, ROBERTA, Family, Kind
+from mhe_fairseq.models.families import (
+    DICTIONARY,
+    FAMILIES,
+    ROBERTA,
+    UNTIED,
+    Family,
+    Kind,
+    same,
+    without_map,
+)
 from mhe_fairseq.models.roberta import BIAS_WIDTH
 from mhe_fairseq.models.stock_options import PREFIX, as_dict, stock_options
 from mhe_fairseq.models.stock_training import extra_state, history
@@ -93,11 +102,13 @@ def to_stock(
     family, stock_arch = _family(arch, name)
     head = _head(family, weights, model, name, body)
     trained = head in EXPORTABLE
-    stock_weights, tied = _stock_weights(family, weights, name, trained)
+    stock_weights, tied = _stock_weights(
+        family, without_map(family, weights) if trained else weights, name, trained
+    )
     projection = stock_weights[family.projection]
-    if family is ROBERTA and not tied:
-        # A bias keeps a head from being tied, and fairseq's roberta has one with and without.
-        options = {**options, "model": {**model, "untie_weights_roberta": True}}
+    if not tied:
+        # A bias or a map keeps a head from being tied, whatever the flags say.
+        options = {**options, "model": {**model, **{key: UNTIED[key] for key in UNTIED if key in model}}}
     stock_cfg = stock_options(options, arch, stock_arch, namespace)
     stock = {
         "args": None,  # of older fairseqs; the loader made a cfg of them
@@ -190,16 +201,11 @@ def _stock_weights(
             # Here the output layer lies, or is over: a classifier comes after it.
             stock.update(layer)
         if key not in own and key not in layer and key != DICTIONARY:
-            is_shared = is_tied and family.embedding in weights and _same(value, weights[family.embedding])
+            is_shared = is_tied and family.embedding in weights and same(value, weights[family.embedding])
             stock[key] = embedding if is_shared else value
     stock.update(layer)
     vars(stock).update(_metadata(family, weights))
     return stock, is_tied
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Both are the same memory: encoder and decoder may have one embedding."""
-    return one is other or (one.shape == other.shape and one.data_ptr() == other.data_ptr())
 
 
 def _metadata(family: Family, weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -30,8 +30,9 @@ FLAGS = {
     ),
     "mhe_tie": (
         "HOW",
-        "cascade head with shared embeddings: what the input embeddings are to the output layer's rows. "
-        "linear (default): a linear map of them, learned, which begins as the identity; exact: the same numbers",
+        "with shared embeddings, what these are to the tokens' rows of the output layer. linear (default of "
+        "the cascade head): a learned linear map of them, which begins as the identity; exact (default "
+        "otherwise): the same numbers",
     ),
     "mhe_codebook": ("FILE", "which token has which slot (default: dictionary order)"),
     "mhe_bottleneck": ("R", "cascade head: width of the rows after the first digit (default: the model's)"),

@@ -102,6 +102,30 @@ def test_fairseq_translates_and_scores_as_before(
 
 
 @pytest.mark.slow
+def test_rows_that_are_mapped_for_the_input(
+    toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """fairseq has no such tie: the table is exported beside the embeddings that are read."""
+    flags = [*CRITERION, *MODELS["tied"], "--mhe-tie", "linear", "--max-update", "24"]
+    train(toy_data, tmp_path / "checkpoints", *flags, "--no-epoch-checkpoints")
+    last = tmp_path / "checkpoints" / "checkpoint_last.pt"
+    state = torch.load(last, weights_only=True)
+    state["model"]["decoder.head.input_map.weight"].normal_(std=0.3)
+    torch.save(state, last)
+    stock = export(last, tmp_path, capsys)
+    line = ["fairseq-validate", str(toy_data), *PAIR, "--cpu", *ALL_SENTENCES, "--max-tokens", "500"]
+    done = run_command(
+        [*line, "--path", str(last), *PLUGIN, "--task", "mhe_translation", "--log-format", "json"]
+    )
+    wanted = logged(done.stdout + done.stderr, "valid_nll_loss", kind="valid")
+    said = stock_command(
+        "fairseq-validate", toy_data, tmp_path, "--task", "translation", "--path", str(stock),
+        "--max-tokens", "500", "--log-format", "json",
+    )  # fmt: skip
+    assert logged(said, "valid_nll_loss", kind="valid") == pytest.approx(wanted, abs=1.1e-3) and wanted
+
+
+@pytest.mark.slow
 def test_a_cascade_is_trained_on_with_fairseqs_softmax(
     toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,26 @@ def test_the_output_layer_is_taken_off(tied: bool) -> None:
     assert sorted(layer.body) == ["decoder.embed_tokens.weight", "decoder.layers.0.fc1.weight"]
 
 
+def test_a_mapped_tie_is_undone() -> None:
+    """The embeddings become what the model reads, and the rows a table of its own."""
+    rows, weight = torch.randn(6, 4), torch.randn(4, 4)
+    weights = {
+        # As a mean of checkpoints has them: the same numbers twice.
+        "encoder.embed_tokens.weight": rows.clone(),
+        "decoder.embed_tokens.weight": rows,
+        "decoder.head.codebook_slots": torch.arange(6),
+        "decoder.head.input_map.weight": weight,
+        "decoder.layers.0.fc1.weight": torch.randn(3, 4),
+    }
+    layer = output_layer(
+        kind_of(config("mhe_transformer", mhe_head="sampling"), "it", "cascade"), weights, "it"
+    )
+    assert not layer.tied and layer.table is rows
+    for side in ("encoder", "decoder"):
+        torch.testing.assert_close(layer.body[f"{side}.embed_tokens.weight"], rows + rows @ weight)
+    assert len(layer.body) == 3
+
+
 def test_a_model_without_a_table_is_refused() -> None:
     with pytest.raises(MHEError, match="it has no table of V x d at decoder.output_projection.weight"):
         output_layer(kind_of(config("transformer"), "it", "cascade"), {}, "it")

@@ -193,6 +193,41 @@ def test_a_checkpoints_options_need_no_file() -> None:
     assert options.build(DIM, None).adopt_codebook
 
 
+@pytest.mark.parametrize(
+    ("flags", "has_map"),
+    [
+        ({}, True),
+        ({"mhe_group_rows": "own"}, True),
+        ({"mhe_tie": "exact"}, False),
+        # A table of its own, which nothing is tied to.
+        ({"mhe_bottleneck": 2}, False),
+        ({"mhe_head": "product"}, False),
+        ({"mhe_head": "sampling"}, False),
+        ({"mhe_head": "sampling", "mhe_tie": "linear"}, True),
+        ({"mhe_head": "softmax", "mhe_tie": "linear"}, True),
+    ],
+)
+def test_a_linear_tie(flags: dict[str, object], has_map: bool, caplog: pytest.LogCaptureFixture) -> None:
+    embedding = DigitEmbedding.of(nn.Embedding(100, DIM))
+    assert isinstance(embedding, DigitEmbedding)
+    with caplog.at_level("INFO", logger="mhe_fairseq"):
+        head = build(embedding, **flags)
+    assert (head.input_map is not None) == has_map
+    assert ("tied to the input embeddings by a linear map" in caplog.text) == has_map
+    assert build(None, **flags).input_map is None, "nothing to tie to"
+
+
+def test_a_cascade_from_before_is_tied_exactly() -> None:
+    embedding = DigitEmbedding.of(nn.Embedding(100, DIM))
+    assert isinstance(embedding, DigitEmbedding)
+    old = Namespace(mhe_head="cascade", mhe_lengths="10,10", mhe_fingerprint="ff")
+    assert HeadOptions.resolve(old, SYMBOLS).build(DIM, embedding).input_map is None
+    args = Namespace(mhe_head="cascade")
+    HeadOptions.resolve(args, SYMBOLS)
+    assert args.mhe_tie == "linear", "written back, so that the checkpoint tells"
+    assert HeadOptions.resolve(args, SYMBOLS).build(DIM, embedding).input_map is not None
+
+
 @pytest.mark.parametrize("head", ["product", "cascade", "sampling", "softmax"])
 def test_a_checkpoint_from_before_a_flag_has_its_default(head: str) -> None:
     args = Namespace(mhe_head=head, mhe_lengths="10,10", mhe_fingerprint="ff")

@@ -2,8 +2,8 @@
 
 A tied output layer has one table for both sides. What the model reads of a token and what scores it need not
 be the same numbers, though, and in a cascade they had better not be: its rows tell the tokens of a group from
-each other, and the input embeddings all tokens. Here the one is the other up to a linear map, the same for all
-tokens, which begins as the identity: a model copies as easily as a tied one does. (Press and Wolf, 2017,
+each other, the input embeddings tell all tokens. Here the one is the other up to a linear map, the same for
+all tokens, which begins as the identity: a model copies as easily as a tied one does. (Press and Wolf, 2017,
 section 4.1, have such a projection on the output side.)
 """
 
@@ -21,7 +21,7 @@ MAP = "input_map.weight"
 class InputMap(nn.Module):
     """x -> x + x D.
 
-    ``weight`` is D, (d, d): at zero, where it begins, rows are tied exactly, and there weight decay pulls it. A
+    ``weight`` is D, (d, d): at zero, where it begins and weight decay pulls it, rows are tied exactly. A
     state dict without it is of a model that is tied so.
 
     Args:
