@@ -139,3 +139,27 @@ def test_checkpoints_truncated_hostile_or_of_another_dictionary(toy_data: Path, 
     done = generate(other, good, check=False)
     assert done.returncode == 1
     assert "the dictionary" in done.stderr.splitlines()[-1] and "88" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_another_tie_than_the_trainings(toy_data: Path, tmp_path: Path) -> None:
+    """Both ways; a training that begins with such weights goes on."""
+    head = [*CRITERION, "--mhe-head", "cascade", "--share-all-embeddings"]
+    ties = {"exact": ["--mhe-tie", "exact"], "linear": []}
+    told = {
+        "exact": "has the optimizer's state of other parameters than this model's; give the flags it was "
+        "trained with (--mhe-tie exact, for a cascade from before there was a linear tie), or "
+        "--reset-optimizer",
+        "linear": "input embeddings are a linear map of the output layer's rows and this model's are not; "
+        "give --mhe-tie linear",
+    }
+    for tie, other in (("exact", "linear"), ("linear", "exact")):
+        folder = tmp_path / tie
+        train(toy_data, folder, *head, *ties[tie], "--max-update", "2", "--no-epoch-checkpoints")
+        done = train(toy_data, folder, *head, *ties[other], "--max-update", "4", check=False)
+        assert done.returncode == 1
+        said = done.stderr.splitlines()[-1]
+        assert said.startswith("mhe_fairseq: error: ") and told[tie] in said
+    begun = ["--finetune-from-model", str(tmp_path / "exact" / "checkpoint_last.pt"), "--max-update", "2"]
+    done = train(toy_data, tmp_path / "new", *head, *begun)
+    assert "tied exactly, and --mhe-tie linear goes on from there" in done.stdout + done.stderr

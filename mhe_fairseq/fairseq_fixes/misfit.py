@@ -2,7 +2,8 @@
 
 fairseq's trainer says "Cannot load model parameters from checkpoint ...; please ensure that the architectures
 match", under three tracebacks; what does not match is in the middle one, a line for every weight. Where it
-loads models to translate with, it says that alone.
+loads models to translate with, it says that alone. Of an optimizer's state that does not fit torch says "a
+parameter group that doesn't match the size of optimizer's group".
 
 Seen with ve-fairseq 0.12.3 (asked about in fairseq issues 2167, 4469, 4533, 5017). Can go when fairseq names
 what differs.
@@ -62,6 +63,12 @@ def _named(load: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return load(self, filename, *args, **kwargs)
         except Exception as error:
+            if isinstance(error, ValueError) and "parameter group" in str(error):
+                raise MHEError(
+                    f"checkpoint {filename} has the optimizer's state of other parameters than this model's; "
+                    "give the flags it was trained with (--mhe-tie exact, for a cascade from before there "
+                    "was a linear tie), or --reset-optimizer"
+                ) from error
             # fairseq raises its own over the one that says what is wrong.
             told = None if isinstance(error, MHEError) else differences(str(error.__context__))
             if told is None:

@@ -8,7 +8,8 @@ the last updates the learning rate falls to zero, and those are done by the soft
 a new optimiser, by two softmaxes made of the cascade before them: what `mhe export --body` writes, fairseq's
 softmax tied to the same embeddings, and what `mhe convert --head softmax` fits to the cascade, which is not
 tied. The cascade is converted after its end, too, and not trained on. A sampling head is a softmax, and has
-its end once more with the exact loss. The last checkpoint of each is validated and translated with.
+its end once more with the exact loss. With ``--own`` each has its own end, and that is all. The last
+checkpoint of each is validated and translated with.
 
 ``--out``/record.json has what is shown on the page of results. What is done is not done again.
 """
@@ -201,7 +202,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     for seed in parse_seeds(args.seeds):
         found = [row_of(study, where, softmax, seed, args.last)]
         for variant in others:
-            found += rows_of(study, where, softmax, variant, seed, args.last)
+            if args.own:
+                found.append(row_of(study, where, variant, seed, args.last))
+            else:
+                found += rows_of(study, where, softmax, variant, seed, args.last)
         for row in found:
             first, end = row.first.folder, row.end.folder
             comparison.run(first, [row.first.step, *row.made], source=source, seed=seed)
@@ -241,6 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--vocab-size", type=int, help="pieces of the dictionary (default: the study's)")
     add("--variants", default="cascade", help="whose heads are tied, by commas (default: %(default)s)")
     add("--last", type=int, default=1000, help="updates of the end (default: %(default)s)")
+    add("--own", action="store_true", help="ends of each head's own only, whatever the head")
     add("--seeds", default="1", help="default: %(default)s")
     return run_study("finish_softmax.py", parser.parse_args(argv), compare)
 

@@ -9,10 +9,13 @@ section 4.1, have such a projection on the output side.)
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 #: In the state dict of a head whose input embeddings are mapped.
 MAP = "input_map.weight"
@@ -39,7 +42,12 @@ class InputMap(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        state_dict.setdefault(prefix + "weight", torch.zeros_like(self.weight))
+        if prefix + "weight" not in state_dict:
+            state_dict[prefix + "weight"] = torch.zeros_like(self.weight)
+            logger.info(
+                "mhe: the checkpoint's embeddings are tied exactly, and --mhe-tie linear goes on from there; "
+                "to go on with its optimizer's state, too, give --mhe-tie exact"
+            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -80,13 +80,17 @@ def test_without_a_map_rows_are_what_is_read() -> None:
     assert mapped(rows, head.state_dict(), "") is rows and unmapped(rows, head.state_dict(), "") is rows
 
 
-def test_a_checkpoint_without_a_map_is_of_one_that_changes_nothing() -> None:
+def test_a_checkpoint_without_a_map_is_of_one_that_changes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     embedding = nn.Embedding(10, DIM)
     old = CascadeHead(DIM, BOOK, tied=embedding)
     new = heads(embedding)[2]
     assert new.input_map is not None
     nn.init.normal_(new.input_map.weight)
-    new.load_state_dict(old.state_dict())
+    with caplog.at_level("INFO", logger="mhe_fairseq"):
+        new.load_state_dict(old.state_dict())
+    assert "tied exactly, and --mhe-tie linear goes on from there" in caplog.text
     assert not new.input_map.weight.any()
     with pytest.raises(MHEError, match="input embeddings are a linear map .*; give --mhe-tie linear"):
         old.load_state_dict(new.state_dict())
