@@ -169,6 +169,25 @@ def test_weights(tied: bool, dtype: torch.dtype) -> None:
     assert {each.dtype for each in weights.values()} == {dtype}
 
 
+def test_what_is_under_a_cascade_of_a_mean_of_checkpoints() -> None:
+    """Encoder and decoder have one embedding; in a mean they have a copy each, with the same numbers."""
+    state = checkpoint("cascade", tied=True)
+    rows = torch.randn(V, D)
+    marks, weight = torch.randn(2, D), torch.randn(D, D)
+    state["model"] |= {
+        "encoder.embed_tokens.weight": rows.clone(),
+        "decoder.embed_tokens.weight": rows,
+        "decoder.head.group.weight": marks,
+        "decoder.head.group.bias": torch.randn(2),
+        "decoder.head.rows_in_input": torch.tensor(1),
+        "decoder.head.input_map.weight": weight,
+    }
+    stock = to_stock(loaded(state), "it", body=True).state["model"]
+    wanted = rows + rows @ weight + marks[torch.arange(V) // 3]
+    for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+        torch.testing.assert_close(stock[name], wanted)
+
+
 def test_the_rest_is_what_fairseq_needs() -> None:
     state = checkpoint()
     before = copy.deepcopy(state["cfg"])
