@@ -217,13 +217,14 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             own.before.append(row.first.bits())
             own.bits.append(row.bits())
             own.lines.append(read_translations(scored / "test.txt", len(references)))
+    begin = "" if args.own else "which those as a softmax begin with a new optimiser; "
     return comparison.record(
-        about="The end of a training as a softmax",
+        about="Trainings whose rate falls to zero" if args.own else "The end of a training as a softmax",
         data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
         setup=f"variants {', '.join(each.name for each in [softmax, *others])} of {from_root(args.study)}, "
-        f"{study.updates:,} updates; the learning rate falls linearly to zero over the last {args.last:,}, "
-        "which those as a softmax begin with a new optimiser; last checkpoints; p: that chance makes so "
-        "large a difference in BLEU to the softmax of the seed (paired bootstrap)",
+        f"{study.updates:,} updates; the learning rate falls linearly to zero over the last {args.last:,}; "
+        f"{begin}last checkpoints; p: that chance makes so large a difference in BLEU to the softmax of the "
+        "seed (paired bootstrap)",
         seeds=args.seeds,
         columns=COLUMNS,
         rows=made_rows(rows, references),

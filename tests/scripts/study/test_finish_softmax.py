@@ -22,7 +22,7 @@ def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
     study.write_text((source / "study.toml").read_text() + SAMPLING)
     words = ["--study", str(study), "--source", str(source), "--out", str(out)]
     words += ["--updates", "20", "--last", "4", "--variants", "cascade,sampling"]
-    run_command([*SCRIPT, *words])
+    assert "$ fairseq" in run_command([*SCRIPT, *words]).stdout
     record = read_record(out / "record.json")
     assert [row["model"] for row in record["rows"]] == [
         "softmax",
@@ -53,6 +53,10 @@ def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
     assert "--mhe-exact-last 0.2 " in ends[5] and "--mhe-exact-last 0.2 " not in ends[4]
     rates = [line for line in (out / "cascade-1" / "train.log").read_text().splitlines() if '"lr"' in line]
     assert '"lr": "0"' in rates[-1]
+    # Of these each one's own; all of them are there already.
+    assert "$ fairseq" not in run_command([*SCRIPT, *words, "--own"]).stdout
+    own_rows = read_record(out / "record.json")["rows"]
+    assert own_rows == [row for row in record["rows"] if "," not in row["model"]]
 
 
 def test_rates() -> None:
