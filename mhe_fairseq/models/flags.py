@@ -31,8 +31,8 @@ FLAGS = {
     "mhe_tie": (
         "HOW",
         "with shared embeddings, what these are to the tokens' rows of the output layer. linear (default of "
-        "the cascade head): a learned linear map of them, which begins as the identity; exact (default "
-        "otherwise): the same numbers",
+        "the cascade head with --share-all-embeddings): a learned linear map of them, which begins as the "
+        "identity; exact (default otherwise): the same numbers",
     ),
     "mhe_codebook": ("FILE", "which token has which slot (default: dictionary order)"),
     "mhe_bottleneck": ("R", "cascade head: width of the rows after the first digit (default: the model's)"),

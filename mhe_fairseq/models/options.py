@@ -157,8 +157,9 @@ class HeadOptions:
         if head in _ONLY_FOR["mhe_group_rows"] and group_rows is None:
             # Checkpoints from before there was a choice have rows of their own.
             group_rows = "own" if restored else "tied" if (mixtures or 1) > 1 else "input"
-        if tie is None and head == "cascade" and not restored:
-            # Not of checkpoints from before there was a choice.
+        shares_all = getattr(args, "share_all_embeddings", None)
+        if tie is None and head == "cascade" and shares_all and not restored:
+            # A language model is worse with it; and checkpoints from before there was a choice have none.
             tie = "linear"
         args.mhe_exact_last = exact_last
         if head == "sampling" and not restored and exact_last is None and exact_after is None:

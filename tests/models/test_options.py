@@ -196,13 +196,15 @@ def test_a_checkpoints_options_need_no_file() -> None:
 @pytest.mark.parametrize(
     ("flags", "has_map"),
     [
-        ({}, True),
-        ({"mhe_group_rows": "own"}, True),
-        ({"mhe_tie": "exact"}, False),
+        ({}, False),
+        ({"mhe_tie": "linear"}, True),
+        ({"share_all_embeddings": True}, True),
+        ({"share_all_embeddings": True, "mhe_group_rows": "own"}, True),
+        ({"share_all_embeddings": True, "mhe_tie": "exact"}, False),
         # A table of its own, which nothing is tied to.
-        ({"mhe_bottleneck": 2}, False),
-        ({"mhe_head": "product"}, False),
-        ({"mhe_head": "sampling"}, False),
+        ({"share_all_embeddings": True, "mhe_bottleneck": 2}, False),
+        ({"share_all_embeddings": True, "mhe_head": "product"}, False),
+        ({"share_all_embeddings": True, "mhe_head": "sampling"}, False),
         ({"mhe_head": "sampling", "mhe_tie": "linear"}, True),
         ({"mhe_head": "softmax", "mhe_tie": "linear"}, True),
     ],
@@ -220,9 +222,10 @@ def test_a_linear_tie(flags: dict[str, object], has_map: bool, caplog: pytest.Lo
 def test_a_cascade_from_before_is_tied_exactly() -> None:
     embedding = DigitEmbedding.of(nn.Embedding(100, DIM))
     assert isinstance(embedding, DigitEmbedding)
-    old = Namespace(mhe_head="cascade", mhe_lengths="10,10", mhe_fingerprint="ff")
+    shared = {"mhe_head": "cascade", "share_all_embeddings": True}
+    old = Namespace(**shared, mhe_lengths="10,10", mhe_fingerprint="ff")
     assert HeadOptions.resolve(old, SYMBOLS).build(DIM, embedding).input_map is None
-    args = Namespace(mhe_head="cascade")
+    args = Namespace(**shared)
     HeadOptions.resolve(args, SYMBOLS)
     assert args.mhe_tie == "linear", "written back, so that the checkpoint tells"
     assert HeadOptions.resolve(args, SYMBOLS).build(DIM, embedding).input_map is not None
