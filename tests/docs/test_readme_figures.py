@@ -34,6 +34,9 @@ def test_figures_of_the_gain_are_recorded() -> None:
     assert f"six layers is {search['speed_32768']}x and {search['speed_262144']}x as fast" in gain
     models = [row("language-models", head)["perplexity"][0] for head in ("cascade", "softmax")]
     assert f"{models[0]} with the cascade and {models[1]} with the softmax" in gain
+    tied = json.loads((RESULTS / "linear-tie.json").read_text(encoding="utf-8"))["rows"]
+    bleu = {each["model"]: f"{each['bleu']:.2f}" for each in tied}
+    assert f"the cascade has {bleu['cascade']} BLEU with that tie, the softmax {bleu['softmax']}" in gain
 
 
 @pytest.mark.slow
