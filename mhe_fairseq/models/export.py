@@ -102,13 +102,15 @@ def to_stock(
     family, stock_arch = _family(arch, name)
     head = _head(family, weights, model, name, body)
     trained = head in EXPORTABLE
-    stock_weights, tied = _stock_weights(
-        family, without_map(family, weights) if trained else weights, name, trained
-    )
+    weights = without_map(family, weights) if trained else weights
+    stock_weights, tied = _stock_weights(family, weights, name, trained)
     projection = stock_weights[family.projection]
     if not tied:
-        # A bias or a map keeps a head from being tied, whatever the flags say.
-        options = {**options, "model": {**model, **{key: UNTIED[key] for key in UNTIED if key in model}}}
+        # A bias or a map keeps a head from being tied, whatever the flags say; of fairseq's roberta they may
+        # say nothing.
+        of_roberta = {"untie_weights_roberta"} if family is ROBERTA else set()
+        untied = {key: value for key, value in UNTIED.items() if key in model or key in of_roberta}
+        options = {**options, "model": {**model, **untied}}
     stock_cfg = stock_options(options, arch, stock_arch, namespace)
     stock = {
         "args": None,  # of older fairseqs; the loader made a cfg of them
