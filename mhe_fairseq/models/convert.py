@@ -143,8 +143,9 @@ def _set_model(cfg: Any, kind: Kind, layer: OutputLayer, new: NewHead, symbols: 
     if new.head == "sampling":
         options["mhe_groups"] = default_groups(new.codebook)
     if new.head == "cascade":
-        # Features are what they were: no rows of groups in the input.
+        # Features are what they were: no rows of groups in the input, and no map of those of tokens.
         options["mhe_group_rows"] = "own"
+        options["mhe_tie"] = "exact" if layer.tied else None
         options["mhe_group_prototypes"] = new.prototypes if new.prototypes > 1 else None
     checked = argparse.Namespace(**options)
     HeadOptions.resolve(checked, symbols)

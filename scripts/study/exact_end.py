@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -85,9 +86,12 @@ def softmax_row(study: Study, where: Folders, softmax: Variant, seed: int) -> Ro
     return Row(softmax.name, None, folder, [step, *scored_steps(study, where, step, folder)])
 
 
-def rows_of(study: Study, where: Folders, sampling: Variant, seed: int, shares: Iterable[float]) -> list[Row]:
-    """A sampling head without an exact end, and with one of each share."""
-    rows, first = [], study.updates - (AVERAGED - 1) * study.every
+def rows_of(
+    study: Study, where: Folders, sampling: Variant, seed: int, shares: Iterable[float]
+) -> Iterator[Row]:
+    """A sampling head without an exact end, and with one of each share. An end begins with a checkpoint of
+    the first, which is to be trained before the next row is asked for."""
+    first = study.updates - (AVERAGED - 1) * study.every
     whole = training(study, where, replace(sampling, train=f"{sampling.train} --mhe-exact-last 0"), seed)
     earlier = whole.makes.parent
     for share in sorted({0.0, *shares}):
@@ -98,8 +102,7 @@ def rows_of(study: Study, where: Folders, sampling: Variant, seed: int, shares: 
             before = partial(link_checkpoints, step.makes.parent, earlier, first, end)
         folder = step.makes.parent.parent
         steps = [step, *scored_steps(study, where, step, folder)]
-        rows.append(Row(sampling.name, share, folder, steps, before))
-    return rows
+        yield Row(sampling.name, share, folder, steps, before)
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -114,10 +117,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     comparison.run(where.out, prepare_steps(study, args.source, where, [softmax, *others]), source=source)
     folders: dict[tuple[str, float | None], list[Path]] = {}
     for seed in parse_seeds(args.seeds):
-        found = [softmax_row(study, where, softmax, seed)]
-        for each in others:
-            found += rows_of(study, where, each, seed, args.shares)
-        for row in found:
+        heads = (rows_of(study, where, each, seed, args.shares) for each in others)
+        for row in chain([softmax_row(study, where, softmax, seed)], *heads):
             comparison.run(row.folder, row.steps, row.before, source=source, seed=seed)
             folders.setdefault((row.model, row.share), []).append(row.folder)
     return comparison.record(
