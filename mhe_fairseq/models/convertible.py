@@ -13,7 +13,7 @@ from torch import Tensor
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
 from mhe_fairseq.models.export import EXPORTABLE
-from mhe_fairseq.models.families import DICTIONARY, FAMILIES, Family, same, without_map
+from mhe_fairseq.models.families import DICTIONARY, FAMILIES, Family, same, with_embedding, without_map
 from mhe_fairseq.models.roberta import BIAS_WIDTH
 from mhe_fairseq.models.stock_options import PREFIX
 
@@ -155,8 +155,8 @@ def fitted_layer(kind: Kind, weights: Mapping[str, Tensor], table: Tensor, has_b
     embedding = weights[family.embedding]
     as_read = with_rows_of_state(embedding, dict(weights), family.head)
     body = {
-        key: as_read if same(value, embedding) else value
-        for key, value in weights.items()
+        key: value
+        for key, value in with_embedding(weights, embedding, as_read).items()
         if key != DICTIONARY and not key.startswith(family.head)
     }
     return OutputLayer(body, table, has_bias, tied=False)

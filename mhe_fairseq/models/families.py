@@ -113,12 +113,14 @@ def without_map(family: Family, weights: Mapping[str, Tensor]) -> Mapping[str, T
         return weights
     rows = weights[family.embedding]
     read = mapped(rows, dict(weights), family.head)
-    made = {
-        key: read if same(value, rows) else value
-        for key, value in weights.items()
-        if key != family.head + MAP
-    }
-    return {**made, family.table: rows}
+    made = {**with_embedding(weights, rows, read), family.table: rows}
+    del made[family.head + MAP]
+    return made
+
+
+def with_embedding(weights: Mapping[str, Tensor], old: Tensor, new: Tensor) -> dict[str, Tensor]:
+    """Weights with another embedding under each of its names. Shape: (V, d), (V, d)."""
+    return {key: new if same(value, old) else value for key, value in weights.items()}
 
 
 def same(one: Tensor | None, other: Tensor | None) -> bool:
