@@ -150,8 +150,8 @@ def test_another_tie_than_the_trainings(toy_data: Path, tmp_path: Path) -> None:
         "exact": "has the optimizer's state of other parameters than this model's; give the flags it was "
         "trained with (--mhe-tie exact, for a cascade from before there was a linear tie), or "
         "--reset-optimizer",
-        "linear": "input embeddings are a linear map of the output layer's rows and this model's are not; "
-        "give --mhe-tie linear",
+        "linear": "in the checkpoint the encoder's embeddings are a linear map of the decoder's, and in this "
+        "model they are not; give --share-all-embeddings and --mhe-tie linear",
     }
     for tie, other in (("exact", "linear"), ("linear", "exact")):
         folder = tmp_path / tie

@@ -15,7 +15,6 @@ from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.labels import Labels, label_pairs
 from mhe_fairseq.heads.reading import Reading
-from mhe_fairseq.heads.rows.input_map import MAP, InputMap
 from mhe_fairseq.heads.rows.input_rows import MARK
 
 
@@ -123,7 +122,6 @@ class OutputHead(nn.Module, ABC):
         self.register_buffer("codebook_lengths", torch.tensor(codebook.lengths))
         # No buffer: it follows from the codebook. It moves to the device where it is first asked for.
         self._token_of_slot = codebook.token_of_slot
-        self.input_map: InputMap | None = None
         self._updates: int | None = None
 
     @property
@@ -230,28 +228,9 @@ class OutputHead(nn.Module, ABC):
         are now, in a few words; None: it does not."""
         return None if self.finds_best else f"{type(self).__name__} scores the whole vocabulary"
 
-    @property
-    def is_tied(self) -> bool:
-        """Each token's row is an embedding's."""
-        return False
-
     def input_rows(self, tokens: Tensor) -> Tensor | None:
         """What this head adds to the input embeddings of tokens, None: nothing. Shape: (...) -> (..., d)."""
         return None
-
-    def map_inputs(self) -> None:
-        """Have the input embeddings be a linear map of the tokens' rows, from now on."""
-        self.input_map = InputMap(self.dim)
-
-    def as_input(self, embedded: Tensor, tokens: Tensor) -> Tensor:
-        """Input embeddings of tokens, from their rows in the embedding that the head is tied to.
-
-        Shape: (..., d), (...) -> (..., d).
-        """
-        if self.input_map is not None:
-            embedded = self.input_map(embedded)
-        rows = self.input_rows(tokens)
-        return embedded if rows is None else embedded + rows
 
     def _give_input_rows(self) -> None:
         """Have ``input_rows`` give rows, and the state dict say so."""
@@ -310,11 +289,6 @@ class OutputHead(nn.Module, ABC):
         lengths = state_dict.get(prefix + "codebook_lengths")
         if slots is not None and lengths is not None:
             self._check_loaded(slots, tuple(lengths.tolist()))
-        if self.input_map is None and prefix + MAP in state_dict:
-            raise MHEError(
-                "the checkpoint's input embeddings are a linear map of the output layer's rows and this "
-                "model's are not; give --mhe-tie linear"
-            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check_loaded(self, slots: Tensor, lengths: tuple[int, ...]) -> None:

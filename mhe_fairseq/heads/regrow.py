@@ -12,7 +12,6 @@ from mhe_fairseq.coding.symbols import Origins
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.base import wide
 from mhe_fairseq.heads.rows.inherited import inherited, moved_values
-from mhe_fairseq.heads.rows.input_map import MAP, unmapped
 from mhe_fairseq.heads.rows.input_rows import MARK, rows_of_state
 from mhe_fairseq.heads.softmax import SCALE
 
@@ -107,7 +106,7 @@ class _Head:
             return self._values(value.flatten(0, 1), self.old.heads).unflatten(0, shape)
         if name == "table.linear.weight":
             return inherited(value, self.origins, self.seed)
-        if name in ("gate.weight", "gate.bias", "project.weight", MARK, MAP, SCALE):
+        if name in ("gate.weight", "gate.bias", "project.weight", MARK, SCALE):
             return value
         raise MHEError(
             f"the head has a tensor {name} of shape {tuple(value.shape)}, and it is not known how that "
@@ -125,7 +124,7 @@ class _Head:
             before = rows_of_state(self.state, "")
             after = rows_of_state(made, "")
             assert before is not None and after is not None
-            change = unmapped(before[old[kept]] - after[kept], self.state, "")
+            change = before[old[kept]] - after[kept]
             embedding[kept] = embedding[kept] + change.to(embedding)
         if self.tied_groups:
             name = "group.weight" if "group.weight" in made else "weight"

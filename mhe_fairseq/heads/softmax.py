@@ -62,10 +62,6 @@ class SoftmaxHead(OutputHead):
     def _make_table(self, tied: nn.Embedding | None) -> None:
         self.table = OutputTable(self.vocab_size, self.dim, tied)
 
-    @property
-    def is_tied(self) -> bool:
-        return self.table.is_tied
-
     def forward(
         self, features: Tensor, target: Tensor, smoothing: bool = True, accuracy: bool = False
     ) -> HeadLoss:

@@ -16,12 +16,13 @@ from torch import Tensor
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.heads.sampling.head import default_groups
 from mhe_fairseq.models.convertible import Kind, OutputLayer
-from mhe_fairseq.models.families import DICTIONARY, ROBERTA, UNTIED
+from mhe_fairseq.models.families import DICTIONARY, ROBERTA
 from mhe_fairseq.models.flags import FLAGS, SWITCHES
 from mhe_fairseq.models.options import HeadOptions, pinned
 from mhe_fairseq.models.roberta import dictionary_pin
 from mhe_fairseq.models.settings import all_settings, set_options
 from mhe_fairseq.models.signature import signature
+from mhe_fairseq.models.source_embedding import MAP
 
 #: Heads that a checkpoint is converted to.
 HEADS = ("cascade", "sampling", "softmax")
@@ -143,12 +144,13 @@ def _set_model(cfg: Any, kind: Kind, layer: OutputLayer, new: NewHead, symbols: 
     if new.head == "sampling":
         options["mhe_groups"] = default_groups(new.codebook)
     if new.head == "cascade":
-        # Features are what they were: no rows of groups in the input, and no map of those of tokens.
+        # Features are what they were: no rows of groups in the input.
         options["mhe_group_rows"] = "own"
-        options["mhe_tie"] = "exact" if layer.tied else None
         options["mhe_group_prototypes"] = new.prototypes if new.prototypes > 1 else None
     checked = argparse.Namespace(**options)
     HeadOptions.resolve(checked, symbols)
+    # What a new model would have may be another.
+    checked.mhe_tie = "linear" if MAP in layer.body else "exact" if layer.tied else None
     set_options(cfg.model, **vars(checked))
     if not layer.tied:
         _untie(cfg.model)
@@ -159,7 +161,7 @@ def _set_model(cfg: Any, kind: Kind, layer: OutputLayer, new: NewHead, symbols: 
 
 def _untie(model: Any) -> None:
     """Tell a model's options that its output layer has a table of its own."""
-    for name, value in UNTIED.items():
+    for name, value in _UNTIED.items():
         if hasattr(model, name):
             set_options(model, **{name: value})
 
@@ -175,8 +177,15 @@ def _sign(cfg: Any, kind: Kind, new: NewHead) -> None:
     set_options(args, mhe_signature=f"{signature(args, options)}|converted:{kind.arch}")
 
 
+#: Options of an output layer that is not the embeddings', of the models that have them.
+_UNTIED = {
+    "share_all_embeddings": False,
+    "share_decoder_input_output_embed": False,
+    "untie_weights_roberta": True,
+}
+
 #: What ``HeadOptions`` reads.
-_RESOLVED = (*FLAGS, *SWITCHES, "mhe_fingerprint")
+_RESOLVED = (*FLAGS, *SWITCHES, "mhe_fingerprint", "share_all_embeddings")
 
 
 def _rename(cfg: Any, section: str, name: str) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
 from mhe_fairseq.models.export import EXPORTABLE
-from mhe_fairseq.models.families import DICTIONARY, FAMILIES, Family, same, with_embedding, without_map
+from mhe_fairseq.models.families import DICTIONARY, FAMILIES, Family
 from mhe_fairseq.models.roberta import BIAS_WIDTH
+from mhe_fairseq.models.shared_tables import same, with_embedding
+from mhe_fairseq.models.source_embedding import apart
 from mhe_fairseq.models.stock_options import PREFIX
 
 
@@ -113,7 +115,6 @@ def output_layer(kind: Kind, weights: Mapping[str, Tensor], name: str) -> Output
         MHEError: there is no table where it should be.
     """
     family = kind.family
-    weights = weights if kind.head is None else without_map(family, weights)
     embedding = weights.get(family.embedding)
     if kind.head is None:
         table = weights.get(family.projection)
@@ -136,7 +137,7 @@ def output_layer(kind: Kind, weights: Mapping[str, Tensor], name: str) -> Output
     left_out = (family.projection, bias_name, DICTIONARY)
     body = {
         key: value
-        for key, value in weights.items()
+        for key, value in (weights if tied else apart(weights)).items()
         if key not in left_out and not key.startswith(family.head)
     }
     return OutputLayer(body, table, has_bias, tied)
@@ -156,7 +157,7 @@ def fitted_layer(kind: Kind, weights: Mapping[str, Tensor], table: Tensor, has_b
     as_read = with_rows_of_state(embedding, dict(weights), family.head)
     body = {
         key: value
-        for key, value in with_embedding(weights, embedding, as_read).items()
+        for key, value in apart(with_embedding(weights, embedding, as_read), embedding).items()
         if key != DICTIONARY and not key.startswith(family.head)
     }
     return OutputLayer(body, table, has_bias, tied=False)

@@ -8,7 +8,7 @@ from mhe_fairseq.heads.base import OutputHead
 
 
 class DigitEmbedding(nn.Embedding):
-    """An embedding that follows a head (``OutputHead.as_input``); without a head, any other.
+    """An embedding to which a head adds rows (``OutputHead.input_rows``); without a head, any other.
 
     ``weight`` is the tokens' own part, which the head may be tied to.
     """
@@ -24,11 +24,12 @@ class DigitEmbedding(nn.Embedding):
         return cls(rows, dim, padding_idx=embedding.padding_idx, _weight=embedding.weight.data)
 
     def follow(self, head: OutputHead) -> None:
-        """Be what the head makes of it from now on."""
+        """Add the head's rows from now on."""
         # In a tuple: a module that is an attribute would be registered, and saved, a second time.
         self._head = (head,)
 
     def forward(self, input: Tensor) -> Tensor:
         """(...) long -> (..., d)."""
         embedded = super().forward(input)
-        return embedded if self._head is None else self._head[0].as_input(embedded, input)
+        rows = None if self._head is None else self._head[0].input_rows(input)
+        return embedded if rows is None else embedded + rows

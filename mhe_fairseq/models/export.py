@@ -20,17 +20,10 @@ from torch import Tensor
 
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
-from mhe_fairseq.models.families import (
-    DICTIONARY,
-    FAMILIES,
-    ROBERTA,
-    UNTIED,
-    Family,
-    Kind,
-    same,
-    without_map,
-)
+from mhe_fairseq.models.families import DICTIONARY, FAMILIES, ROBERTA, Family, Kind
 from mhe_fairseq.models.roberta import BIAS_WIDTH
+from mhe_fairseq.models.shared_tables import same
+from mhe_fairseq.models.source_embedding import TABLE, apart
 from mhe_fairseq.models.stock_options import PREFIX, as_dict, stock_options
 from mhe_fairseq.models.stock_training import extra_state, history
 
@@ -102,15 +95,15 @@ def to_stock(
     family, stock_arch = _family(arch, name)
     head = _head(family, weights, model, name, body)
     trained = head in EXPORTABLE
-    weights = without_map(family, weights) if trained else weights
     stock_weights, tied = _stock_weights(family, weights, name, trained)
     projection = stock_weights[family.projection]
-    if not tied:
-        # A bias or a map keeps a head from being tied, whatever the flags say; of fairseq's roberta they may
-        # say nothing.
-        of_roberta = {"untie_weights_roberta"} if family is ROBERTA else set()
-        untied = {key: value for key, value in UNTIED.items() if key in model or key in of_roberta}
-        options = {**options, "model": {**model, **untied}}
+    if family is ROBERTA and not tied:
+        # A bias keeps a head from being tied, and fairseq's roberta has one with and without.
+        options = {**options, "model": {**model, "untie_weights_roberta": True}}
+    if model.get("share_all_embeddings") and not same(stock_weights[TABLE], stock_weights[family.embedding]):
+        # What the encoder reads was a map of what the decoder reads. fairseq's has a table of its own.
+        sides = {"share_all_embeddings": False, "share_decoder_input_output_embed": tied}
+        options = {**options, "model": {**model, **sides}}
     stock_cfg = stock_options(options, arch, stock_arch, namespace)
     stock = {
         "args": None,  # of older fairseqs; the loader made a cfg of them
@@ -206,6 +199,7 @@ def _stock_weights(
             is_shared = is_tied and family.embedding in weights and same(value, weights[family.embedding])
             stock[key] = embedding if is_shared else value
     stock.update(layer)
+    stock = OrderedDict(apart(stock, weights.get(TABLE)))
     vars(stock).update(_metadata(family, weights))
     return stock, is_tied
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from fairseq.models.bart import BARTModel
 from fairseq.models.roberta import RobertaModel
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
-from torch import Tensor
 
-from mhe_fairseq.heads.rows.input_map import MAP, mapped
 from mhe_fairseq.models.bart import MHEBARTModel
 from mhe_fairseq.models.roberta import MHERobertaModel
 from mhe_fairseq.models.transformer import MHETransformerModel
@@ -93,39 +89,3 @@ BART = Family(
 )
 #: All of them: what `mhe convert` and `mhe export` take.
 FAMILIES = (TRANSFORMER, LANGUAGE_MODEL, ROBERTA, BART)
-
-#: Options of an output layer that is not the embeddings', of the models that have them.
-UNTIED = {
-    "share_all_embeddings": False,
-    "share_decoder_input_output_embed": False,
-    "untie_weights_roberta": True,
-}
-
-
-def without_map(family: Family, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The same model, of a softmax or a sampling head, untied: its embeddings are what it reads, its rows a
-    table of the head's own.
-
-    Args:
-        weights: of a model; themselves returned where the head has no map. Tensors are shared.
-    """
-    if family.head + MAP not in weights:
-        return weights
-    rows = weights[family.embedding]
-    read = mapped(rows, dict(weights), family.head)
-    made = {**with_embedding(weights, rows, read), family.table: rows}
-    del made[family.head + MAP]
-    return made
-
-
-def with_embedding(weights: Mapping[str, Tensor], old: Tensor, new: Tensor) -> dict[str, Tensor]:
-    """Weights with another embedding under each of its names. Shape: (V, d), (V, d)."""
-    return {key: new if same(value, old) else value for key, value in weights.items()}
-
-
-def same(one: Tensor | None, other: Tensor | None) -> bool:
-    """Both are one tensor of a model: the same memory or, where a file has two of it, as fairseq's mean of
-    checkpoints has, the same numbers."""
-    if one is None or other is None or one.shape != other.shape:
-        return False
-    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)

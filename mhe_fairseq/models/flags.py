@@ -30,9 +30,9 @@ FLAGS = {
     ),
     "mhe_tie": (
         "HOW",
-        "with shared embeddings, what these are to the tokens' rows of the output layer. linear (default of "
-        "the cascade head with --share-all-embeddings): a learned linear map of them, which begins as the "
-        "identity; exact (default otherwise): the same numbers",
+        "with --share-all-embeddings, what the encoder's embeddings are to the decoder's. linear (default "
+        "of the cascade head): a learned linear map of them, which begins as the identity; exact (default of "
+        "the others): the same",
     ),
     "mhe_codebook": ("FILE", "which token has which slot (default: dictionary order)"),
     "mhe_bottleneck": ("R", "cascade head: width of the rows after the first digit (default: the model's)"),

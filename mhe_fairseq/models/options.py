@@ -31,12 +31,10 @@ from mhe_fairseq.models import sharding
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flag_values import share_of, switch_of, whole_of, word_of
 from mhe_fairseq.models.flags import DEFAULT_EXACT_LAST, DEFAULT_HEAD, HEADS, flag
+from mhe_fairseq.models.source_embedding import TIES, tie_of
 
 #: What the rows of the first digit are, where the embeddings are shared.
 GROUP_ROWS = ("input", "tied", "own")
-
-#: What the input embeddings are to the rows of the output layer, where they are shared.
-TIES = ("linear", "exact")
 
 #: What tasks of masked tokens add to the dictionary, last.
 MASK = "<mask>"
@@ -59,7 +57,6 @@ PLANNED = (
 _ONLY_FOR = {
     "mhe_mixtures": ("product",),
     "mhe_group_rows": ("product", "cascade"),
-    "mhe_tie": ("cascade", "sampling", "softmax"),
     "mhe_bottleneck": ("cascade",),
     "mhe_group_prototypes": ("cascade",),
     "mhe_smoothing": ("cascade",),
@@ -124,7 +121,7 @@ class HeadOptions:
                 raise MHEError(f"{flag(name)} is for --mhe-head {' or '.join(heads)}; the head is {head}")
         mixtures = whole_of(args, "mhe_mixtures", 1)
         group_rows = word_of(args, "mhe_group_rows", GROUP_ROWS)
-        tie = word_of(args, "mhe_tie", TIES)
+        word_of(args, "mhe_tie", TIES)
         bottleneck = whole_of(args, "mhe_bottleneck", 1)
         prototypes = whole_of(args, "mhe_group_prototypes", 1)
         smoothing = word_of(args, "mhe_smoothing", SMOOTHING_FORMS)
@@ -157,10 +154,7 @@ class HeadOptions:
         if head in _ONLY_FOR["mhe_group_rows"] and group_rows is None:
             # Checkpoints from before there was a choice have rows of their own.
             group_rows = "own" if restored else "tied" if (mixtures or 1) > 1 else "input"
-        shares_all = getattr(args, "share_all_embeddings", None)
-        if tie is None and head == "cascade" and shares_all and not restored:
-            # A language model is worse with it; and checkpoints from before there was a choice have none.
-            tie = "linear"
+        tie = tie_of(args, head, restored)
         args.mhe_exact_last = exact_last
         if head == "sampling" and not restored and exact_last is None and exact_after is None:
             # Nothing is written for nothing: that is how older checkpoints have it.
@@ -206,8 +200,6 @@ class HeadOptions:
             raise MHEError(f"{self.flags()}: {error}") from None
         head.adopt_codebook = self.restored
         if isinstance(embedding, DigitEmbedding):
-            if self.tie == "linear" and head.is_tied:
-                head.map_inputs()
             embedding.follow(head)
         if isinstance(head, ShardedHead):
             sharding.prepare(head)
@@ -218,7 +210,7 @@ class HeadOptions:
             f"the checkpoint's codebook, {shape}" if self.restored else self.codebook,
             f"{head.output_parameters():,}",
             f"{len(self.codebook) * dim:,}",
-            _tying(head, embedding) + _rows_in_input(head) + _split(head),
+            _tying(head, embedding) + _rows_in_input(head) + self._mapped() + _split(head),
         )
         return head
 
@@ -268,10 +260,13 @@ class HeadOptions:
             return ExactEnd(self.exact_last)
         return ExactEnd(_usual_exact_last(self.sampling), is_asked=False)
 
+    def _mapped(self) -> str:
+        return "; the encoder reads a linear map of the decoder's embeddings" if self.tie == "linear" else ""
+
     def flags(self) -> str:
-        """The head and what was given for it, as on the command line; not group_rows and tie, which are
-        planned where they are not given, and fit every head of theirs."""
-        names = [name for name in _ONLY_FOR if name not in ("mhe_group_rows", "mhe_tie")]
+        """The head and what was given for it, as on the command line; not group_rows, which is planned where
+        it is not given, and fits every head."""
+        names = [name for name in _ONLY_FOR if name != "mhe_group_rows"]
         values = ((name, getattr(self, name.removeprefix("mhe_"))) for name in names)
         given = [
             f"{flag(name)} {value}" for name, value in values if value is not None and value is not False
@@ -364,7 +359,7 @@ def _tying(head: OutputHead, embedding: nn.Embedding | None) -> str:
         return "input embeddings are shared as asked, the output layer has no V x d table to tie"
     if isinstance(head, CascadeHead) and not head.is_tied:
         return "input embeddings are shared as asked, --mhe-bottleneck keeps the output layer's own table"
-    return "tied to the input embeddings" + (" by a linear map" if head.input_map is not None else "")
+    return "tied to the input embeddings"
 
 
 def _split(head: OutputHead) -> str:

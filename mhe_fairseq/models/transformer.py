@@ -15,6 +15,7 @@ from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import add_head_args
 from mhe_fairseq.models.hub import HubMixin
 from mhe_fairseq.models.padding import MHETransformerEncoder, ask
+from mhe_fairseq.models.source_embedding import check_tie, encoder_embedding
 
 
 @register_model("mhe_transformer")
@@ -40,12 +41,17 @@ class MHETransformerModel(HubMixin, HeadModelMixin, TransformerModel):
 
     @classmethod
     def build_encoder(cls, args: Any, src_dict: Any, embed_tokens: Any) -> MHETransformerEncoder:
-        return MHETransformerEncoder(TransformerConfig.from_namespace(args), src_dict, embed_tokens)
+        cfg = TransformerConfig.from_namespace(args)
+        return MHETransformerEncoder(cfg, src_dict, encoder_embedding(cfg, embed_tokens))
 
     @classmethod
     def build_decoder(cls, args: Any, tgt_dict: Any, embed_tokens: Any) -> MHETransformerDecoder:
         cfg = TransformerConfig.from_namespace(args)
         return MHETransformerDecoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+        check_tie(self.encoder, state_dict, f"{name}." if name else "")
+        super().upgrade_state_dict_named(state_dict, name)
 
     def forward(  # type: ignore[override]
         self, src_tokens: Tensor, src_lengths: Any, prev_output_tokens: Tensor, **kwargs: Any

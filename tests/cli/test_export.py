@@ -102,17 +102,20 @@ def test_fairseq_translates_and_scores_as_before(
 
 
 @pytest.mark.slow
-def test_rows_that_are_mapped_for_the_input(
+def test_what_the_encoder_reads_is_mapped(
     toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """fairseq has no such tie: the table is exported beside the embeddings that are read."""
+    """fairseq has no such tie: the encoder gets a table of its own, the decoder stays tied."""
     flags = [*CRITERION, *MODELS["tied"], "--mhe-tie", "linear", "--max-update", "24"]
     train(toy_data, tmp_path / "checkpoints", *flags, "--no-epoch-checkpoints")
     last = tmp_path / "checkpoints" / "checkpoint_last.pt"
     state = torch.load(last, weights_only=True)
-    state["model"]["decoder.head.input_map.weight"].normal_(std=0.3)
+    state["model"]["encoder.embed_tokens.map"].normal_(std=0.3)
     torch.save(state, last)
     stock = export(last, tmp_path, capsys)
+    weights = torch.load(stock, weights_only=True)["model"]
+    tables = [weights[f"{name}.weight"] for name in ("decoder.output_projection", "decoder.embed_tokens")]
+    assert torch.equal(*tables) and not torch.equal(tables[0], weights["encoder.embed_tokens.weight"])
     line = ["fairseq-validate", str(toy_data), *PAIR, "--cpu", *ALL_SENTENCES, "--max-tokens", "500"]
     done = run_command(
         [*line, "--path", str(last), *PLUGIN, "--task", "mhe_translation", "--log-format", "json"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mhe_fairseq  # noqa: F401  (registers the architectures)
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.models.convertible import OutputLayer, as_saved, kind_of, output_layer
+from mhe_fairseq.models.convertible import OutputLayer, as_saved, fitted_layer, kind_of, output_layer
 from mhe_fairseq.models.families import LANGUAGE_MODEL, ROBERTA, TRANSFORMER
 from mhe_fairseq.models.roberta import BIAS_WIDTH, with_one
 
@@ -80,24 +80,31 @@ def test_the_output_layer_is_taken_off(tied: bool) -> None:
     assert sorted(layer.body) == ["decoder.embed_tokens.weight", "decoder.layers.0.fc1.weight"]
 
 
-def test_a_mapped_tie_is_undone() -> None:
-    """The embeddings become what the model reads, and the rows a table of its own."""
-    rows, weight = torch.randn(6, 4), torch.randn(4, 4)
+def test_what_the_encoder_reads_stays_a_map_of_what_the_decoder_reads() -> None:
+    """Where the two go on to share a table; else it becomes the encoder's own."""
+    rows, change, marks = torch.randn(6, 4), torch.randn(4, 4), torch.randn(2, 4)
     weights = {
         # As a mean of checkpoints has them: the same numbers twice.
         "encoder.embed_tokens.weight": rows.clone(),
+        "encoder.embed_tokens.map": change,
         "decoder.embed_tokens.weight": rows,
         "decoder.head.codebook_slots": torch.arange(6),
-        "decoder.head.input_map.weight": weight,
-        "decoder.layers.0.fc1.weight": torch.randn(3, 4),
+        "decoder.head.codebook_lengths": torch.tensor([2, 3]),
     }
-    layer = output_layer(
-        kind_of(config("mhe_transformer", mhe_head="sampling"), "it", "cascade"), weights, "it"
-    )
-    assert not layer.tied and layer.table is rows
-    for side in ("encoder", "decoder"):
-        torch.testing.assert_close(layer.body[f"{side}.embed_tokens.weight"], rows + rows @ weight)
-    assert len(layer.body) == 3
+    softmax = kind_of(config("mhe_transformer", mhe_head="sampling"), "it", "cascade")
+    layer = output_layer(softmax, weights, "it")
+    assert layer.tied and layer.table is rows and layer.body["encoder.embed_tokens.map"] is change
+    weights |= {
+        "decoder.head.group.weight": marks,
+        "decoder.head.group.bias": torch.randn(2),
+        "decoder.head.rows_in_input": torch.tensor(1),
+    }
+    cascade = kind_of(config("mhe_transformer", mhe_head="cascade"), "it", "softmax")
+    layer = fitted_layer(cascade, weights, torch.randn(6, 4), has_bias=False)
+    assert sorted(layer.body) == ["decoder.embed_tokens.weight", "encoder.embed_tokens.weight"]
+    read = rows + marks[torch.arange(6) // 3]
+    torch.testing.assert_close(layer.body["decoder.embed_tokens.weight"], read)
+    torch.testing.assert_close(layer.body["encoder.embed_tokens.weight"], read + rows @ change)
 
 
 def test_a_model_without_a_table_is_refused() -> None:

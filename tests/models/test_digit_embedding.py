@@ -49,17 +49,6 @@ def test_the_heads_rows_are_added() -> None:
     assert list(embedding.state_dict()) == ["weight"] and len(list(embedding.parameters())) == 1
 
 
-def test_rows_are_mapped() -> None:
-    embedding, head = make()
-    head.map_inputs()
-    assert head.input_map is not None
-    nn.init.normal_(head.input_map.weight)
-    tokens = torch.tensor([[0, 4, 9], [3, 3, 1]])
-    rows = embedding.weight[tokens]
-    wanted = rows + rows @ head.input_map.weight + head.group.weight[tokens // 4]
-    torch.testing.assert_close(embedding(tokens), wanted)
-
-
 def test_a_head_without_such_rows() -> None:
     embedding, _ = make()
     embedding.follow(SoftmaxHead(DIM, BOOK, tied=embedding))

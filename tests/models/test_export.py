@@ -173,19 +173,26 @@ def test_what_is_under_a_cascade_of_a_mean_of_checkpoints() -> None:
     """Encoder and decoder have one embedding; in a mean they have a copy each, with the same numbers."""
     state = checkpoint("cascade", tied=True)
     rows = torch.randn(V, D)
-    marks, weight = torch.randn(2, D), torch.randn(D, D)
+    marks = torch.randn(2, D)
     state["model"] |= {
         "encoder.embed_tokens.weight": rows.clone(),
         "decoder.embed_tokens.weight": rows,
         "decoder.head.group.weight": marks,
         "decoder.head.group.bias": torch.randn(2),
         "decoder.head.rows_in_input": torch.tensor(1),
-        "decoder.head.input_map.weight": weight,
     }
-    stock = to_stock(loaded(state), "it", body=True).state["model"]
-    wanted = rows + rows @ weight + marks[torch.arange(V) // 3]
-    for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
-        torch.testing.assert_close(stock[name], wanted)
+    read = rows + marks[torch.arange(V) // 3]
+    both = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    for change in (None, torch.randn(D, D)):
+        if change is not None:
+            state["model"]["encoder.embed_tokens.map"] = change
+        made = to_stock(loaded(state), "it", body=True).state
+        wanted = (read if change is None else read + rows @ change, read)
+        for name, table in zip(both, wanted, strict=True):
+            torch.testing.assert_close(made["model"][name], table)
+        model = made["cfg"]["model"]
+        assert model["share_all_embeddings"] == (change is None)
+        assert model.get("share_decoder_input_output_embed") or change is None
 
 
 def test_the_rest_is_what_fairseq_needs() -> None:

@@ -193,42 +193,15 @@ def test_a_checkpoints_options_need_no_file() -> None:
     assert options.build(DIM, None).adopt_codebook
 
 
-@pytest.mark.parametrize(
-    ("flags", "has_map"),
-    [
-        ({}, False),
-        ({"mhe_tie": "linear"}, True),
-        ({"share_all_embeddings": True}, True),
-        ({"share_all_embeddings": True, "mhe_group_rows": "own"}, True),
-        ({"share_all_embeddings": True, "mhe_tie": "exact"}, False),
-        # A table of its own, which nothing is tied to.
-        ({"share_all_embeddings": True, "mhe_bottleneck": 2}, False),
-        ({"share_all_embeddings": True, "mhe_head": "product"}, False),
-        ({"share_all_embeddings": True, "mhe_head": "sampling"}, False),
-        ({"mhe_head": "sampling", "mhe_tie": "linear"}, True),
-        ({"mhe_head": "softmax", "mhe_tie": "linear"}, True),
-    ],
-)
-def test_a_linear_tie(flags: dict[str, object], has_map: bool, caplog: pytest.LogCaptureFixture) -> None:
-    embedding = DigitEmbedding.of(nn.Embedding(100, DIM))
-    assert isinstance(embedding, DigitEmbedding)
+def test_a_linear_tie_is_planned_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    args = Namespace(mhe_head="cascade", share_all_embeddings=True)
     with caplog.at_level("INFO", logger="mhe_fairseq"):
-        head = build(embedding, **flags)
-    assert (head.input_map is not None) == has_map
-    assert ("tied to the input embeddings by a linear map" in caplog.text) == has_map
-    assert build(None, **flags).input_map is None, "nothing to tie to"
-
-
-def test_a_cascade_from_before_is_tied_exactly() -> None:
-    embedding = DigitEmbedding.of(nn.Embedding(100, DIM))
-    assert isinstance(embedding, DigitEmbedding)
-    shared = {"mhe_head": "cascade", "share_all_embeddings": True}
-    old = Namespace(**shared, mhe_lengths="10,10", mhe_fingerprint="ff")
-    assert HeadOptions.resolve(old, SYMBOLS).build(DIM, embedding).input_map is None
-    args = Namespace(**shared)
-    HeadOptions.resolve(args, SYMBOLS)
+        HeadOptions.resolve(args, SYMBOLS).build(DIM, nn.Embedding(100, DIM))
     assert args.mhe_tie == "linear", "written back, so that the checkpoint tells"
-    assert HeadOptions.resolve(args, SYMBOLS).build(DIM, embedding).input_map is not None
+    assert "tied to the input embeddings; the encoder reads a linear map of the decoder's" in caplog.text
+    assert HeadOptions.resolve(args, SYMBOLS).tie == "linear", "as a checkpoint has it"
+    old = Namespace(mhe_head="cascade", share_all_embeddings=True, mhe_lengths="10,10", mhe_fingerprint="ff")
+    assert HeadOptions.resolve(old, SYMBOLS).tie is None
 
 
 @pytest.mark.parametrize("head", ["product", "cascade", "sampling", "softmax"])

@@ -125,6 +125,7 @@ class CascadeHead(OutputHead):
 
     @property
     def is_tied(self) -> bool:
+        """The local rows are an embedding's."""
         return self.local.is_tied
 
     def forward(

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mhe_fairseq.coding.codebook import Codebook, ravel, unravel
-from mhe_fairseq.heads.rows.input_map import mapped
 
 #: In the state dict of heads whose digits' rows are part of the input embeddings.
 MARK = "rows_in_input"
@@ -91,14 +90,13 @@ def rows_of_state(state: dict[str, Tensor], prefix: str) -> Tensor | None:
 
 
 def with_rows_of_state(embedding: Tensor, state: dict[str, Tensor], prefix: str) -> Tensor:
-    """An embedding as the model reads it, of what its saved head adds and maps. Shape: (V, d) -> (V, d).
+    """An embedding as the model reads it, with what its saved head adds. Shape: (V, d) -> (V, d).
 
     Args:
-        embedding: from ``state``; itself returned where nothing is changed.
+        embedding: from ``state``; itself returned where nothing is added.
         state, prefix: as for ``rows_of_state``.
     """
     added = rows_of_state(state, prefix)
-    embedding = mapped(embedding, state, prefix)
     return embedding if added is None else embedding + added.to(embedding)
 
 
