@@ -122,8 +122,16 @@ def _train_on(stock: StockCheckpoint, path: Path) -> list[str]:
     name = str(task.get("_name") or "translation").removeprefix("mhe_")
     return [
         "fairseq-train", _data(task, "DATA-BIN"), "--task", name, "--arch", stock.arch,
-        "--finetune-from-model", str(path), "...",
+        *_sharing(stock), "--finetune-from-model", str(path), "...",
     ]  # fmt: skip
+
+
+def _sharing(stock: StockCheckpoint) -> list[str]:
+    """The flag by which the model's tables are one, which fairseq does not take from a checkpoint."""
+    options = stock.state["cfg"]["model"]
+    has = options if isinstance(options, dict) else vars(options)
+    names = ("share_all_embeddings", "share_decoder_input_output_embed")
+    return ["--" + name.replace("_", "-") for name in names if has.get(name)][:1]
 
 
 def _translate(stock: StockCheckpoint, path: Path) -> list[str]:

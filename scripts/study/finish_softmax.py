@@ -61,7 +61,7 @@ COLUMNS = [
 WARMUP = 20
 
 #: Of a model whose output layer is its embeddings.
-TIED = ("--share-all-embeddings", "--share-decoder-input-output-embed")
+ALL, DECODER = TIED = ("--share-all-embeddings", "--share-decoder-input-output-embed")
 
 
 @dataclass
@@ -160,11 +160,11 @@ def rows_of(
         words = ["mhe", "export", str(step.makes), "-o", str(folder / f"{name}.pt"), "--force", *flags]
         return Step(f"export-{name}", words, folder / f"{name}.pt", folder / f"{name}.log")
 
-    def as_softmax(name: str, made: list[Step], is_tied: bool) -> Row:
+    def as_softmax(name: str, made: list[Step], ties: str | None) -> Row:
         alike = replace(softmax, name=f"{variant.name}-{name}")
         whole = train_step(study, where, alike, seed, study.updates)
-        if not is_tied:
-            whole = replace(whole, words=[word for word in whole.words if word not in TIED])
+        words = [ties if word == ALL else word for word in whole.words if ties or word not in TIED]
+        whole = replace(whole, words=[word for word in words if word is not None])
         end = ending(whole, made[-1].makes, study.updates - last, last, is_new=True)
         title = f"{variant.name}, {name}, its end as a softmax"
         return Row(title, own.first, made, Trained(title, end, study, where))
@@ -180,11 +180,13 @@ def rows_of(
     after = own.end.folder.with_name(own.end.folder.name + "-converted")
     at_end = convert_step("softmax", own.end.step, where.data, after)
     validation = validation_step("valid", where.data, at_end.makes, after)
+    # What a cascade's encoder reads is a map of what its decoder reads, where that is not told otherwise.
+    is_exact = "--mhe-tie exact" in variant.train or "--mhe-head cascade" not in variant.train
     return [
         own,
         replace(own, name=f"{variant.name}, converted after its end", written=(at_end, validation)),
-        as_softmax("exported", [written(own.first.step, "body", "--body")], is_tied=True),
-        as_softmax("converted", [converted, written(converted, "stock")], is_tied=False),
+        as_softmax("exported", [written(own.first.step, "body", "--body")], ALL if is_exact else DECODER),
+        as_softmax("converted", [converted, written(converted, "stock")], ties=None),
     ]
 
 

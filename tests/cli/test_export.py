@@ -129,18 +129,13 @@ def test_what_the_encoder_reads_is_mapped(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tie", ["linear", "exact"])
 def test_a_cascade_is_trained_on_with_fairseqs_softmax(
-    toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tie: str, toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its body is what it was, the rows of groups in the embeddings; fairseq goes on from there."""
-    cascade = [
-        "--mhe-head",
-        "cascade",
-        "--share-all-embeddings",
-        "--max-update",
-        "24",
-        "--no-epoch-checkpoints",
-    ]
+    cascade = ["--mhe-head", "cascade", "--share-all-embeddings", "--mhe-tie", tie]
+    cascade += ["--max-update", "24", "--no-epoch-checkpoints"]
     train(toy_data, tmp_path / "cascade", *CRITERION, *cascade)
     last, stock = tmp_path / "cascade" / "checkpoint_last.pt", tmp_path / "start.pt"
     assert main(["export", str(last), "-o", str(stock)]) == 1
@@ -148,7 +143,8 @@ def test_a_cascade_is_trained_on_with_fairseqs_softmax(
     assert main(["export", str(last), "-o", str(stock), "--body"]) == 0
     said = capsys.readouterr().out
     assert "in place of a cascade head: " in said and "tied to the decoder's" not in said
-    restored = ["--finetune-from-model", str(stock)]
+    sharing = "--share-all-embeddings" if tie == "exact" else "--share-decoder-input-output-embed"
+    restored = [sharing, "--finetune-from-model", str(stock)]
     assert f"--arch transformer_tiny {' '.join(restored)} ..." in said
     (ours,), _ = load_model_ensemble([str(last)])
     (theirs,), _ = load_model_ensemble([str(stock)])
@@ -156,8 +152,10 @@ def test_a_cascade_is_trained_on_with_fairseqs_softmax(
     inputs = {"src_tokens": tokens, "src_lengths": torch.tensor([5]), "prev_output_tokens": tokens.roll(1)}
     features = [model.eval()(**inputs, features_only=True)[0] for model in (ours, theirs)]
     torch.testing.assert_close(*features)
-    assert theirs.decoder.output_projection.weight is theirs.encoder.embed_tokens.weight
-    line = [*restored, "--arch", "transformer_tiny", *LAYERS, "--share-all-embeddings"]
+    table = theirs.decoder.output_projection.weight
+    assert table is theirs.decoder.embed_tokens.weight
+    assert (table is theirs.encoder.embed_tokens.weight) == (tie == "exact")
+    line = [*restored, "--arch", "transformer_tiny", *LAYERS]
     line += ["--optimizer", "adam", "--lr", "0.005", "--max-update", "8", "--num-workers", "0", "--no-save"]
     line += ["--max-tokens", "500", "--log-format", "json", "--log-interval", "1", "--seed", "1"]
     line += ["--save-dir", str(tmp_path / "softmax")]

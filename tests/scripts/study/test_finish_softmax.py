@@ -40,10 +40,16 @@ def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
     assert before == [before[0]] + [before[1]] * 4 + [before[5]] * 2 and len(set(before)) == 3
     assert len({row["bits"] for row in record["rows"]}) == 7
     ends = [line for line in record["commands"] if "--restore-file" in line]
-    flags = ("--reset-optimizer", "--mhe-head", "--share-all-embeddings")
-    own, exported, converted = (False, True, True), (True, False, True), (True, False, False)
+    flags = (
+        "--reset-optimizer",
+        "--mhe-head",
+        "--share-all-embeddings",
+        "--share-decoder-input-output-embed",
+    )
+    # What the cascade's encoder reads becomes a table of its own.
+    own, exported, converted = (False, True, True, False), (True, False, False, True), (True, *[False] * 3)
     assert [tuple(flag in line for flag in flags) for line in ends] == [
-        (False, False, True),
+        (False, False, True, False),
         *(own, exported, converted),
         *(own, own),
     ]
