@@ -23,9 +23,10 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.fairseq_fixes import wrap
 from mhe_fairseq.heads import OutputHead
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
+from mhe_fairseq.models.source_embedding import SourceEmbedding
 
 #: Modules whose weights are read row by row.
-_READ_BY_ROW = (OutputHead, DigitEmbedding)
+_READ_BY_ROW = (OutputHead, DigitEmbedding, SourceEmbedding)
 
 
 def install() -> None:

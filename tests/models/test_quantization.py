@@ -99,7 +99,7 @@ def test_refused(toy_data: Path, lm_data: Path, tmp_path: Path) -> None:
         "lm": "--quant-noise-scalar 0.1 replaces every layer of a model, and the rows of an mhe head and",
         "masked": "--quant-noise-scalar 0.1 replaces every layer of a model, and the rows of an mhe head and",
         "embedding": r"--quantization-config-path: layers_to_quantize '.*embed_tokens' takes in "
-        f"encoder.embed_tokens, {rows}",
+        f"encoder.embed_tokens, encoder.embed_tokens.map, {rows}",
         "head": "layers_to_quantize 'decoder\\.head' takes in decoder.head.group, decoder.head.local.table, "
         + rows,
         "block": "--quant-noise-pq-block-size 7 must divide the widths of the layers, which are 64",
