@@ -23,8 +23,6 @@ from mhe_fairseq.models.classifying import classifies, leave_out_head
 from mhe_fairseq.models.decoder import MHETransformerDecoder
 from mhe_fairseq.models.flags import add_head_args
 from mhe_fairseq.models.options import MASK, is_added
-from mhe_fairseq.models.shared_tables import same
-from mhe_fairseq.models.source_embedding import MAP, take_apart
 from mhe_fairseq.models.transformer import MHETransformerModel
 
 logger = logging.getLogger(__name__)
@@ -125,23 +123,16 @@ class MHEBARTModel(MHETransformerModel, BARTModel):
         own = len(self.encoder.dictionary)
         rows = self._check_loaded({key.removeprefix(prefix): each for key, each in state_dict.items()})
         if not self.has_head:
-            self._leave_out_head(state_dict, prefix)
+            # Only what is one with the decoder's embedding has the head's rows, too.
+            shared = self.encoder.embed_tokens.weight is self.decoder.embed_tokens.weight
+            keys = [prefix + each for each in (_EMBEDDINGS if shared else _EMBEDDINGS[1:])]
+            leave_out_head(state_dict, prefix + _HEAD, keys, (prefix + _HEAD,))
         super().upgrade_state_dict_named(state_dict, name)
         if rows == own + 1:
             for key in (prefix + _HEAD + each for each in _ROWS):
                 if key in state_dict:
                     state_dict[key] = state_dict[key][:own]
             logger.info("mhe: the dictionary has no %s, the checkpoint's row and slot are left out", MASK)
-
-    def _leave_out_head(self, state: dict[str, Any], prefix: str) -> None:
-        keys = [prefix + each for each in _EMBEDDINGS]
-        rows = state[keys[0]]
-        # Only what is one with the decoder's embedding has the head's rows, too.
-        keys = keys if same(*map(state.get, keys)) else keys[1:]
-        leave_out_head(state, prefix + _HEAD, keys, (prefix + _HEAD,))
-        has_own = self.encoder.embed_tokens.weight is not self.decoder.embed_tokens.weight
-        if has_own and prefix + MAP in state:
-            take_apart(state, rows, prefix)
 
     def _check_loaded(self, state: dict[str, Any]) -> int:
         """The number of tokens that a checkpoint is for."""

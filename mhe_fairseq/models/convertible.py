@@ -157,7 +157,7 @@ def fitted_layer(kind: Kind, weights: Mapping[str, Tensor], table: Tensor, has_b
     as_read = with_rows_of_state(embedding, dict(weights), family.head)
     body = {
         key: value
-        for key, value in apart(with_embedding(weights, embedding, as_read), embedding).items()
+        for key, value in apart(with_embedding(weights, embedding, as_read)).items()
         if key != DICTIONARY and not key.startswith(family.head)
     }
     return OutputLayer(body, table, has_bias, tied=False)

@@ -199,7 +199,7 @@ def _stock_weights(
             is_shared = is_tied and family.embedding in weights and same(value, weights[family.embedding])
             stock[key] = embedding if is_shared else value
     stock.update(layer)
-    stock = OrderedDict(apart(stock, weights.get(TABLE)))
+    stock = OrderedDict(apart(stock))
     vars(stock).update(_metadata(family, weights))
     return stock, is_tied
 

@@ -2,14 +2,13 @@
 
 With ``--share-all-embeddings`` one table is what the encoder reads, what the decoder reads and what scores
 tokens. In a cascade the rows that score have to tell the tokens of one group from each other, the encoder has
-to tell all tokens. Here what it reads of a token is a linear map of that row, the same for all tokens, which
-begins as the identity: a model copies as easily as a tied one does. What a head adds for the token's group is
-added as it is. (Press and Wolf, 2017, section 4.1, have such a projection on the output side.)
+to tell all tokens. Here what it reads of a token is what the decoder reads up to a linear map, the same for
+all tokens, which begins as the identity: a model copies as easily as a tied one does. (Press and Wolf, 2017,
+section 4.1, have such a projection on the output side.)
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -31,10 +30,10 @@ MAP = "encoder.embed_tokens.map"
 
 
 class SourceEmbedding(nn.Embedding):
-    """What another embedding gives for a token, and its row times D.
+    """tokens -> e (I + D), of e what another embedding gives.
 
-    ``weight``, the rows, is the other's. ``map`` is D, (d, d): at zero, where it begins and weight decay
-    pulls it, both are one. A state dict without it is of a model in which they are.
+    ``weight`` is the other's. ``map`` is D, (d, d): at zero, where it begins and weight decay pulls it, both
+    are one. A state dict without it is of a model in which they are.
 
     Args:
         shared: the other, the decoder's.
@@ -51,7 +50,7 @@ class SourceEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """(...) long -> (..., d)."""
         read: Tensor = self._shared[0](input)
-        return read + super().forward(input) @ self.map
+        return read + read @ self.map
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -97,11 +96,12 @@ def encoder_embedding(args: Any, shared: Any) -> Any:
         shared: itself returned where the two are tied exactly, or not at all.
     """
     options = getattr(args, "mhe_options", None)
-    if options is not None:
-        return SourceEmbedding(shared) if options.tie == "linear" else shared
-    # What a checkpoint of the same flags has. Without a head's rows there is nothing to map: two tables.
-    tie = tie_of(args, getattr(args, "mhe_head", None) or DEFAULT_HEAD, restored=False)
-    return copy.deepcopy(shared) if tie == "linear" else shared
+    if options is None:
+        # What a checkpoint of the same flags has.
+        tie = tie_of(args, getattr(args, "mhe_head", None) or DEFAULT_HEAD, restored=False)
+    else:
+        tie = options.tie
+    return SourceEmbedding(shared) if tie == "linear" else shared
 
 
 def check_tie(model: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
@@ -121,22 +121,16 @@ def check_tie(model: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
         )
 
 
-def apart(weights: Mapping[str, Tensor], rows: Tensor | None = None) -> Mapping[str, Tensor]:
+def apart(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The same model with two tables in place of one and a map.
 
     Args:
-        weights: of a model; themselves returned where there is no map. Tensors are shared.
-        rows: (V, d), where the table in ``weights`` is what the decoder reads: without what a head adds.
+        weights: of a model whose table has what a head adds to it; themselves returned where there is no map.
+            Tensors are shared.
     """
     if MAP not in weights:
         return weights
     made = dict(weights)
-    take_apart(made, weights[TABLE] if rows is None else rows)
+    wide = weights[TABLE].float()
+    made[TABLE] = (wide + wide @ made.pop(MAP).float()).to(weights[TABLE].dtype)
     return made
-
-
-def take_apart(weights: dict[str, Tensor], rows: Tensor, prefix: str = "") -> None:
-    """``apart`` in place, of a state dict with a map whose keys have a prefix."""
-    change = rows.float() @ weights.pop(prefix + MAP).float()
-    read = weights[prefix + TABLE]
-    weights[prefix + TABLE] = (read.float() + change).to(read.dtype)

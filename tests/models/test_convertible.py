@@ -104,7 +104,7 @@ def test_what_the_encoder_reads_stays_a_map_of_what_the_decoder_reads() -> None:
     assert sorted(layer.body) == ["decoder.embed_tokens.weight", "encoder.embed_tokens.weight"]
     read = rows + marks[torch.arange(6) // 3]
     torch.testing.assert_close(layer.body["decoder.embed_tokens.weight"], read)
-    torch.testing.assert_close(layer.body["encoder.embed_tokens.weight"], read + rows @ change)
+    torch.testing.assert_close(layer.body["encoder.embed_tokens.weight"], read + read @ change)
 
 
 def test_a_model_without_a_table_is_refused() -> None:

@@ -187,7 +187,7 @@ def test_what_is_under_a_cascade_of_a_mean_of_checkpoints() -> None:
         if change is not None:
             state["model"]["encoder.embed_tokens.map"] = change
         made = to_stock(loaded(state), "it", body=True).state
-        wanted = (read if change is None else read + rows @ change, read)
+        wanted = (read if change is None else read + read @ change, read)
         for name, table in zip(both, wanted, strict=True):
             torch.testing.assert_close(made["model"][name], table)
         model = made["cfg"]["model"]
