@@ -23,6 +23,7 @@ from mhe_fairseq.models.classifying import classifies, leave_out_head
 from mhe_fairseq.models.decoder import MHETransformerDecoder
 from mhe_fairseq.models.flags import add_head_args
 from mhe_fairseq.models.options import MASK, is_added
+from mhe_fairseq.models.settings import set_options
 from mhe_fairseq.models.transformer import MHETransformerModel
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,9 @@ class MHEBARTModel(MHETransformerModel, BARTModel):
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> MHEBARTModel:
+        if getattr(args, "mhe_tie", None) is None:
+            # fairseq's bart has one table for all, and no flag to change that: what is exported is to fit it.
+            set_options(args, mhe_tie="exact")
         if classifies(task, "tokens"):
             model: MHEBARTModel = TransformerModel.build_model.__func__(cls, args, task)
             return model

@@ -31,8 +31,8 @@ FLAGS = {
     "mhe_tie": (
         "HOW",
         "with --share-all-embeddings, what the encoder's embeddings are to the decoder's. linear (default "
-        "of the cascade head): a learned linear map of them, which begins as the identity; exact (default of "
-        "the others): the same",
+        "of the cascade and the sampling head): a learned linear map of them, which begins as the identity; "
+        "exact (default of the others): the same",
     ),
     "mhe_codebook": ("FILE", "which token has which slot (default: dictionary order)"),
     "mhe_bottleneck": ("R", "cascade head: width of the rows after the first digit (default: the model's)"),

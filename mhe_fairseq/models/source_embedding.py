@@ -1,10 +1,10 @@
 """An encoder's embedding that is a learned linear map of the decoder's.
 
 With ``--share-all-embeddings`` one table is what the encoder reads, what the decoder reads and what scores
-tokens. In a cascade the rows that score have to tell the tokens of one group from each other, the encoder has
-to tell all tokens. Here what it reads of a token is what the decoder reads up to a linear map, the same for
-all tokens, which begins as the identity: a model copies as easily as a tied one does. (Press and Wolf, 2017,
-section 4.1, have such a projection on the output side.)
+tokens, and a model translates worse than where the encoder is free; most of all with a cascade, whose rows
+have to tell the tokens of one group from each other. Here what the encoder reads of a token is what the
+decoder reads up to a linear map, the same for all tokens, which begins as the identity: a model copies as
+easily as a tied one does. (Press and Wolf, 2017, section 4.1, have such a projection on the output side.)
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 #: What the encoder's embeddings are to the decoder's, where they are shared.
 TIES = ("linear", "exact")
+
+#: Heads for which that is linear by default. The softmax is fairseq's.
+MAPPED = ("cascade", "sampling")
 
 #: In the state dict of a model whose encoder reads a map: D, and the table that is mapped.
 TABLE = "encoder.embed_tokens.weight"
@@ -83,7 +86,7 @@ def tie_of(args: Any, head: str, restored: bool) -> str | None:
                 "give that, too, or leave out --mhe-tie"
             )
         return given
-    if given is None and head == "cascade" and not getattr(args, "mhe_bottleneck", None) and not restored:
+    if given is None and head in MAPPED and not getattr(args, "mhe_bottleneck", None) and not restored:
         return "linear"
     return given
 

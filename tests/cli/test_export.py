@@ -22,7 +22,7 @@ from tests.test_bad_input import Exploit
 from tests.test_hydra import hydra_train
 
 MODELS: dict[str, list[str]] = {
-    "tied": ["--mhe-head", "sampling", "--mhe-groups", "3", "--share-all-embeddings"],
+    "tied": ["--mhe-head", "sampling", "--mhe-groups", "3", "--share-all-embeddings", "--mhe-tie", "exact"],
     "untied": ["--mhe-head", "sampling", "--mhe-groups", "3"],
 }
 LIMITS = ["--max-len-a", "1.5", "--max-len-b", "5"]

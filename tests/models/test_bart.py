@@ -154,7 +154,7 @@ def test_what_is_tied(name: str) -> None:
 
 
 def test_a_classifier_has_no_head() -> None:
-    model = build(classifying(), mhe_head="cascade", mhe_tie="exact")
+    model = build(classifying(), mhe_head="cascade")
     stock = build(classifying(), arch="bart_base")
     mine = {name: value.shape for name, value in model.named_parameters()}
     theirs = {name: p.shape for name, p in stock.named_parameters()}
@@ -214,11 +214,14 @@ def test_a_generator_leaves_the_model_as_it_is() -> None:
 # ---- checkpoints
 
 
-def test_a_classifier_leaves_the_head_out(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("tie", [None, "linear"])
+def test_a_classifier_leaves_the_head_out(tie: str | None, caplog: pytest.LogCaptureFixture) -> None:
     """Its features are those of the model with the head, whose rows of groups are part of the embeddings."""
-    whole = build(**HEADS["cascade"]).eval()
-    torch.nn.init.normal_(whole.encoder.embed_tokens.map, std=0.3)
-    model = build(classifying(), mhe_head="cascade").eval()
+    flags = {**HEADS["cascade"], "mhe_tie": tie}
+    whole = build(**flags).eval()
+    if tie == "linear":
+        torch.nn.init.normal_(whole.encoder.embed_tokens.map, std=0.3)
+    model = build(classifying(), **flags).eval()
     with caplog.at_level(logging.INFO, logger="mhe_fairseq.models.classifying"):
         model.load_state_dict(dict(whole.state_dict()))
     assert "the checkpoint's output head (" in caplog.text and "is left out" in caplog.text
@@ -226,7 +229,7 @@ def test_a_classifier_leaves_the_head_out(caplog: pytest.LogCaptureFixture) -> N
     a, b = (each(**inputs, features_only=True)[0] for each in (whole, model))
     torch.testing.assert_close(a, b)
     caplog.clear()
-    build(classifying(), mhe_head="cascade").load_state_dict(model.state_dict())
+    build(classifying(), **flags).load_state_dict(model.state_dict())
     assert "left out" not in caplog.text
 
 

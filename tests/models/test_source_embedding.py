@@ -117,7 +117,8 @@ def test_without_a_map_there_is_nothing_to_take_apart() -> None:
         ({"share_all_embeddings": True, "mhe_tie": "linear"}, "cascade", True, "linear"),
         ({"share_all_embeddings": True, "mhe_tie": "exact"}, "cascade", False, "exact"),
         ({"share_all_embeddings": True}, "product", False, None),
-        ({"share_all_embeddings": True}, "sampling", False, None),
+        ({"share_all_embeddings": True}, "sampling", False, "linear"),
+        ({"share_all_embeddings": True}, "softmax", False, None),
         ({"share_all_embeddings": True, "mhe_tie": "linear"}, "softmax", False, "linear"),
         ({"share_decoder_input_output_embed": True, "mhe_tie": "exact"}, "cascade", False, "exact"),
     ],
@@ -142,7 +143,7 @@ def test_what_is_not_shared_is_not_mapped() -> None:
 # ---- in models
 
 
-def build(arch: str = "mhe_transformer", **options: Any) -> Any:
+def build(arch: str = "mhe_transformer", /, **options: Any) -> Any:
     dictionary = words(V, ["<mask>"])
     sizes = {"encoder_embed_dim": 8, "encoder_ffn_embed_dim": 8, "encoder_layers": 1, "decoder_layers": 1}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0, "task": "denoising"}
@@ -166,7 +167,7 @@ def mapped(model: Any, std: float = 0.3) -> Any:
 
 @pytest.mark.parametrize("arch", ["mhe_transformer", "mhe_bart_base"])
 def test_only_the_encoder_reads_the_map(arch: str) -> None:
-    model, exact = build(arch), build(arch, mhe_tie="exact")
+    model, exact = build(arch, mhe_tie="linear"), build(arch, mhe_tie="exact")
     assert not isinstance(model.decoder.embed_tokens, SourceEmbedding)
     assert {*model.state_dict()} - {*exact.state_dict()} == {MAP}
     assert model.decoder.embed_tokens.weight is model.encoder.embed_tokens.weight
@@ -181,12 +182,18 @@ def test_only_the_encoder_reads_the_map(arch: str) -> None:
     assert model.encoder.embed_tokens.map.grad.any()
 
 
+def test_a_bart_has_one_table_by_default() -> None:
+    """As fairseq's, which no flag gives two."""
+    assert isinstance(build("mhe_transformer").encoder.embed_tokens, SourceEmbedding)
+    assert not isinstance(build("mhe_bart_base").encoder.embed_tokens, SourceEmbedding)
+
+
 @pytest.mark.parametrize("arch", ["mhe_transformer", "mhe_bart_base"])
 def test_checkpoints_with_and_without_a_map(arch: str, caplog: pytest.LogCaptureFixture) -> None:
-    model, exact = mapped(build(arch)), build(arch, mhe_tie="exact")
+    model, exact = mapped(build(arch, mhe_tie="linear")), build(arch, mhe_tie="exact")
     with pytest.raises(MHEError, match="the encoder's embeddings are a linear map .* and --mhe-tie linear"):
         exact.load_state_dict(model.state_dict())
-    again = build(arch)
+    again = build(arch, mhe_tie="linear")
     again.load_state_dict(model.state_dict())
     assert torch.equal(run(again), run(model)) and "tied exactly" not in caplog.text
     with caplog.at_level("INFO", logger="mhe_fairseq"):
