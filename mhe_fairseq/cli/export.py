@@ -107,8 +107,7 @@ def _report(stock: StockCheckpoint, path: Path) -> None:
 
 def _finetune(stock: StockCheckpoint, path: Path) -> list[str]:
     """The command that goes on from the file at ``path``, to be completed."""
-    options = stock.state["cfg"]["model"]
-    positions = (options if isinstance(options, dict) else vars(options)).get("max_positions") or 512
+    positions = _model_options(stock).get("max_positions") or 512
     return [
         "fairseq-train", "LABELLED-DATA", "--task", "sentence_prediction", "--criterion",
         "sentence_prediction", "--arch", stock.arch, "--max-positions", str(positions), "--restore-file",
@@ -128,10 +127,15 @@ def _train_on(stock: StockCheckpoint, path: Path) -> list[str]:
 
 def _sharing(stock: StockCheckpoint) -> list[str]:
     """The flag by which the model's tables are one, which fairseq does not take from a checkpoint."""
-    options = stock.state["cfg"]["model"]
-    has = options if isinstance(options, dict) else vars(options)
+    has = _model_options(stock)
     names = ("share_all_embeddings", "share_decoder_input_output_embed")
     return ["--" + name.replace("_", "-") for name in names if has.get(name)][:1]
+
+
+def _model_options(stock: StockCheckpoint) -> dict[str, Any]:
+    from mhe_fairseq.models.stock_options import as_dict
+
+    return as_dict(stock.state["cfg"]["model"])
 
 
 def _translate(stock: StockCheckpoint, path: Path) -> list[str]:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.models.flags import DEFAULT_HEAD
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +66,23 @@ class SourceEmbedding(nn.Embedding):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def tie_given(args: Any) -> str | None:
+    """What ``--mhe-tie`` is in a model's options, None: not given.
+
+    Raises:
+        MHEError: a map for embeddings that are not shared.
+    """
+    given: str | None = getattr(args, "mhe_tie", None)
+    if given == "linear" and not getattr(args, "share_all_embeddings", False):
+        raise MHEError(
+            "--mhe-tie linear is for --share-all-embeddings, where encoder and decoder have one table; "
+            "give that, too, or leave out --mhe-tie"
+        )
+    return given
+
+
 def tie_of(args: Any, head: str, restored: bool) -> str | None:
-    """What ``--mhe-tie`` is, or the default of a head; None: nothing is shared.
+    """What ``--mhe-tie`` is, or the default of a head; None: exact, where there is something to tie.
 
     Args:
         args: of a model.
@@ -76,17 +90,11 @@ def tie_of(args: Any, head: str, restored: bool) -> str | None:
         restored: they come from a checkpoint; those from before there was a choice have no map.
 
     Raises:
-        MHEError: a map for embeddings that are not shared.
+        MHEError: as ``tie_given``.
     """
-    given: str | None = getattr(args, "mhe_tie", None)
-    if not getattr(args, "share_all_embeddings", False):
-        if given == "linear":
-            raise MHEError(
-                "--mhe-tie linear is for --share-all-embeddings, where encoder and decoder have one table; "
-                "give that, too, or leave out --mhe-tie"
-            )
-        return given
-    if given is None and head in MAPPED and not getattr(args, "mhe_bottleneck", None) and not restored:
+    given = tie_given(args)
+    has_tie = getattr(args, "share_all_embeddings", False) and not getattr(args, "mhe_bottleneck", None)
+    if given is None and has_tie and head in MAPPED and not restored:
         return "linear"
     return given
 
@@ -95,29 +103,26 @@ def encoder_embedding(args: Any, shared: Any) -> Any:
     """What the encoder reads, of the embedding that it was to share with the decoder.
 
     Args:
-        args: of the model, with ``mhe_options`` unless it classifies.
+        args: of the model, as planned.
         shared: itself returned where the two are tied exactly, or not at all.
+
+    Raises:
+        MHEError: as ``tie_given``.
     """
-    options = getattr(args, "mhe_options", None)
-    if options is None:
-        # What a checkpoint of the same flags has.
-        tie = tie_of(args, getattr(args, "mhe_head", None) or DEFAULT_HEAD, restored=False)
-    else:
-        tie = options.tie
-    return SourceEmbedding(shared) if tie == "linear" else shared
+    return SourceEmbedding(shared) if tie_given(args) == "linear" else shared
 
 
-def check_tie(model: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
+def check_tie(encoder: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
     """Tell a checkpoint with a map that is to be loaded into a model without.
 
     Args:
-        model: the encoder.
+        encoder: of the model.
         state, prefix: a state dict, and of its keys.
 
     Raises:
         MHEError: it is so.
     """
-    if prefix + MAP in state and not isinstance(model.embed_tokens, SourceEmbedding):
+    if prefix + MAP in state and not isinstance(encoder.embed_tokens, SourceEmbedding):
         raise MHEError(
             "in the checkpoint the encoder's embeddings are a linear map of the decoder's, and in this model "
             "they are not; give --share-all-embeddings and --mhe-tie linear"

@@ -163,8 +163,8 @@ def rows_of(
     def as_softmax(name: str, made: list[Step], ties: str | None) -> Row:
         alike = replace(softmax, name=f"{variant.name}-{name}")
         whole = train_step(study, where, alike, seed, study.updates)
-        words = [ties if word == ALL else word for word in whole.words if ties or word not in TIED]
-        whole = replace(whole, words=[word for word in words if word is not None])
+        words = [word for word in whole.words if word not in TIED]
+        whole = replace(whole, words=words if ties is None else [*words, ties])
         end = ending(whole, made[-1].makes, study.updates - last, last, is_new=True)
         title = f"{variant.name}, {name}, its end as a softmax"
         return Row(title, own.first, made, Trained(title, end, study, where))

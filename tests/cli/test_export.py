@@ -156,13 +156,13 @@ def test_a_cascade_is_trained_on_with_fairseqs_softmax(
     assert table is theirs.decoder.embed_tokens.weight
     assert (table is theirs.encoder.embed_tokens.weight) == (tie == "exact")
     line = [*restored, "--arch", "transformer_tiny", *LAYERS]
-    line += ["--optimizer", "adam", "--lr", "0.005", "--max-update", "8", "--num-workers", "0", "--no-save"]
+    line += ["--optimizer", "adam", "--lr", "0.002", "--max-update", "8", "--num-workers", "0", "--no-save"]
     line += ["--max-tokens", "500", "--log-format", "json", "--log-interval", "1", "--seed", "1"]
     line += ["--save-dir", str(tmp_path / "softmax")]
     line += ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
     losses = logged(stock_command("fairseq-train", toy_data, tmp_path, *line), "nll_loss")
     # Not begun anew: that is some log2(V) bits.
-    assert len(losses) == 8 and min(losses[4:]) < losses[0] < math.log2(len(table))
+    assert len(losses) == 8 and losses[-1] < losses[0] < math.log2(len(table))
 
 
 @pytest.mark.slow

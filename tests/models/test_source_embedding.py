@@ -126,18 +126,18 @@ def test_without_a_map_there_is_nothing_to_take_apart() -> None:
 def test_which_tie(flags: dict[str, Any], head: str, restored: bool, tie: str | None) -> None:
     assert tie_of(Namespace(**flags), head, restored) == tie
     shared = nn.Embedding(V, D)
-    given = Namespace(**flags, mhe_options=SimpleNamespace(tie=tie))
-    assert isinstance(encoder_embedding(given, shared), SourceEmbedding) == (tie == "linear")
-    if not restored:
-        # A classifier, which has no head.
-        found = encoder_embedding(Namespace(**flags, mhe_head=head), shared)
-        assert isinstance(found, SourceEmbedding) == (tie == "linear")
+    # What was planned is written back into the options that a model is built from.
+    planned = Namespace(**{**flags, "mhe_tie": tie})
+    assert isinstance(encoder_embedding(planned, shared), SourceEmbedding) == (tie == "linear")
+    assert tie == "linear" or encoder_embedding(planned, shared) is shared
 
 
 def test_what_is_not_shared_is_not_mapped() -> None:
     flags = Namespace(share_decoder_input_output_embed=True, mhe_tie="linear")
     with pytest.raises(MHEError, match="--mhe-tie linear is for --share-all-embeddings, where .* one table"):
         tie_of(flags, "cascade", False)
+    with pytest.raises(MHEError, match="--mhe-tie linear is for --share-all-embeddings"):
+        encoder_embedding(flags, nn.Embedding(V, D))
 
 
 # ---- in models

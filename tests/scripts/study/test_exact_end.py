@@ -12,10 +12,11 @@ from tests.scripts.study.test_study import source as source  # the corpus and it
 
 SCRIPT = ["python", str(REPO / "scripts" / "study" / "exact_end.py")]
 
-SAMPLING = """
+SAMPLING = '''
 [variants.sampling]
-train = "--task mhe_translation --arch mhe_transformer --criterion mhe_cross_entropy --mhe-head sampling"
-"""
+train = """--task mhe_translation --arch mhe_transformer --criterion mhe_cross_entropy
+  --mhe-head sampling --mhe-tie exact"""
+'''
 
 
 @pytest.mark.slow
