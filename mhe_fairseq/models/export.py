@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models.transformer import DEFAULT_MIN_PARAMS_TO_WRAP
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -103,7 +104,9 @@ def to_stock(
     if model.get("share_all_embeddings") and not same(stock_weights[TABLE], stock_weights[family.embedding]):
         # What the encoder reads was a map of what the decoder reads. fairseq's has a table of its own.
         sides = {"share_all_embeddings": False, "share_decoder_input_output_embed": tied}
-        options = {**options, "model": {**model, **sides}}
+        # Written by fairseq where tables are apart.
+        wrapped = {"min_params_to_wrap": DEFAULT_MIN_PARAMS_TO_WRAP}
+        options = {**options, "model": {**wrapped, **model, **sides}}
     stock_cfg = stock_options(options, arch, stock_arch, namespace)
     stock = {
         "args": None,  # of older fairseqs; the loader made a cfg of them

@@ -33,7 +33,13 @@ OURS, STOCK = [*SMOOTHED, "mhe_cross_entropy"], [*SMOOTHED, "label_smoothed_cros
 KINDS: dict[str, tuple[str, str, str, list[str], list[str], list[str]]] = {
     "translation": ("toy_data", "translation", "transformer_tiny", [], OURS, STOCK),
     "tied translation": (
-        "toy_data", "translation", "transformer_tiny", ["--share-all-embeddings"], OURS, STOCK,
+        "toy_data", "translation", "transformer_tiny", ["--share-all-embeddings"],
+        [*OURS, "--mhe-tie", "exact"], STOCK,
+    ),
+    # What the encoder reads has a table of its own in fairseq's.
+    "translation with a linear tie": (
+        "toy_data", "translation", "transformer_tiny", [], [*OURS, "--share-all-embeddings"],
+        [*STOCK, "--share-decoder-input-output-embed"],
     ),
     "language model": ("lm_data", "language_modeling", "transformer_lm_gpt", SMALL, OURS, STOCK),
     "masked language model": (
