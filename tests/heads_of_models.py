@@ -32,6 +32,7 @@ def heads(untied: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "untied cascade": {"mhe_head": "cascade", "mhe_lengths": "4,4,4", **untied},
         "bottleneck": {"mhe_head": "cascade", "mhe_bottleneck": 4, "mhe_lengths": "8,8"},
         "sampling": {"mhe_head": "sampling", "mhe_groups": 3, "mhe_lengths": "8,8"},
+        "sampling predicted": {"mhe_head": "sampling", "mhe_sampling": "predicted", "mhe_lengths": "8,8"},
         "sampling batch": {"mhe_head": "sampling", "mhe_sampling": "batch", **untied},
     }
 

@@ -148,7 +148,8 @@ def test_another_tie_than_the_trainings(toy_data: Path, tmp_path: Path) -> None:
     ties = {"exact": ["--mhe-tie", "exact"], "linear": []}
     told = {
         "exact": "has the optimizer's state of other parameters than this model's; give the flags it was "
-        "trained with (--mhe-tie exact, if it was begun before there was a linear tie), or --reset-optimizer",
+        "trained with (--mhe-tie exact and --mhe-sampling shared, if it was begun before others were the "
+        "default), or --reset-optimizer",
         "linear": "in the checkpoint the encoder's embeddings are a linear map of the decoder's, and in this "
         "model they are not; give --share-all-embeddings and --mhe-tie linear",
     }

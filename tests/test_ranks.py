@@ -30,6 +30,7 @@ HEADS = {
     "sampling, exact in the end": [
         "--mhe-head", "sampling", "--mhe-groups", "3", "--mhe-exact-after", "3", "--mhe-chunk", "32",
     ],
+    "sampling predicted": ["--mhe-head", "sampling", "--mhe-sampling", "predicted", "--mhe-groups", "3"],
     "sampling own": ["--mhe-head", "sampling", "--mhe-sampling", "own"],
 }  # fmt: skip
 

@@ -120,7 +120,7 @@ settle_model() {
     CODES=$WORK/codes
     HEAD_WORDS=(--arch "$ARCH" --criterion mhe_cross_entropy --label-smoothing 0.1 --mhe-head "$HEAD")
     case $HEAD in
-        cascade) HEAD_WORDS+=(--mhe-codebook "$CODES") ;;
+        cascade | sampling) HEAD_WORDS+=(--mhe-codebook "$CODES") ;;
         product) HEAD_WORDS+=(--mhe-mixtures 8 --mhe-codebook "$CODES") ;;
     esac
     own_flags

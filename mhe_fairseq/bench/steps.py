@@ -24,6 +24,7 @@ HEADS = {
     "cascade": "cascade",
     "cascade-tied": "cascade, tied",
     "sampling": "sampling",
+    "sampling-predicted": "sampling, predicted",
 }
 
 
@@ -156,6 +157,6 @@ def _make_head(
         return ProductHead(dim, codebook, mixtures=MIXTURES)
     if name in ("cascade", "cascade-tied"):
         return CascadeHead(dim, codebook, tied=embedding, group_prototypes=prototypes)
-    if name == "sampling":
-        return SamplingHead(dim, codebook)
+    if name in ("sampling", "sampling-predicted"):
+        return SamplingHead(dim, codebook, variant="shared" if name == "sampling" else "predicted")
     raise AssertionError(f"no way to make {name}")

@@ -12,7 +12,7 @@ from mhe_fairseq.coding import Codebook
 from mhe_fairseq.coding.assign import frequency_slots
 from mhe_fairseq.heads.cascade.head import SMOOTHING_GROUPS
 from mhe_fairseq.heads.sampling.group_sample import expected_share, inclusion_probabilities
-from mhe_fairseq.heads.sampling.head import default_groups
+from mhe_fairseq.heads.sampling.head import DRAWING, default_groups
 
 MIXTURES = 8
 
@@ -55,7 +55,7 @@ class HeadPlan:
 
     @property
     def kind(self) -> str:
-        """The first word of its name: "softmax", "product", "mixture", "cascade" or "sampling"."""
+        """The first word of its name: "softmax", "product", "mixture", "cascade", "sampling", "predicted"."""
         return self.head.replace(",", " ").split()[0]
 
 
@@ -155,34 +155,41 @@ def plan_heads(
                 drawn=drawn,
             )
         )
-    if (sampling := _sampling(book, counts, dim, batch_tokens)) is not None:
-        plans.append(sampling)
+    for variant in DRAWING:
+        if (sampling := _sampling(book, counts, dim, batch_tokens, variant)) is not None:
+            plans.append(sampling)
     return plans
 
 
-def _sampling(book: Codebook, counts: Tensor, dim: int, batch_tokens: int) -> HeadPlan | None:
+def _sampling(book: Codebook, counts: Tensor, dim: int, batch_tokens: int, variant: str) -> HeadPlan | None:
     """The plan of the sampling head, whose groups are the first digits; None with a single group."""
     vocab = len(book)
     group = torch.unique(book.slots // (book.size // book.lengths[0]), return_inverse=True)[1]
     sizes = torch.bincount(group)
-    drawn = default_groups(book)
+    drawn = default_groups(book, variant)
     if drawn is None:
         return None
     inclusion = inclusion_probabilities(expected_share(group, sizes), drawn)
     scored = (1 + drawn) * math.ceil(vocab / len(sizes))
     shown = ",".join(map(str, book.lengths))
+    is_predicted = variant == "predicted"
+    # A linear soft-max over groups predicts them; a batch of tokens that draw each their own meets all.
+    predictor = book.lengths[0] if is_predicted else 0
     return HeadPlan(
-        head=f"sampling of {drawn}",
-        options=f"--mhe-head sampling --mhe-groups {drawn} --mhe-lengths {shown}",
+        head=f"{'predicted' if is_predicted else 'sampling'} of {drawn}",
+        options=f"--mhe-head sampling --mhe-sampling {variant} --mhe-groups {drawn} --mhe-lengths {shown}",
         lengths=book.lengths,
         holes=book.holes,
-        parameters=vocab * dim,
-        train_macs=_TRAINING_PASSES * scored * dim,
-        train_bytes=4 * scored,
+        parameters=vocab * dim + predictor * (dim + 1),
+        # What predicts has no gradient for the features.
+        train_macs=(_TRAINING_PASSES * scored + (_TRAINING_PASSES - 1) * predictor) * dim,
+        train_bytes=4 * (scored + predictor),
         search_macs=vocab * dim,
         search_bytes=4 * vocab,
         groups=len(sizes),
-        touched_groups=_touched(counts, group, batch_tokens, inclusion),
+        touched_groups=float(len(sizes))
+        if is_predicted
+        else _touched(counts, group, batch_tokens, inclusion),
         drawn=drawn,
     )
 

@@ -78,7 +78,8 @@ def training_passes(kind: str, sizes: Sizes, element: int) -> list[Pass]:
     """Of forward and backward with label smoothing.
 
     Args:
-        kind: "softmax", "product", "mixture", "cascade" or "sampling".
+        kind: "softmax", "product", "mixture", "cascade", "sampling" (groups that parts of the batch share) or
+            "predicted" (each token's own).
         sizes: see there.
         element: bytes of a weight, a feature and a stored logit: 2 or 4.
     """
@@ -88,6 +89,8 @@ def training_passes(kind: str, sizes: Sizes, element: int) -> list[Pass]:
         return _cascade_training(sizes, element)
     if kind == "sampling":
         return _sampling_training(sizes, element)
+    if kind == "predicted":
+        return _predicted_training(sizes, element)
     return _product_training(sizes, element)
 
 
@@ -99,7 +102,7 @@ def search_passes(kind: str, sizes: Sizes, element: int) -> list[Pass]:
     are opened as tokens are wanted.
     """
     n, d, e = sizes.hypotheses, sizes.dim, element
-    if kind in ("softmax", "sampling"):
+    if kind in ("softmax", "sampling", "predicted"):
         v = float(n * sizes.vocab)
         return [
             _product(n, sizes.vocab, d, e),
@@ -155,6 +158,10 @@ def peak_bytes(kind: str, sizes: Sizes, element: int) -> float:
             (1 + sizes.drawn) * _padded(length) for _, length in _levels(sizes.lengths)
         )
         return float(2 * n * stored * e + features)
+    if kind == "predicted":
+        # Logits and their gradients, the pairs' features and theirs, slots and weights; predicted shares.
+        pair = 2 * (_padded(_group_length(sizes)) + d) * e + 4 * _FP32
+        return float(n * (1 + sizes.drawn) * pair + n * sizes.groups * _FP32)
     if kind == "sampling":
         stored = (1 + sizes.drawn) * _padded(_group_length(sizes))
         # The features in fp32, for the mean row's gradient.
@@ -237,6 +244,43 @@ def _sampling_training(sizes: Sizes, e: int) -> list[Pass]:
         Pass(wide + n * d * _FP32, 0),
         *_level_training(n, length, d, e, s, met, (sizes.touched, shared), sizes.vocab, add=False),
         Pass(wide + n * d * _FP32, 0),  # and its gradient
+    ]
+
+
+def _predicted_training(sizes: Sizes, e: int) -> list[Pass]:
+    n, d, g = sizes.tokens, sizes.dim, sizes.groups
+    pairs, length, fp64 = n * (1 + sizes.drawn), _group_length(sizes), 2 * _FP32
+    narrow, wide = float(n * g * _FP32), float(n * g * fp64)
+    copied = Pass(float(n * d * e), float(pairs * d * e))  # the features of each pair
+    stored, row = float(pairs * _padded(length) * e), float(length * d * e)
+    macs = float(pairs * length * d)
+    return [
+        *_copied(n * d, e, _FP32),
+        _product(n, g, d, _FP32),  # what groups are predicted to hold
+        Pass(2 * narrow, 2 * narrow),  # its bias, log_softmax
+        Pass(narrow, wide),
+        Pass(3 * wide, 3 * wide),  # exponentials, mixed with the text's
+        Pass(4 * wide, 2 * wide),  # topk, sum, scaled, at most 1
+        Pass(3 * wide, 2 * wide),  # in random order, summed up, searched
+        Pass(8.0 * pairs * fp64, 8.0 * pairs * fp64),  # a pair's slot, weight, place in order, sums and share
+        copied,
+        Pass(copied.written + sizes.groups * row, stored, macs),
+        Pass(float(sizes.vocab * d * e), 0),  # mean row
+        *_copied(n * d, e, _FP32),
+        Pass(n * d * _FP32, 0),
+        Pass(stored, stored),  # gradients of logits
+        Pass(stored + sizes.groups * row, copied.written, macs),  # of the pairs' features
+        Pass(copied.written, float(n * d * _FP32)),
+        Pass(2.0 * n * d * _FP32, 2.0 * n * d * _FP32),  # the mean row's share
+        *_copied(n * d, _FP32, e),
+        *_copied(n * d, e, _FP32),
+        Pass(n * d * _FP32, 0),
+        copied,
+        Pass(copied.written + stored, float(sizes.vocab * d * e), macs),  # of the table
+        Pass(0, narrow),  # gradient of what is predicted
+        Pass(2 * narrow, narrow),
+        Pass(narrow, 0),
+        Pass(narrow + n * d * _FP32, 0, float(n * g * d)),
     ]
 
 

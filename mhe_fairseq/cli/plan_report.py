@@ -85,7 +85,8 @@ def _print_counts(console: Console, report: Report) -> None:
     console.print(
         "Of the output layer, a token. Training: forward and backward multiply-adds, fp32 scores held. "
         f"Search: the {2 * report.beam} best tokens of a hypothesis, exactly; the cascade is assumed to "
-        "open as many groups, and the mixture as many rows; a confident model needs fewer. Groups touched: "
+        "open as many groups, and the mixture as many rows; a confident model needs fewer. Sampling draws "
+        "random groups; with --mhe-codebook it draws predicted ones. Groups touched: "
         f"by the gold tokens of a batch of {report.batch_tokens:,} (and those sampled), in dictionary order, "
         f"frequencies from {report.frequencies}.",
         markup=False,

@@ -66,8 +66,8 @@ def _named(load: Callable[..., Any]) -> Callable[..., Any]:
             if isinstance(error, ValueError) and "parameter group" in str(error):
                 raise MHEError(
                     f"checkpoint {filename} has the optimizer's state of other parameters than this model's; "
-                    "give the flags it was trained with (--mhe-tie exact, if it was begun before there was a "
-                    "linear tie), or --reset-optimizer"
+                    "give the flags it was trained with (--mhe-tie exact and --mhe-sampling shared, if it "
+                    "was begun before others were the default), or --reset-optimizer"
                 ) from error
             # fairseq raises its own over the one that says what is wrong.
             told = None if isinstance(error, MHEError) else differences(str(error.__context__))

@@ -142,7 +142,9 @@ def _set_model(cfg: Any, kind: Kind, layer: OutputLayer, new: NewHead, symbols: 
         "mhe_bias": layer.has_bias,
     }
     if new.head == "sampling":
-        options["mhe_groups"] = default_groups(new.codebook)
+        # What a training with a codebook has.
+        options["mhe_sampling"] = "predicted"
+        options["mhe_groups"] = default_groups(new.codebook, "predicted")
     if new.head == "cascade":
         # Features are what they were: no rows of groups in the input.
         options["mhe_group_rows"] = "own"

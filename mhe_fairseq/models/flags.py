@@ -52,14 +52,15 @@ FLAGS = {
     ),
     "mhe_groups": (
         "G",
-        "random groups. sampling head: to train a token on (default: groups of an eighth of the tokens, "
-        "between 2048 and 8192); cascade: to smooth a token on (default: 2)",
+        "groups drawn. sampling head: to train a token on (default: groups of an eighth of the tokens, "
+        "between 2048 and 8192, half of them if predicted); cascade: to smooth a token on (default: 2)",
     ),
     "mhe_sampling": (
         "KIND",
-        "sampling head: train on the gold group and random groups that the batch shares (shared, default), "
-        "on it and groups drawn for each token by what they are predicted to hold (predicted), on the gold "
-        "group alone (own), or on all gold groups of the batch (batch)",
+        "sampling head: train on the gold group and groups drawn for each token by what they are predicted "
+        "to hold (predicted; default with --mhe-codebook), on it and random groups that the batch shares "
+        "(shared; default without, and with --mhe-shard), on the gold group alone (own), or on all gold "
+        "groups of the batch (batch)",
     ),
     "mhe_exact_last": (
         "SHARE",

@@ -81,7 +81,7 @@ class HeadOptions:
         restored: the options come from a checkpoint, whose state dict brings the codebook's slots.
         mixtures, group_rows, tie, bottleneck, group_prototypes, smoothing, dropout, groups, sampling,
             exact_last, exact_after, chunk: as the flags; None where not given (what was planned, for
-            ``groups`` of the sampling head, ``group_rows`` and ``tie``).
+            ``groups`` and ``sampling`` of the sampling head, ``group_rows`` and ``tie``).
         bias: rows have a bias, for ``mhe_roberta``.
         shard: split the table over ranks, where there are several.
     """
@@ -149,8 +149,10 @@ class HeadOptions:
         if restored:
             _check_symbols(getattr(args, "mhe_dictionary", None), symbols)
         codebook = _restored_codebook(args, symbols) if restored else _codebook(args, symbols)
-        if head == "sampling" and (sampling or "shared") in DRAWING and groups is None:
-            groups = default_groups(codebook)
+        if head == "sampling":
+            sampling = sampling or _usual_sampling(args, restored, shard)
+            if sampling in DRAWING and groups is None:
+                groups = default_groups(codebook, sampling)
         if head in _ONLY_FOR["mhe_group_rows"] and group_rows is None:
             # Checkpoints from before there was a choice have rows of their own.
             group_rows = "own" if restored else "tied" if (mixtures or 1) > 1 else "input"
@@ -162,6 +164,7 @@ class HeadOptions:
         args.mhe_head = head
         args.mhe_lengths = ",".join(map(str, codebook.lengths))
         args.mhe_groups = groups
+        args.mhe_sampling = sampling
         args.mhe_group_rows = group_rows
         args.mhe_tie = tie
         args.mhe_fingerprint = args.mhe_fingerprint if restored else codebook.fingerprint
@@ -264,9 +267,9 @@ class HeadOptions:
         return "; the encoder reads a linear map of the decoder's embeddings" if self.tie == "linear" else ""
 
     def flags(self) -> str:
-        """The head and what was given for it, as on the command line; not group_rows, which is planned where
-        it is not given, and fits every head."""
-        names = [name for name in _ONLY_FOR if name != "mhe_group_rows"]
+        """The head and what was given for it, as on the command line; not group_rows and sampling, which are
+        planned where they are not given, and fit every codebook."""
+        names = [name for name in _ONLY_FOR if name not in ("mhe_group_rows", "mhe_sampling")]
         values = ((name, getattr(self, name.removeprefix("mhe_"))) for name in names)
         given = [
             f"{flag(name)} {value}" for name, value in values if value is not None and value is not False
@@ -336,9 +339,18 @@ def _lengths(args: Any) -> str | Sequence[int]:
     return str(value) if isinstance(value, int | float) else value or ""
 
 
+def _usual_sampling(args: Any, restored: bool, shard: bool) -> str:
+    """Where none is given. A codebook was learned to have few groups hold most of a token's probability,
+    which is what "predicted" looks for; split over ranks there is none. Checkpoints from before that was so,
+    which have none written, are of "shared".
+    """
+    has_book = getattr(args, "mhe_codebook", None) and not restored
+    return "predicted" if has_book and not shard else "shared"
+
+
 def _usual_exact_last(sampling: str | None) -> float:
     """Where none is given. The paper's variants are as in the paper."""
-    return DEFAULT_EXACT_LAST if (sampling or "shared") in DRAWING else 0.0
+    return DEFAULT_EXACT_LAST if sampling in DRAWING else 0.0
 
 
 def _check_groups_are_drawn(groups: int | None, other: str, word: str | None, drawing: str) -> None:

@@ -34,7 +34,7 @@ from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import SamplingHead, SoftmaxHead
 from mhe_fairseq.heads.sampling.group_sample import expected_share, inclusion_probabilities, sample_groups
 from mhe_fairseq.heads.sampling.head import PARTS
-from mhe_fairseq.heads.sampling.predicted import ANYWAY, capped, systematic_rows
+from mhe_fairseq.heads.sampling.predicted import ANYWAY, among, capped, systematic_rows
 from scripts.study import sampling_estimates as estimates
 from scripts.study.sampling_estimates import Drawn, Estimator
 from scripts.study.sampling_masses import Masses, fitted, groups_of, least_squares, of_moments
@@ -89,7 +89,7 @@ class Draws:
     """
 
     def __init__(self, masses: Masses, groups: int, kind: str, predicted: Tensor | None) -> None:
-        self._masses, self._kind = masses, kind
+        self._masses, self._kind, self._groups = masses, kind, groups
         head, count = masses.head, len(masses.target)
         prior = expected_share(head.group_of_token, head._sizes)
         edges = [count * part // PARTS for part in range(PARTS + 1)]
@@ -113,7 +113,7 @@ class Draws:
     def draw(self, generator: torch.Generator) -> Tensor:
         """Shape: (N, L) bool."""
         if self._kind == "tokens by mass":
-            return systematic_rows(self._inclusion, generator) | self._gold
+            return self._systematic(self._inclusion, generator) | self._gold
         drawn = self.sure.clone()
         if self._kind == "parts":
             free = (self._inclusion[0] < 1).nonzero()[:, 0]
@@ -122,8 +122,11 @@ class Draws:
                 drawn[begin:end, free[torch.from_numpy(sample)]] = True
             return drawn
         for begin, end in self._parts:
-            drawn[begin:end] |= systematic_rows(self._inclusion[begin : begin + 1], generator)
+            drawn[begin:end] |= self._systematic(self._inclusion[begin : begin + 1], generator)
         return drawn
+
+    def _systematic(self, inclusion: Tensor, generator: torch.Generator) -> Tensor:
+        return among(systematic_rows(inclusion, self._groups, generator), inclusion.size(1))
 
 
 # ---- measuring

@@ -49,6 +49,7 @@ def test_the_table(tmp_path: Path) -> None:
     assert list(rows) == list(of_gpu)
     assert list(rows) == [
         "softmax", "product", "mixture of 8", "cascade *", "cascade, tied", "sampling of 16",
+        "predicted of 8",
     ]  # fmt: skip
     assert rows["softmax"] == [
         "-", "-", "16.8M", "50.3M", "131k", "16.8M", "131k", "-",
@@ -78,6 +79,7 @@ def test_json_says_the_same_to_a_machine(tmp_path: Path, capsys: pytest.CaptureF
     assert heads["cascade"]["search_macs"] == (128 + 8 * 256) * 512
     assert heads["sampling of 16"]["train_macs"] == 3 * 17 * 256 * 512
     assert heads["sampling of 16"]["search_macs"] == heads["softmax"]["search_macs"]
+    assert heads["predicted of 8"]["train_macs"] == (3 * 9 * 256 + 2 * 128) * 512
     # A batch of few tokens touches few groups; what is sampled is touched too.
     assert 20 < heads["cascade"]["touched_groups"] < 60
     assert heads["cascade"]["touched_groups"] < heads["sampling of 16"]["touched_groups"]
@@ -108,6 +110,8 @@ def test_parameters_are_those_of_the_heads() -> None:
     assert plans["cascade, tied"].parameters == tied.output_parameters()
     sampling = SamplingHead(dim, book, groups=4)
     assert plans["sampling of 4"].parameters == sampling.output_parameters()
+    predicted = SamplingHead(dim, book, variant="predicted")
+    assert plans[f"predicted of {predicted.groups}"].parameters == predicted.output_parameters()
     assert plans["product"].holes == 2
     three = {p.head: p for p in plan_heads(torch.ones(33), (3, 3, 4), dim, 10, 5)}
     book = Codebook((3, 3, 4), vocab_size=33)

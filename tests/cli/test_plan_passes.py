@@ -19,7 +19,9 @@ from mhe_fairseq.heads.sampling.head import default_groups
 from tests.cli.traffic import Traffic
 
 VOCAB, DIM, TOKENS = 4096, 128, 1024
-HEADS = ["softmax", "product", "mixture", "cascade", "cascade-tied", "cascade-prototypes", "sampling"]
+HEADS = [
+    "softmax", "product", "mixture", "cascade", "cascade-tied", "cascade-prototypes", "sampling", "predicted",
+]  # fmt: skip
 PROTOTYPES = 5
 
 
@@ -38,15 +40,20 @@ def step_and_sizes(name: str, lengths: tuple[int, ...], dtype: torch.dtype) -> t
     features = torch.randn(TOKENS, DIM, dtype=dtype).requires_grad_()
     prototypes = PROTOTYPES if name.endswith("prototypes") else 1
     batch = Batch(features, torch.arange(TOKENS) * 4)
-    step = make_step(name.removesuffix("-prototypes"), book, batch, True, prototypes)
+    called = "sampling-predicted" if name == "predicted" else name.removesuffix("-prototypes")
+    step = make_step(called, book, batch, True, prototypes)
     for parameter in step.parameters:
         parameter.data = parameter.data.to(dtype)
     step.prepare()
     step.run()  # makes the codebook's tables
     step.prepare()
     kind = name.split("-")[0]
-    groups = lengths[0] if kind == "sampling" else VOCAB // lengths[-1]
-    drawn = {"cascade": smoothing_groups(groups), "sampling": default_groups(book) or 0}.get(kind, 0)
+    groups = lengths[0] if kind in ("sampling", "predicted") else VOCAB // lengths[-1]
+    drawn = {
+        "cascade": smoothing_groups(groups),
+        "sampling": default_groups(book) or 0,
+        "predicted": default_groups(book, "predicted") or 0,
+    }.get(kind, 0)
     mixtures = MIXTURES if kind == "mixture" else 1
     sizes = Sizes(VOCAB, DIM, lengths, TOKENS, 10, 10, mixtures, groups, groups, drawn, prototypes)
     return step, kind, sizes

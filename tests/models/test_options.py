@@ -134,6 +134,31 @@ def test_every_flag_reaches_the_sampling_head(
     assert isinstance(head, SamplingHead) and head.variant == variant
     assert groups is None or head.groups == groups
     assert args.mhe_groups == saved
+    assert args.mhe_sampling == variant, "written back, so that the checkpoint tells"
+
+
+@pytest.mark.parametrize(
+    ("flags", "variant"),
+    [({}, "predicted"), ({"mhe_shard": True}, "shared"), ({"mhe_sampling": "shared"}, "shared")],
+)
+def test_groups_of_a_codebook_are_drawn_as_predicted(
+    tmp_path: Path, flags: dict[str, object], variant: str
+) -> None:
+    path = str(tmp_path / "codes")
+    Codebook((5, 20), torch.randperm(100), dictionary=symbols_fingerprint(SYMBOLS)).save(path)
+    args = Namespace(mhe_head="sampling", mhe_codebook=path, **flags)
+    head = HeadOptions.resolve(args, SYMBOLS).build(DIM, None)
+    assert isinstance(head, SamplingHead) and (head.variant, args.mhe_sampling) == (variant, variant)
+    # From before it was so nothing is written, and the codebook's file is still named.
+    before = Namespace(
+        mhe_head="sampling", mhe_codebook=path, mhe_lengths="5,20", mhe_fingerprint=args.mhe_fingerprint
+    )
+    assert HeadOptions.resolve(before, SYMBOLS).sampling == "shared"
+
+
+def test_other_heads_have_no_draws() -> None:
+    args = Namespace(mhe_head="cascade")
+    assert HeadOptions.resolve(args, SYMBOLS).sampling is None and args.mhe_sampling is None
 
 
 @pytest.mark.parametrize(

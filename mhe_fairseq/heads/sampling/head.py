@@ -22,7 +22,7 @@ from mhe_fairseq.heads.sampling.group_sample import (
     sample_groups,
 )
 from mhe_fairseq.heads.sampling.plan import GroupRows, Plan, consecutive
-from mhe_fairseq.heads.sampling.predicted import Predictor, chances, systematic_rows
+from mhe_fairseq.heads.sampling.predicted import Predictor, among, chances, systematic_rows
 from mhe_fairseq.heads.sampling.scores import SampledScores
 from mhe_fairseq.heads.softmax import SoftmaxHead
 
@@ -41,17 +41,21 @@ PARTS = 8
 EXACT_ROWS = 512
 
 
-def default_groups(codebook: Codebook) -> int | None:
-    """Groups to draw of a codebook: those of ``SAMPLED_TOKENS``, and at most all but one.
+def default_groups(codebook: Codebook, variant: str = "shared") -> int | None:
+    """Groups to draw of a codebook: those of ``SAMPLED_TOKENS``, and at most all but one; half of them where
+    they are drawn as predicted.
 
     None if there is nothing to draw from, one group or one digit.
 
     Few groups leave the normaliser of a token too noisy: on a language model of 65,536 pieces 8
-    groups of 257 cost 4% of perplexity after 200 updates, 32 groups 1%.
+    groups of 257 cost 4% of perplexity after 200 updates, 32 groups 1%. Of predicted ones half as many have
+    less bias (docs/results.md).
     """
     few, many = SAMPLED_TOKENS
     groups = len(codebook.slots.div(codebook.size // codebook.lengths[0], rounding_mode="floor").unique())
     wanted = min(max(len(codebook) // 8, few), many) * groups // len(codebook)
+    if variant == "predicted":
+        wanted = (wanted + 1) // 2
     return max(1, min(wanted, groups - 1)) if groups > 1 < codebook.heads else None
 
 
@@ -127,6 +131,8 @@ class SamplingHead(SoftmaxHead):
     group_of_token: Tensor
     place_in_group: Tensor
     tokens_by_group: Tensor
+    _first_digits: Tensor
+    _share: Tensor
     _kernel_tables: sampling_kernels.SamplingTables | None
 
     def __init__(
@@ -148,7 +154,7 @@ class SamplingHead(SoftmaxHead):
         if variant not in VARIANTS:
             raise MHEError(f"a sampling head's variant is one of {', '.join(VARIANTS)}; got {variant!r}")
         super().__init__(dim, codebook, tied=tied, chunk=chunk, margin=margin)
-        self.groups = (default_groups(codebook) or 1) if groups is None else groups
+        self.groups = (default_groups(codebook, variant) or 1) if groups is None else groups
         self.variant = variant
         self._frequencies = None if frequencies is None else checked_frequencies(frequencies, len(codebook))
         self.predictor: Predictor | None = None
@@ -183,8 +189,9 @@ class SamplingHead(SoftmaxHead):
         with torch.autocast(device, enabled=False):
             gold_group, shares, inclusion = self.group_of_token[target], None, None
             if self.predictor is not None:
-                shares = self.predictor(features.detach(), self.first_digits(features.device))
-                inclusion = chances(shares, self._share, self.groups)
+                first_digits, prior = self.drawn_from(features.device)
+                shares = self.predictor(features.detach(), first_digits)
+                inclusion = chances(shares, prior, self.groups)
             plan = self._plan(target, gold_group, inclusion)
             features = self._angular(features)
             by_head = smoothing and self.margin is not None and self.variant in DRAWING
@@ -240,7 +247,8 @@ class SamplingHead(SoftmaxHead):
         if inclusion is None:
             meets = self._meets(gold)
         else:
-            meets = systematic_rows(inclusion, self._generator()).T.contiguous()
+            drawn = systematic_rows(inclusion, self.groups, self._generator())
+            meets = among(drawn, len(self._sizes)).T.contiguous()
             meets[gold, torch.arange(len(gold), device=gold.device)] = True
         return Plan.of(meets, gold, self.place_in_group[target], self._sizes)
 
@@ -281,9 +289,8 @@ class SamplingHead(SoftmaxHead):
 
         Shape: (N, L) of ``predictor``, (N,) -> (N, G + 1) long, fp32.
         """
-        inclusion = chances(log_share, self._share, self.groups)
-        # As many in every row: the largest of ones and zeros.
-        drawn = systematic_rows(inclusion, self._generator()).byte().topk(self.groups, dim=1).indices
+        inclusion = chances(log_share, self.drawn_from(log_share.device)[1], self.groups)
+        drawn = systematic_rows(inclusion, self.groups, self._generator())
         gold = self.group_of_token[target].unsqueeze(1)
         log_weight = -inclusion.gather(1, drawn).log().float()
         log_weight.masked_fill_(drawn.eq(gold), -torch.inf)
@@ -291,9 +298,18 @@ class SamplingHead(SoftmaxHead):
             [torch.zeros_like(log_weight[:, :1]), log_weight], dim=1
         )
 
-    def first_digits(self, device: torch.device) -> Tensor:
-        """Those that have tokens, in order. Shape: -> (groups,) long."""
-        return self._first_digits.to(device)
+    def drawn_from(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """First digits that have tokens, in order, and their expected shares of the text.
+
+        They stay where they were asked for last: a copy of them in every update is a wait of an accelerator.
+
+        Shape: -> (groups,) long, (groups,) float64.
+        """
+        if self._share.device != device:
+            # Inside a transform of torch.func they would be of that transform only.
+            with torch._C._DisableFuncTorch():
+                self._first_digits, self._share = self._first_digits.to(device), self._share.to(device)
+        return self._first_digits, self._share
 
     @property
     def drawn_groups(self) -> int:

@@ -138,7 +138,7 @@ def _loss_of_pairs(
     keep = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
     spec = PairsSpec(tables.level, smoothing, accuracy, keep)
     with torch.autocast(kind, enabled=False):
-        shares = predictor(features.detach(), head.first_digits(features.device))
+        shares = predictor(features.detach(), head.drawn_from(features.device)[0])
         groups, log_weight = head.drawn_by_row(shares, target)
         slots = groups * tables.level.length
         slots[:, 0] = tables.slots[target]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,32 +26,55 @@ class GroupRows:
     starts: list[int]
     first: list[int]
 
-    def size(self, group: int) -> int:
-        return self.starts[group + 1] - self.starts[group]
+    def read(self, table: Tensor, chunk: Chunk, dtype: torch.dtype) -> Sequence[Tensor]:
+        """The rows of a chunk's groups, views where those of each lie together.
 
-    def read(self, table: Tensor, group: int) -> Tensor:
-        """A group's rows, a view where they lie together. Shape: (V, d) -> (n, d)."""
-        if self.first[group] >= 0:
-            return table.narrow(0, self.first[group], self.size(group))
-        return table.index_select(0, self._of(group))
+        Shape: (V, d) -> (n, d) of ``dtype`` each.
+        """
+        tokens = self._gathered(chunk)
+        if tokens is None:
+            return [rows.to(dtype) for rows in self._in_place(table, chunk)]
+        return table.index_select(0, tokens).to(dtype).split(chunk.size)
 
-    def add_product(self, table: Tensor, group: int, left: Tensor, right: Tensor) -> None:
-        """Add left (m, n)^T @ right (m, d), in their type, to a group's rows of a (V, d) table."""
-        if self.first[group] < 0:
-            table.index_add_(0, self._of(group), (left.T @ right).to(table.dtype))
-        else:
-            add_product(self.read(table, group), left.T, right)
+    def add_products(self, table: Tensor, chunk: Chunk, left: Tensor, right: Tensor) -> None:
+        """Add left (m, n)^T @ right (m, d) of each group's pairs, in their type, to its rows of a table.
+
+        Shape: (V, d), and of all pairs of the chunk (m, n), (m, d).
+        """
+        pairs = zip(left.split(chunk.counts), right.split(chunk.counts), strict=True)
+        tokens = self._gathered(chunk)
+        if tokens is None:
+            for rows, (each, other) in zip(self._in_place(table, chunk), pairs, strict=True):
+                add_product(rows, each.T, other)
+            return
+        products = left.new_empty(len(tokens), right.size(1))
+        for product, (each, other) in zip(products.split(chunk.size), pairs, strict=True):
+            torch.mm(each.T, other, out=product)
+        table.index_add_(0, tokens, products.to(table.dtype))
 
     def scale_(self, logits: Tensor, factors: Tensor, chunk: Chunk) -> None:
         """Multiply the logits of a chunk's pairs by one factor a token, in place.
 
         Shape: (m, n), (V,) in the order of ``tokens``.
         """
-        for group, part in chunk.parts():
-            logits[part].mul_(factors[self.starts[group] : self.starts[group + 1]])
+        for part, group in zip(logits.split(chunk.counts), chunk.groups, strict=True):
+            part.mul_(factors[self.starts[group] : self.starts[group + 1]])
 
-    def _of(self, group: int) -> Tensor:
-        return self.tokens[self.starts[group] : self.starts[group + 1]]
+    def _in_place(self, table: Tensor, chunk: Chunk) -> list[Tensor]:
+        """Views of the groups' rows. Shape: (V, d) -> (n, d) each."""
+        return [table.narrow(0, self.first[group], chunk.size) for group in chunk.groups]
+
+    def _gathered(self, chunk: Chunk) -> Tensor | None:
+        """The tokens of a chunk's groups, one group after the other; None: those of each lie together.
+
+        Shape: -> (number of groups * n,) long.
+        """
+        if all(self.first[group] >= 0 for group in chunk.groups):
+            return None
+        first, last = chunk.groups[0], chunk.groups[-1]
+        if last - first + 1 == len(chunk.groups):
+            return self.tokens[self.starts[first] : self.starts[last + 1]]
+        return torch.cat([self.tokens[self.starts[group] : self.starts[group + 1]] for group in chunk.groups])
 
 
 def add_product(to: Tensor, left: Tensor, right: Tensor) -> None:
@@ -72,23 +95,16 @@ def consecutive(tokens: Tensor, starts: list[int]) -> list[int]:
     return first
 
 
-class Segment(NamedTuple):
-    """Pairs ``begin .. end`` are of ``group``."""
-
-    group: int
-    begin: int
-    end: int
-
-
 @dataclass
 class Chunk:
-    """Segments that follow one another, of groups of the same number of tokens.
+    """The pairs of groups that follow one another, all of the same number of tokens.
 
     Attributes:
         size: n, the number of tokens of each group.
         begin, end: its pairs.
         home_begin, home_end: its targets.
-        segments: of its pairs.
+        groups: of its pairs, in order; some in between may have none.
+        counts: number of pairs of each.
     """
 
     size: int
@@ -96,7 +112,8 @@ class Chunk:
     end: int
     home_begin: int
     home_end: int
-    segments: list[Segment] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
 
     @property
     def pairs(self) -> slice:
@@ -106,31 +123,34 @@ class Chunk:
     def targets(self) -> slice:
         return slice(self.home_begin, self.home_end)
 
-    def parts(self) -> Iterator[tuple[int, slice]]:
-        """Groups, and their pairs counted from the chunk's first."""
-        for group, begin, end in self.segments:
-            yield group, slice(begin - self.begin, end - self.begin)
 
-
-def chunks_of(pairs: list[int], homes: list[int], sizes: list[int], most: int) -> list[Chunk]:
+def chunks_of(pairs: list[int], homes: list[int], sizes: list[int], rows: int) -> list[Chunk]:
     """Of the groups with pairs.
 
     Args:
         pairs: number of pairs of each group.
         homes: number of rows whose gold group it is.
         sizes: number of tokens of each group.
-        most: pairs in a chunk of several segments.
+        rows: of the batch: a chunk of several groups has at most half as many pairs, and as many tokens.
     """
     chunks: list[Chunk] = []
     begin = home = 0
     for group, (count, home_count, size) in enumerate(zip(pairs, homes, sizes, strict=True)):
         if not count:
             continue
-        if not chunks or chunks[-1].size != size or begin + count - chunks[-1].begin > most:
-            chunks.append(Chunk(size, begin, begin, home, home))
-        chunks[-1].segments.append(Segment(group, begin, begin + count))
+        last = chunks[-1] if chunks else None
+        if (
+            last is None
+            or last.size != size
+            or begin + count - last.begin > rows // 2
+            or (len(last.groups) + 1) * size > rows
+        ):
+            last = Chunk(size, begin, begin, home, home)
+            chunks.append(last)
+        last.groups.append(group)
+        last.counts.append(count)
         begin, home = begin + count, home + home_count
-        chunks[-1].end, chunks[-1].home_end = begin, home
+        last.end, last.home_end = begin, home
     return chunks
 
 
@@ -148,8 +168,8 @@ class Plan(NamedTuple):
         home_cells: (N,) long: where the targets of these are in the (m, n) logits of their chunk, read as
             one line.
         scored: (N,) long: the number of tokens that a row is scored on.
-        chunks: of all pairs; one of several segments has at most N / 2 of them, so that what is gathered
-            for a chunk stays small beside the features.
+        chunks: of all pairs; one of several groups has at most N / 2 of them, and N tokens, so that what is
+            gathered for a chunk stays small beside the features.
     """
 
     rows: Tensor
@@ -178,7 +198,7 @@ class Plan(NamedTuple):
         home = (groups == gold[rows]).nonzero().squeeze(1)
         # Together: one wait for an accelerator.
         pairs, homes = to_list(torch.stack([meets.sum(dim=1), gold.bincount(minlength=len(meets))]))
-        chunks = chunks_of(pairs, homes, to_list(sizes), most=len(gold) // 2)
+        chunks = chunks_of(pairs, homes, to_list(sizes), len(gold))
         begins = torch.tensor([chunk.begin for chunk in chunks], dtype=torch.long)
         targets = torch.tensor([chunk.home_end - chunk.home_begin for chunk in chunks], dtype=torch.long)
         in_chunk = home - begins.repeat_interleave(targets).to(home.device)
@@ -194,6 +214,6 @@ class Plan(NamedTuple):
 
     def features(self, x: Tensor, chunk: Chunk) -> Tensor:
         """Those of a chunk's pairs. Shape: (N, d) -> (m, d)."""
-        if len(chunk.segments) == 1 and chunk.end - chunk.begin == len(x):
+        if len(chunk.groups) == 1 and chunk.end - chunk.begin == len(x):
             return x  # all rows, in order
         return x.index_select(0, self.rows[chunk.pairs])

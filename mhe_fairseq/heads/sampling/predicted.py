@@ -30,7 +30,10 @@ class Predictor(nn.Module):
 
     def forward(self, x: Tensor, groups: Tensor) -> Tensor:
         """Log shares of some groups, of which no others are. Shape: (N, d), (K,) long -> (N, K)."""
-        weight, bias = self.weight[groups], self.bias[groups]
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if len(groups) < len(weight):
+            weight, bias = weight[groups], bias[groups]
         return torch.log_softmax(wide(x) @ wide(weight).T + wide(bias), dim=-1)
 
 
@@ -47,27 +50,28 @@ def capped(share: Tensor, count: int) -> Tensor:
     return (share * factor.gather(1, first)).clamp_(max=1.0)
 
 
-def systematic_rows(inclusion: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def systematic_rows(inclusion: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
     """A sample for each row, in which a group is with its probability: groups lie end to end in one random
     order, each as long as its probability, and those at a row's shift, its shift + 1, ... are drawn.
 
-    Shape: (N, L) whose rows add up to whole numbers -> (N, L) bool.
+    Shape: (N, L) whose rows add up to ``count`` -> (N, count) long.
     """
-    count, groups = inclusion.shape
-    order = torch.randperm(groups, generator=generator).to(inclusion.device)
-    shift = torch.rand(count, 1, generator=generator, dtype=torch.float64).to(inclusion.device)
+    order = torch.randperm(inclusion.size(1), generator=generator).to(inclusion.device)
+    shift = torch.rand(len(inclusion), 1, generator=generator, dtype=torch.float64).to(inclusion.device)
     ends = inclusion.double()[:, order].cumsum(1)
-    # A sum of rounded numbers is not quite whole.
-    ends[:, -1:] = ends[:, -1:].round()
-    points = (ends + shift).floor()
-    met = points.diff(dim=1, prepend=torch.zeros_like(shift)) > 0
-    drawn = torch.empty_like(met)
-    drawn[:, order] = met
-    return drawn | (inclusion >= 1)
+    points = torch.arange(1, count + 1, device=inclusion.device) - shift
+    # A sum of rounded numbers may end just below its last point.
+    return order[torch.searchsorted(ends, points).clamp_(max=len(order) - 1)]
+
+
+def among(drawn: Tensor, groups: int) -> Tensor:
+    """Which of all groups are in samples. Shape: (N, count) long -> (N, groups) bool."""
+    none = torch.zeros(len(drawn), groups, dtype=torch.bool, device=drawn.device)
+    return none.scatter_(1, drawn, True)
 
 
 @torch.no_grad()
 def chances(log_share: Tensor, prior: Tensor, count: int) -> Tensor:
     """Inclusion probabilities of each token's groups. Shape: (N, L), (L,) -> (N, L) float64."""
-    share = (1 - ANYWAY) * log_share.double().exp() + ANYWAY * prior.to(log_share.device)
+    share = (1 - ANYWAY) * log_share.double().exp() + ANYWAY * prior
     return capped(share, count)

@@ -59,8 +59,10 @@ class SampledScores(torch.autograd.Function):
         for chunk in plan.chunks:
             members = plan.features(x, chunk)
             logits = x.new_empty(len(members), chunk.size)
-            for group, part in chunk.parts():
-                torch.mm(members[part], groups.read(weight, group).to(x.dtype).T, out=logits[part])
+            tables = groups.read(weight, chunk, x.dtype)
+            parts = zip(members.split(chunk.counts), tables, logits.split(chunk.counts), strict=True)
+            for own, table, out in parts:
+                torch.mm(own, table.T, out=out)
             logits = wide(logits)
             if margin is not None:
                 groups.scale_(logits, inverse, chunk)
@@ -149,17 +151,17 @@ def _gradients(
             groups.scale_(d, inverse, chunk)
         d = d.to(x.dtype)
         members = plan.features(x, chunk)
-        for group, part in chunk.parts():
-            groups.add_product(grad_weight, group, d[part], members[part])
-            table = groups.read(weight, group).to(x.dtype)
-            if members is x:
-                add_product(grad_x, d, table)
-            else:
-                # Gathered features make way for their gradients.
-                torch.mm(d[part], table, out=members[part])
-        if members is not x:
+        groups.add_products(grad_weight, chunk, d, members)
+        tables = groups.read(weight, chunk, x.dtype)
+        if members is x:
+            add_product(grad_x, d, tables[0])
+        else:
+            # Gathered features make way for their gradients.
+            parts = zip(d.split(chunk.counts), tables, members.split(chunk.counts), strict=True)
+            for own, table, out in parts:
+                torch.mm(own, table, out=out)
             grad_x.index_add_(0, plan.rows[chunk.pairs], members.to(grad_x.dtype))
-        del d, members  # before the next ones are made
+        del d, members, tables  # before the next ones are made
     if len(slope):
         along_spheres_(grad_weight, weight, torch.empty_like(inverse).index_copy_(0, groups.tokens, inverse))
     return grad_x.to(x.dtype), grad_weight

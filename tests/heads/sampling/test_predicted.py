@@ -13,7 +13,7 @@ from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import SamplingHead
 from mhe_fairseq.heads.sampling.group_sample import inclusion_probabilities
-from mhe_fairseq.heads.sampling.predicted import capped, chances, systematic_rows
+from mhe_fairseq.heads.sampling.predicted import among, capped, chances, systematic_rows
 from mhe_fairseq.models.options import HeadOptions
 from tests.heads.oracle import features_for, softmax_oracle, targets_for
 from tests.heads.sampling.cases import DIM, SPREAD, build, groups_of
@@ -34,7 +34,7 @@ def estimate(head: SamplingHead, x: Tensor, target: Tensor, weight: Tensor) -> t
     assert head.predictor is not None
     digits = head.codebook.digits(torch.arange(len(head.codebook)))[:, 0].unique()
     inclusion = chances(head.predictor(x, digits), head._share, head.groups)
-    drawn = systematic_rows(inclusion, head._generator())
+    drawn = among(systematic_rows(inclusion, head.groups, head._generator()), inclusion.size(1))
     group = groups_of(head.codebook)
     is_gold = group == group[target].unsqueeze(1)
     log_weight = (-inclusion.log()).masked_fill(~drawn, -torch.inf)[:, group]
@@ -61,7 +61,7 @@ def test_a_group_is_drawn_with_its_probability() -> None:
     inclusion = capped(share, 4).expand(500, -1)
     mean = torch.zeros(9, dtype=torch.float64)
     for _ in range(40):
-        drawn = systematic_rows(inclusion, generator)
+        drawn = among(systematic_rows(inclusion, 4, generator), 9)
         assert drawn.sum(1).tolist() == [4] * 500
         mean += drawn.double().mean(0) / 40
     torch.testing.assert_close(mean, inclusion[0], atol=0.02, rtol=0)

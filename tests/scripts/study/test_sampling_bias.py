@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mhe_fairseq.heads.sampling.predicted import capped, systematic_rows
+from mhe_fairseq.heads.sampling.predicted import among, capped, systematic_rows
 from scripts.study import sampling_estimates as estimates
 from scripts.study.sampling_estimates import Drawn
 from tests.commands import CRITERION, train
@@ -26,7 +26,9 @@ def drawn_often(rows: int = 4000) -> Drawn:
     generator = torch.Generator().manual_seed(1)
     log_mass = torch.randn(1, 12, generator=generator, dtype=torch.float64)
     inclusion = capped(torch.rand(1, 12, generator=generator, dtype=torch.float64) + 0.3, 5)
-    many = torch.cat([systematic_rows(inclusion.expand(100, -1), generator) for _ in range(rows // 100)])
+    many = torch.cat(
+        [among(systematic_rows(inclusion.expand(100, -1), 5, generator), 12) for _ in range(rows // 100)]
+    )
     gold = torch.zeros_like(many)
     gold[:, 0] = True
     weight = inclusion.masked_fill(gold[:1], 1.0).expand(rows, -1)
