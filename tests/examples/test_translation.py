@@ -150,7 +150,7 @@ def test_opus100_is_prepared(tmp_path: Path) -> None:
     sums = make("opus100", tmp_path / "archives")
     line = ["--offline", str(tmp_path / "archives"), "--checksums", str(sums), "--languages", "de,fr"]
     done = run_recipe("opus100", tmp_path / "out", *line, "--head", "sampling", "--only", "prepare")
-    assert commands(done.stdout) == ["python", "python", "python", "fairseq-preprocess", "mv"]
+    assert commands(done.stdout) == ["python", "python", "python", "fairseq-preprocess", "mv", "mhe"]
     listed = (tmp_path / "out" / "data-bin" / "dict.src.txt").read_text(encoding="utf-8")
     assert all(f"\n<2{language}> 0\n" in listed for language in ("de", "en", "fr"))
     log = (tmp_path / "out" / "data-bin" / "preprocess.log").read_text()
