@@ -166,7 +166,7 @@ def _sampling(book: Codebook, counts: Tensor, dim: int, batch_tokens: int, varia
     vocab = len(book)
     group = torch.unique(book.slots // (book.size // book.lengths[0]), return_inverse=True)[1]
     sizes = torch.bincount(group)
-    drawn = default_groups(book, variant)
+    drawn = default_groups(book)
     if drawn is None:
         return None
     inclusion = inclusion_probabilities(expected_share(group, sizes), drawn)

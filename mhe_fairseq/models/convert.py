@@ -144,7 +144,7 @@ def _set_model(cfg: Any, kind: Kind, layer: OutputLayer, new: NewHead, symbols: 
     if new.head == "sampling":
         # What a training with a codebook has.
         options["mhe_sampling"] = "predicted"
-        options["mhe_groups"] = default_groups(new.codebook, "predicted")
+        options["mhe_groups"] = default_groups(new.codebook)
     if new.head == "cascade":
         # Features are what they were: no rows of groups in the input.
         options["mhe_group_rows"] = "own"

@@ -53,7 +53,7 @@ FLAGS = {
     "mhe_groups": (
         "G",
         "groups drawn. sampling head: to train a token on (default: groups of an eighth of the tokens, "
-        "between 2048 and 8192, half of them if predicted); cascade: to smooth a token on (default: 2)",
+        "between 2048 and 8192); cascade: to smooth a token on (default: 2)",
     ),
     "mhe_sampling": (
         "KIND",

@@ -152,7 +152,7 @@ class HeadOptions:
         if head == "sampling":
             sampling = sampling or _usual_sampling(args, restored, shard)
             if sampling in DRAWING and groups is None:
-                groups = default_groups(codebook, sampling)
+                groups = default_groups(codebook)
         if head in _ONLY_FOR["mhe_group_rows"] and group_rows is None:
             # Checkpoints from before there was a choice have rows of their own.
             group_rows = "own" if restored else "tied" if (mixtures or 1) > 1 else "input"

@@ -49,7 +49,7 @@ def test_the_table(tmp_path: Path) -> None:
     assert list(rows) == list(of_gpu)
     assert list(rows) == [
         "softmax", "product", "mixture of 8", "cascade *", "cascade, tied", "sampling of 16",
-        "predicted of 8",
+        "predicted of 16",
     ]  # fmt: skip
     assert rows["softmax"] == [
         "-", "-", "16.8M", "50.3M", "131k", "16.8M", "131k", "-",
@@ -79,7 +79,7 @@ def test_json_says_the_same_to_a_machine(tmp_path: Path, capsys: pytest.CaptureF
     assert heads["cascade"]["search_macs"] == (128 + 8 * 256) * 512
     assert heads["sampling of 16"]["train_macs"] == 3 * 17 * 256 * 512
     assert heads["sampling of 16"]["search_macs"] == heads["softmax"]["search_macs"]
-    assert heads["predicted of 8"]["train_macs"] == (3 * 9 * 256 + 2 * 128) * 512
+    assert heads["predicted of 16"]["train_macs"] == (3 * 17 * 256 + 2 * 128) * 512
     # A batch of few tokens touches few groups; what is sampled is touched too.
     assert 20 < heads["cascade"]["touched_groups"] < 60
     assert heads["cascade"]["touched_groups"] < heads["sampling of 16"]["touched_groups"]

@@ -49,11 +49,8 @@ def step_and_sizes(name: str, lengths: tuple[int, ...], dtype: torch.dtype) -> t
     step.prepare()
     kind = name.split("-")[0]
     groups = lengths[0] if kind in ("sampling", "predicted") else VOCAB // lengths[-1]
-    drawn = {
-        "cascade": smoothing_groups(groups),
-        "sampling": default_groups(book) or 0,
-        "predicted": default_groups(book, "predicted") or 0,
-    }.get(kind, 0)
+    sampled = default_groups(book) or 0
+    drawn = {"cascade": smoothing_groups(groups), "sampling": sampled, "predicted": sampled}.get(kind, 0)
     mixtures = MIXTURES if kind == "mixture" else 1
     sizes = Sizes(VOCAB, DIM, lengths, TOKENS, 10, 10, mixtures, groups, groups, drawn, prototypes)
     return step, kind, sizes

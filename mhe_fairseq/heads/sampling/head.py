@@ -41,21 +41,18 @@ PARTS = 8
 EXACT_ROWS = 512
 
 
-def default_groups(codebook: Codebook, variant: str = "shared") -> int | None:
-    """Groups to draw of a codebook: those of ``SAMPLED_TOKENS``, and at most all but one; half of them where
-    they are drawn as predicted.
+def default_groups(codebook: Codebook) -> int | None:
+    """Groups to draw of a codebook: those of ``SAMPLED_TOKENS``, and at most all but one.
 
     None if there is nothing to draw from, one group or one digit.
 
     Few groups leave the normaliser of a token too noisy: on a language model of 65,536 pieces 8
-    groups of 257 cost 4% of perplexity after 200 updates, 32 groups 1%. Of predicted ones half as many have
-    less bias (docs/results.md).
+    groups of 257 cost 4% of perplexity after 200 updates, 32 groups 1%. Half as many predicted ones cost
+    0.08 bits a token of a long training (docs/results.md).
     """
     few, many = SAMPLED_TOKENS
     groups = len(codebook.slots.div(codebook.size // codebook.lengths[0], rounding_mode="floor").unique())
     wanted = min(max(len(codebook) // 8, few), many) * groups // len(codebook)
-    if variant == "predicted":
-        wanted = (wanted + 1) // 2
     return max(1, min(wanted, groups - 1)) if groups > 1 < codebook.heads else None
 
 
@@ -154,7 +151,7 @@ class SamplingHead(SoftmaxHead):
         if variant not in VARIANTS:
             raise MHEError(f"a sampling head's variant is one of {', '.join(VARIANTS)}; got {variant!r}")
         super().__init__(dim, codebook, tied=tied, chunk=chunk, margin=margin)
-        self.groups = (default_groups(codebook, variant) or 1) if groups is None else groups
+        self.groups = (default_groups(codebook) or 1) if groups is None else groups
         self.variant = variant
         self._frequencies = None if frequencies is None else checked_frequencies(frequencies, len(codebook))
         self.predictor: Predictor | None = None
