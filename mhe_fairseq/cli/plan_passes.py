@@ -262,7 +262,7 @@ def _predicted_training(sizes: Sizes, e: int) -> list[Pass]:
         Pass(3 * wide, 3 * wide),  # exponentials, mixed with the text's
         Pass(4 * wide, 2 * wide),  # topk, sum, scaled, at most 1
         Pass(3 * wide, 2 * wide),  # in random order, summed up, searched
-        Pass(10.0 * pairs * fp64, 10.0 * pairs * fp64),  # a pair's slot, weight, place in order, sums and share
+        Pass(10.0 * pairs * fp64, 10.0 * pairs * fp64),  # a pair's slot, weight, order, sums
         copied,
         Pass(copied.written + sizes.groups * row, stored, macs),
         Pass(float(sizes.vocab * d * e), 0),  # mean row
