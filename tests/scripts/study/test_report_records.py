@@ -111,9 +111,10 @@ def test_bad_records_are_one_sentence(folder: Path, record: str | None, page: st
     assert done.stderr.startswith("report_records.py: error: ") and done.stderr.count("\n") == 1
 
 
-def test_the_results_page_says_what_was_recorded() -> None:
-    done = run_command(["python", str(SCRIPT), "--check"])
-    assert done.stderr == ""
+def test_the_pages_say_what_was_recorded() -> None:
+    for page in ([], [str(REPO / "README.md")]):
+        done = run_command(["python", str(SCRIPT), *page, "--check"])
+        assert done.stderr == ""
     shown = re.findall(r"<!-- record: (\S+) -->", (REPO / "docs" / "results.md").read_text(encoding="utf-8"))
     assert sorted(shown) == sorted(path.stem for path in RECORDS.glob("*.json")), "every record has a table"
 
