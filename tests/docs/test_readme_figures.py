@@ -43,9 +43,9 @@ def test_figures_of_the_gain_are_recorded() -> None:
 def test_figures_of_the_heads_are_recorded() -> None:
     by_model = {
         name: {each["model"]: each for each in json.loads((RESULTS / f"{name}.json").read_text())["rows"]}
-        for name in ("gain", "linear-tie", "linear-tie-heads")
+        for name in ("gain", "linear-tie", "linear-tie-heads", "small-sampling")
     }
-    gain, two, one = by_model.values()
+    gain, two, one, small = by_model.values()
     recorded = {
         "softmax": two["softmax"],
         "softmax, `--mhe-tie linear`": one["softmax-linear"],
@@ -57,6 +57,8 @@ def test_figures_of_the_heads_are_recorded() -> None:
         assert {key: row[key] for key in ("bits", "bleu", "behind")} == {
             key: recorded[model][key] for key in ("bits", "bleu", "behind")
         }
+    short = f"([{-small['cascade']['behind']:.1f} BLEU behind](docs/results.md#a-linear-tie) after 1,200 updates"
+    assert short in README
     bleu = {model: each["bleu"] for model, each in one.items()}
     behind = bleu["softmax-linear"] - bleu["cascade"], bleu["softmax-linear"] - bleu["softmax"]
     assert f"[{behind[0]:.1f} BLEU behind a softmax with the same linear tie]" in README
