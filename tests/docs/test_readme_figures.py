@@ -57,8 +57,10 @@ def test_figures_of_the_heads_are_recorded() -> None:
         assert {key: row[key] for key in ("bits", "bleu", "behind")} == {
             key: recorded[model][key] for key in ("bits", "bleu", "behind")
         }
-    short = f"([{-small['cascade']['behind']:.1f} BLEU behind](docs/results.md#a-linear-tie) after 1,200 updates"
-    assert short in README
+    short = -small["cascade"]["behind"]
+    assert (
+        f"([{short:.1f} BLEU behind](docs/results.md#a-linear-tie) after 1,200 updates of a small" in README
+    )
     bleu = {model: each["bleu"] for model, each in one.items()}
     behind = bleu["softmax-linear"] - bleu["cascade"], bleu["softmax-linear"] - bleu["softmax"]
     assert f"[{behind[0]:.1f} BLEU behind a softmax with the same linear tie]" in README
