@@ -58,9 +58,7 @@ def test_figures_of_the_heads_are_recorded() -> None:
             key: recorded[model][key] for key in ("bits", "bleu", "behind")
         }
     short = -small["cascade"]["behind"]
-    assert (
-        f"([{short:.1f} BLEU behind](docs/results.md#a-linear-tie) after 1,200 updates of a small" in README
-    )
+    assert f"([{short:.1f} BLEU behind](docs/results.md#a-linear-tie) after 1,200 updates of" in README
     bleu = {model: each["bleu"] for model, each in one.items()}
     behind = bleu["softmax-linear"] - bleu["cascade"], bleu["softmax-linear"] - bleu["softmax"]
     assert f"[{behind[0]:.1f} BLEU behind a softmax with the same linear tie]" in README
