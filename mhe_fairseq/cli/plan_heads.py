@@ -169,14 +169,16 @@ def _sampling(book: Codebook, counts: Tensor, dim: int, batch_tokens: int, varia
     drawn = default_groups(book)
     if drawn is None:
         return None
-    inclusion = inclusion_probabilities(expected_share(group, sizes), drawn)
     scored = (1 + drawn) * math.ceil(vocab / len(sizes))
     shown = ",".join(map(str, book.lengths))
-    is_predicted = variant == "predicted"
-    # A linear soft-max over groups predicts them; a batch of tokens that draw each their own meets all.
-    predictor = book.lengths[0] if is_predicted else 0
+    if variant == "predicted":
+        # A linear soft-max over groups predicts them; a batch of tokens that draw each their own meets all.
+        name, predictor, touched = "predicted", book.lengths[0], float(len(sizes))
+    else:
+        inclusion = inclusion_probabilities(expected_share(group, sizes), drawn)
+        name, predictor, touched = "sampling", 0, _touched(counts, group, batch_tokens, inclusion)
     return HeadPlan(
-        head=f"{'predicted' if is_predicted else 'sampling'} of {drawn}",
+        head=f"{name} of {drawn}",
         options=f"--mhe-head sampling --mhe-sampling {variant} --mhe-groups {drawn} --mhe-lengths {shown}",
         lengths=book.lengths,
         holes=book.holes,
@@ -187,9 +189,7 @@ def _sampling(book: Codebook, counts: Tensor, dim: int, batch_tokens: int, varia
         search_macs=vocab * dim,
         search_bytes=4 * vocab,
         groups=len(sizes),
-        touched_groups=float(len(sizes))
-        if is_predicted
-        else _touched(counts, group, batch_tokens, inclusion),
+        touched_groups=touched,
         drawn=drawn,
     )
 
