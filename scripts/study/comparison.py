@@ -104,23 +104,28 @@ class Comparison:
         }
 
 
-def make_parser(description: str | None, out: str, has_source: bool = True) -> argparse.ArgumentParser:
+def make_parser(
+    description: str | None, out: str, has_source: bool = True, has_study: bool = True
+) -> argparse.ArgumentParser:
     """The flags that such studies share.
 
     Args:
         description: of the script.
         out: the default of ``--out``.
         has_source: there is one corpus, ``--source``.
+        has_study: a file has the trainings, ``--study``, and their number of updates.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--study", type=Path, default=ROOT / "examples/translation/study.toml", help="default: %(default)s")
+    if has_study:
+        default = ROOT / "examples/translation/study.toml"
+        add("--study", type=Path, default=default, help="default: %(default)s")
+        add("--updates", type=int, help="of a training from nothing (default: the study's)")
     if has_source:
         add("--source", type=Path, required=True, help="folder of {train,valid,test}.{src,tgt}[.xz]")
     add("--out", type=Path, default=Path(out), help="default: %(default)s")
-    add("--updates", type=int, help="of a training from nothing (default: the study's)")
     return parser
 
 
@@ -156,7 +161,9 @@ def run_study(
         *errors,
     )
     try:
-        args.study, args.out = Path(os.path.abspath(args.study)), from_root(args.out)
+        args.out = from_root(args.out)
+        if "study" in args:
+            args.study = Path(os.path.abspath(args.study))
         corpora_from_root(args)
         os.chdir(ROOT)
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -85,7 +85,7 @@ class ShardedSamplingHead(ShardedHead, SamplingHead):
             digit = digit.where(is_home, -1)
         scores = self.table.pair_scores(
             x,
-            self._first_digits.to(rows.device)[groups],
+            self.drawn_from(rows.device)[0][groups],
             rows,
             digit,
             mean=smoothing and not is_shared,
