@@ -75,8 +75,8 @@ KINDS: dict[str, Kind] = {
     ),
 }  # fmt: skip
 
-#: The six whose time matters most, in this order.
-MAIN = ("cascade", "cascade-tied", "product", "mixture", "sampling", "sampling-tied")
+#: Those whose time matters most, in this order.
+MAIN = ("cascade", "cascade-tied", "product", "mixture", "sampling", "sampling-tied", "sampling-predicted")
 
 
 @lru_cache(maxsize=8)

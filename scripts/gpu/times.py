@@ -27,6 +27,7 @@ TARGETS: dict[str, dict[int, float]] = {
     "cascade-tied": {32_768: 1.1, 262_144: 1.4, 1_048_576: 3.0},
     "sampling": {32_768: 1.5, 262_144: 2.5},
     "sampling-tied": {32_768: 1.5, 262_144: 2.5},
+    "sampling-predicted": {32_768: 1.5, 262_144: 2.5},
 }
 
 _VOCABS = (32_768, 262_144, 1_048_576)

@@ -22,7 +22,7 @@ from mhe_fairseq.heads.sampling.group_sample import (
     sample_groups,
 )
 from mhe_fairseq.heads.sampling.plan import GroupRows, Plan, consecutive
-from mhe_fairseq.heads.sampling.predicted import Predictor, among, chances, systematic_rows
+from mhe_fairseq.heads.sampling.predicted import Predictor, among, chances, random_numbers, systematic_rows
 from mhe_fairseq.heads.sampling.scores import SampledScores
 from mhe_fairseq.heads.softmax import SoftmaxHead
 
@@ -280,20 +280,9 @@ class SamplingHead(SoftmaxHead):
         samples = sample_groups(self._inclusion[self._drawn], self._generator(), PARTS)
         return [np.concatenate([self._sure, self._drawn[sample]]) for sample in samples]
 
-    def drawn_by_row(self, log_share: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Groups that each row is scored on, its target's first, and what is added to their logits: -inf
-        where that group was drawn once more. Without a wait for an accelerator.
-
-        Shape: (N, L) of ``predictor``, (N,) -> (N, G + 1) long, fp32.
-        """
-        inclusion = chances(log_share, self.drawn_from(log_share.device)[1], self.groups)
-        drawn = systematic_rows(inclusion, self.groups, self._generator())
-        gold = self.group_of_token[target].unsqueeze(1)
-        log_weight = -inclusion.gather(1, drawn).log().float()
-        log_weight.masked_fill_(drawn.eq(gold), -torch.inf)
-        return torch.cat([gold, drawn], dim=1), torch.cat(
-            [torch.zeros_like(log_weight[:, :1]), log_weight], dim=1
-        )
+    def random_numbers(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What is random in this update's predicted draws. Without a wait for an accelerator."""
+        return random_numbers(rows, self.drawn_groups, device, self._generator())
 
     def drawn_from(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """First digits that have tokens, in order, and their expected shares of the text.

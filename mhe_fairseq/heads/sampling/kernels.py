@@ -11,8 +11,10 @@ from torch import Tensor
 
 from mhe_fairseq.heads.base import HeadLoss
 from mhe_fairseq.heads.kernels import dispatch
+from mhe_fairseq.heads.sampling.predicted import ANYWAY, teaching
 
 if TYPE_CHECKING:
+    from mhe_fairseq.heads.kernels.draws import Drawn
     from mhe_fairseq.heads.kernels.level import LevelTables
     from mhe_fairseq.heads.kernels.plan import Draw
     from mhe_fairseq.heads.kernels.sampling import SamplingSpec
@@ -131,40 +133,45 @@ def _loss_of_pairs(
     accuracy: bool,
 ) -> HeadLoss | None:
     """As ``loss``, of rows with groups of their own."""
+    from mhe_fairseq.heads.kernels.draws import Groups, draw_rows
     from mhe_fairseq.heads.kernels.sampling_pairs import PairsSpec, pairs_loss
 
-    kind, weight = features.device.type, head.table.weight
-    tables = head.kernel_tables(features.device)
+    kind, weight, device = features.device.type, head.table.weight, features.device
+    tables = head.kernel_tables(device)
     keep = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
     spec = PairsSpec(tables.level, smoothing, accuracy, keep)
     with torch.autocast(kind, enabled=False):
-        shares = predictor(features.detach(), head.drawn_from(features.device)[0])
-        groups, log_weight = head.drawn_by_row(shares, target)
-        slots = groups * tables.level.length
-        slots[:, 0] = tables.slots[target]
+        first_digits, prior = head.drawn_from(device)
+        shares = predictor(features.detach(), first_digits)
+        drawn_from = Groups(prior, head.group_of_token, tables.slots, tables.level.length, ANYWAY)
+        order, shift = head.random_numbers(len(target), device)
 
-        def run() -> PairsLoss:
-            return pairs_loss(spec, slots, log_weight, features, weight)
+        def draw(rows: int) -> Drawn:
+            return draw_rows(drawn_from, shares.detach()[:rows], target[:rows], order, shift, head.groups)
+
+        def run() -> tuple[PairsLoss, Drawn]:
+            drawn = draw(len(target))
+            return pairs_loss(spec, drawn.slots, drawn.log_weight, features, weight), drawn
 
         def rehearse() -> None:
-            x, table = dispatch.leaf(features[:1]), dispatch.leaf(weight)
+            x, table, drawn = dispatch.leaf(features[:1]), dispatch.leaf(weight), draw(1)
             with torch.set_grad_enabled(keep):
-                made = pairs_loss(spec, slots[:1], log_weight[:1], x, table)
+                made = pairs_loss(spec, drawn.slots, drawn.log_weight, x, table)
                 dispatch.differentiate([made.nll, made.smooth], [x, table])
 
         found = dispatch.attempt(
-            ("pairs", tables.level.prefixes, tables.level.length, groups.size(1), smoothing, accuracy, keep)
+            ("pairs", tables.level.prefixes, tables.level.length, head.groups, smoothing, accuracy, keep)
             + tuple(map(dispatch.kind_of, (features, weight))),
             rehearse,
             run,
         )
         if found is None:
             return None
-        nll, stats = found.nll, {"sampled_nll": found.nll.detach()}
-        taught = -(found.share * shares.gather(1, groups)).sum(dim=1).to(nll.dtype)
-        if found.right is not None:
-            stats["sampled_accuracy"] = found.right
-        return HeadLoss(nll + (taught - taught.detach()), found.smooth, stats)
+        made, drawn = found
+        stats = {"sampled_nll": made.nll.detach()}
+        if made.right is not None:
+            stats["sampled_accuracy"] = made.right
+        return HeadLoss(teaching(made.nll, shares, drawn.groups, made.share), made.smooth, stats)
 
 
 def _draw(head: SamplingHead, device: torch.device) -> Draw:
