@@ -18,7 +18,7 @@ begin_denoising() {
 denoising_head() {
     HEAD_WORDS=(--arch "$1" --criterion mhe_cross_entropy --mhe-head "$HEAD")
     case $HEAD in
-        cascade) HEAD_WORDS+=(--mhe-codebook "$WORK/codes") ;;
+        cascade | sampling) HEAD_WORDS+=(--mhe-codebook "$WORK/codes") ;;
         product) HEAD_WORDS+=(--mhe-mixtures 8 --mhe-codebook "$WORK/codes") ;;
     esac
     own_flags

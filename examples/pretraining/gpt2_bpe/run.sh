@@ -38,7 +38,7 @@ CODES=$WORK/codes
 PLUGIN=(--arch mhe_transformer_lm_gpt --share-decoder-input-output-embed --criterion mhe_cross_entropy
     --mhe-head)
 case $HEAD in
-    cascade) HEAD_WORDS=("${PLUGIN[@]}" cascade --mhe-codebook "$CODES") ;;
+    cascade | sampling) HEAD_WORDS=("${PLUGIN[@]}" "$HEAD" --mhe-codebook "$CODES") ;;
     product) HEAD_WORDS=("${PLUGIN[@]}" product --mhe-mixtures 8 --mhe-codebook "$CODES") ;;
     *) HEAD_WORDS=("${PLUGIN[@]}" "$HEAD") ;;
 esac

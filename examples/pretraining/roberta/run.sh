@@ -39,7 +39,7 @@ fi
 CODES=$WORK/codes
 PLUGIN=(--arch mhe_roberta_base --criterion mhe_masked_lm --mhe-head)
 case $HEAD in
-    cascade | product) HEAD_WORDS=("${PLUGIN[@]}" "$HEAD" --mhe-codebook "$CODES") ;;
+    cascade | product | sampling) HEAD_WORDS=("${PLUGIN[@]}" "$HEAD" --mhe-codebook "$CODES") ;;
     *) HEAD_WORDS=("${PLUGIN[@]}" "$HEAD") ;;
 esac
 own_flags
@@ -50,7 +50,7 @@ begin_pretraining "vocabulary $VOCAB" "model ${MODEL[*]:-}" "head ${HEAD_WORDS[*
 wikitext_raw
 # The task would add <mask> to the dictionary by itself, behind the words that make its size a multiple of 8.
 prepare --pieces "$VOCAB" --add-symbol '<mask>'
-if [[ " ${HEAD_WORDS[*]} " == *" --mhe-codebook $CODES "* ]]; then assign --add-symbol '<mask>'; fi
+if [[ " ${HEAD_WORDS[*]} " == *" --mhe-codebook $CODES "* ]]; then assign; fi
 stage train
 train --task masked_lm --tokens-per-sample $TOKENS --max-positions $TOKENS --sample-break-mode none \
     "${HEAD_WORDS[@]}" ${MODEL[@]+"${MODEL[@]}"} "${OPTIMIZER[@]}" --total-num-update "$UPDATES" \

@@ -44,6 +44,7 @@ case $HEAD in
         ;;
     cascade) HEAD_WORDS=("${PLUGIN[@]}" cascade "${CASCADE[@]}" --mhe-codebook "$CODES") ;;
     product) HEAD_WORDS=("${PLUGIN[@]}" product --mhe-mixtures 8 --mhe-codebook "$CODES") ;;
+    sampling) HEAD_WORDS=("${PLUGIN[@]}" sampling --mhe-codebook "$CODES") ;;
     *) HEAD_WORDS=("${PLUGIN[@]}" "$HEAD") ;;
 esac
 own_flags
