@@ -250,7 +250,7 @@ def _sampling_training(sizes: Sizes, e: int) -> list[Pass]:
 def _predicted_training(sizes: Sizes, e: int) -> list[Pass]:
     n, d, g = sizes.tokens, sizes.dim, sizes.groups
     pairs, length, fp64 = n * (1 + sizes.drawn), _group_length(sizes), 2 * _FP32
-    narrow, wide = float(n * g * _FP32), float(n * g * fp64)
+    narrow = float(n * g * _FP32)
     copied = Pass(float(n * d * e), float(pairs * d * e))  # the features of each pair
     stored, row = float(pairs * _padded(length) * e), float(length * d * e)
     macs = float(pairs * length * d)
@@ -258,11 +258,8 @@ def _predicted_training(sizes: Sizes, e: int) -> list[Pass]:
         *_copied(n * d, e, _FP32),
         _product(n, g, d, _FP32),  # what groups are predicted to hold
         Pass(2 * narrow, 2 * narrow),  # its bias, log_softmax
-        Pass(narrow, wide),
-        Pass(3 * wide, 3 * wide),  # exponentials, mixed with the text's
-        Pass(4 * wide, 2 * wide),  # topk, sum, scaled, at most 1
-        Pass(3 * wide, 2 * wide),  # in random order, summed up, searched
-        Pass(10.0 * pairs * fp64, 10.0 * pairs * fp64),  # a pair's slot, weight, order, sums
+        Pass(narrow, pairs * (2.0 * fp64 + _FP32)),  # drawn: a pair's group, slot and weight
+        Pass(10.0 * pairs * fp64, 10.0 * pairs * fp64),  # their order, sums
         copied,
         Pass(copied.written + sizes.groups * row, stored, macs),
         Pass(float(sizes.vocab * d * e), 0),  # mean row
