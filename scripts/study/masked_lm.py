@@ -20,7 +20,6 @@ import math
 import re
 import shlex
 import sys
-from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,12 +28,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from scripts.common.commands import Step, from_root  # noqa: E402
-from scripts.common.curves import LogError, read_log  # noqa: E402
+from scripts.common.curves import LogError  # noqa: E402
 from scripts.common.files import SPLITS, PrepareError, read_lines, write_whole  # noqa: E402
 from scripts.common.seeds import spread  # noqa: E402
+from scripts.data.prepare_data import find_source as find_text  # noqa: E402
 from scripts.data.prepare_labelled import find_source, read_pairs  # noqa: E402
 from scripts.study.comparison import Comparison, make_parser, run_study  # noqa: E402
-from scripts.study.denoising import text_folder  # noqa: E402
+from scripts.study.denoising import last_bits, text_folder  # noqa: E402
 from scripts.study.study import USER_DIR, parse_seeds  # noqa: E402
 from scripts.study.study_config import StudyError  # noqa: E402
 
@@ -102,7 +102,7 @@ def prepare_steps(args: argparse.Namespace, where: Where, heads: list[str]) -> l
     folder, ending = args.text
     words = ["python", "scripts/data/prepare_text.py", "--pieces", str(args.pieces), "--workers", "1"]
     for split in SPLITS:
-        words += [f"--{split}", str(_plain_or_packed(folder, f"{split}.{ending}"))]
+        words += [f"--{split}", str(find_text(folder, split, ending))]
     # The task would add <mask> by itself, behind the words that make the dictionary's size a multiple of 8.
     words += ["--add-symbol", "<mask>", "--out", str(where.text)]
     steps = [Step("prepare-text", words, where.binarised)]
@@ -114,13 +114,6 @@ def prepare_steps(args: argparse.Namespace, where: Where, heads: list[str]) -> l
         words = ["mhe", "assign", "--data", str(where.binarised), "--by", "cluster", "-o", str(where.codes)]
         steps.append(Step("assign", words, where.codes, where.out / "assign.log"))
     return steps
-
-
-def _plain_or_packed(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.xz"):
-        if path.is_file():
-            return path
-    raise StudyError(f"there is no {name} or {name}.xz in {folder}")
 
 
 def choose(args: argparse.Namespace, where: Where) -> None:
@@ -138,7 +131,7 @@ def choose(args: argparse.Namespace, where: Where) -> None:
                     f"--examples {args.examples:,} are more than the {len(lines):,} sentences that "
                     f"{args.labelled} has to train with"
                 )
-            lines = list(islice(lines, args.examples))
+            lines = lines[: args.examples]
         where.chosen.mkdir(parents=True, exist_ok=True)
         write_whole(where.chosen / f"{split}.tsv", [f"{line}\n".encode() for line in lines])
 
@@ -214,12 +207,6 @@ def accuracies(step: Step, name: str) -> list[float]:
     if not found:
         raise LogError(f"there is no {name} in {step.output}")
     return [float(each) for each in found]
-
-
-def last_bits(step: Step) -> float:
-    """Of a masked piece of the validation set, after the last update."""
-    assert step.output is not None
-    return math.log2(read_log(step.output, step.name).validation[-1].perplexity)
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
