@@ -12,8 +12,10 @@ from tests.masked_lm import run_lines
 
 LANGS = ["aa", "bb", "cc"]
 PAIRS = ["aa-bb", "bb-aa", "aa-cc"]
-#: Sentences of the pair aa-cc; aa-bb has those of the toy corpus.
+#: Sentences of the pairs but aa-bb, which has those of the toy corpus.
 FEW = {"train": 60, "valid": 20, "test": 20}
+#: Languages that are aa with a letter behind every word.
+LETTERS = {"cc": "x", "dd": "y"}
 
 MULTI = "translation_multi_simple_epoch"
 #: What a training and a translation of the toy have in common.
@@ -29,33 +31,30 @@ TRAIN = [
 ]  # fmt: skip
 
 
-def make_many_data(folder: Path) -> Path:
-    """A data-bin folder of three languages with one dictionary: aa, the toy corpus' first side; bb, its
-    capitals; and cc, whose words are aa's with an "x" behind them. The plain text lies in ``folder/text``,
-    as ``train.aa-bb.aa``."""
+def make_many_data(folder: Path, others: Sequence[str] = ("cc",)) -> Path:
+    """A data-bin folder of languages with one dictionary: aa, the toy corpus' first side; bb, its capitals;
+    and ``others`` of ``LETTERS``, each beside aa. The plain text lies in ``folder/text``, as
+    ``train.aa-bb.aa``."""
     text, data = folder / "text", folder / "data-bin"
     text.mkdir(parents=True)
-    for seed, (first, second, sizes) in enumerate((("aa", "bb", TOY_SIZES), ("aa", "cc", FEW))):
-        made = folder / f"made{seed}"
+    for seed, second in enumerate(["bb", *others]):
+        made, sizes = folder / f"made{seed}", FEW if seed else TOY_SIZES
         write_toy_corpus(made, sizes, seed)
         for split in sizes:
             lines = (made / f"{split}.{TOY_TARGET}").read_text().splitlines()
-            if second == "cc":
-                lines = [" ".join(f"{word.lower()}x" for word in line.split()) for line in lines]
-            (text / f"{split}.{first}-{second}.{first}").write_text(
-                (made / f"{split}.{TOY_SOURCE}").read_text()
-            )
-            (text / f"{split}.{first}-{second}.{second}").write_text("\n".join(lines) + "\n")
+            if letter := LETTERS.get(second):
+                lines = [" ".join(f"{word.lower()}{letter}" for word in line.split()) for line in lines]
+            (text / f"{split}.aa-{second}.aa").write_text((made / f"{split}.{TOY_SOURCE}").read_text())
+            (text / f"{split}.aa-{second}.{second}").write_text("\n".join(lines) + "\n")
     words = Counter(
         word for path in sorted(text.glob("train.*")) for word in path.read_text().split()
     ).most_common()
     (folder / "dict.txt").write_text("".join(f"{word} {count}\n" for word, count in words))
-    for pair in ("aa-bb", "aa-cc"):
-        source, target = pair.split("-")
+    for second in ("bb", *others):
         run_command(
-            ["fairseq-preprocess", "-s", source, "-t", target, "--joined-dictionary"]
+            ["fairseq-preprocess", "-s", "aa", "-t", second, "--joined-dictionary"]
             + ["--srcdict", str(folder / "dict.txt"), "--destdir", str(data), "--workers", "1"]
-            + [f"--{split}pref={text / f'{split}.{pair}'}" for split in TOY_SIZES],
+            + [f"--{split}pref={text / f'{split}.aa-{second}'}" for split in TOY_SIZES],
             cwd=folder,
         )
     return data

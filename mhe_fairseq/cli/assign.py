@@ -15,7 +15,7 @@ from mhe_fairseq.cli.assign_report import Assigned, report
 from mhe_fairseq.cli.assign_text import ManyTexts, OneText, Text, add_language_args
 from mhe_fairseq.cli.bars import Bars
 from mhe_fairseq.cli.embedding import read_embedding
-from mhe_fairseq.cli.output import check_output
+from mhe_fairseq.cli.output import check_output, write_whole
 from mhe_fairseq.coding import Codebook, parse_lengths, plan_lengths, symbols_fingerprint
 from mhe_fairseq.coding.assign import (
     Ints,
@@ -24,6 +24,7 @@ from mhe_fairseq.coding.assign import (
     frequency_slots,
     random_slots,
 )
+from mhe_fairseq.coding.files import is_written_to
 from mhe_fairseq.coding.plan import plan_label_lengths
 from mhe_fairseq.coding.shortlist import plan_shortlist, shortlist_slots
 from mhe_fairseq.errors import MHEError
@@ -113,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     output = Path(args.output)
     check_output(output, "codes")
+    _check_replaced(output)
     if args.contexts < 1:
         raise MHEError(f"--contexts is a number of tokens, at least 1; got {args.contexts}")
     if not 0 <= args.seed < 2**63:
@@ -144,9 +146,26 @@ def run(args: argparse.Namespace) -> int:
     with Bars() as bars:
         made = assign_slots(args, text, lengths, vocab_size, bars)
     book = Codebook(lengths, made.slots, dictionary=symbols_fingerprint(dictionary.symbols))
-    book.save(output)
+    write_whole(output, book.save)
     report(book, dictionary.symbols, made, args, time.monotonic() - started)
     return 0
+
+
+def _check_replaced(output: Path) -> None:
+    """A codebook may be made again, and anything else that lies there is not this command's.
+
+    Raises:
+        MHEError: a file of another kind.
+    """
+    if not output.is_file() or is_written_to(output):
+        return
+    try:
+        Codebook.load(output)
+    except MHEError:
+        raise MHEError(
+            f"the output {output} is a file of {output.stat().st_size:,} bytes that is no codebook; give "
+            "another one, or remove it"
+        ) from None
 
 
 def assign_slots(

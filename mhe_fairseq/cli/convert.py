@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mhe_fairseq.cli.bars import Bars
-from mhe_fairseq.cli.output import check_output, write_whole
+from mhe_fairseq.cli.convert_languages import add_language_args, check_not_given
+from mhe_fairseq.cli.output import check_output, write_checkpoint
 from mhe_fairseq.cli.prototypes import check_prototypes
 from mhe_fairseq.errors import MHEError
 
@@ -46,6 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         metavar="BIN",
         help="another dictionary: directory with the model's own (default: the data it was trained on)",
     )
+    add_language_args(parser)
     parser.add_argument(
         "--codebook",
         metavar="FILE",
@@ -98,7 +100,6 @@ def run(args: argparse.Namespace) -> int:
 
         return run_dictionary(args, source, output, codes)
 
-    import torch
     from omegaconf import OmegaConf
 
     from mhe_fairseq.cli.convert_report import report
@@ -108,14 +109,7 @@ def run(args: argparse.Namespace) -> int:
         done = convert(args, source, output, bars)
     # What fairseq writes is plain.
     plain = {**done.state, "cfg": OmegaConf.to_container(done.state["cfg"], resolve=True, enum_to_str=True)}
-
-    def write(path: Path) -> None:
-        torch.save(plain, path)
-        if done.codebook_is_new:
-            # Where the checkpoint cannot be written there is no codebook either.
-            write_whole(codes, done.codebook.save)
-
-    write_whole(output, write)
+    write_checkpoint(output, plain, codes, done.codebook if done.codebook_is_new else None)
     report(done, args, output, codes, time.monotonic() - started)
     return 0
 
@@ -130,11 +124,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
         for flag, value in (("--codebook", args.codebook), ("--group-prototypes", args.group_prototypes)):
             if value is not None:
                 raise MHEError(f"{flag} {value} is for another head; say which with --head")
-    elif args.old_data is not None:
-        raise MHEError(
-            f"--old-data {args.old_data} is for another dictionary, --head {args.head} for another head: "
-            "convert twice, first without --head"
-        )
+    else:
+        check_not_given(args)
     if args.group_prototypes is not None:
         if args.head != "cascade":
             raise MHEError(f"--group-prototypes is for --head cascade; the head is {args.head}")

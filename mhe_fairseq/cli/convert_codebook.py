@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from mhe_fairseq.cli.analyze_model import LoadedModel
 from mhe_fairseq.cli.assign import assign_slots
@@ -13,6 +14,9 @@ from mhe_fairseq.cli.data import DataDirectory
 from mhe_fairseq.cli.pairs import PairsDirectory
 from mhe_fairseq.coding import Codebook, plan_lengths, symbols_fingerprint
 from mhe_fairseq.errors import MHEError
+
+#: Columns of neighbours on each side, as `mhe assign` has them unless told.
+CONTEXTS = 4096
 
 
 def codebook_for(
@@ -53,21 +57,32 @@ def codebook_for(
         by="cluster",
         from_checkpoint=None,
         shortlist=None,
-        contexts=4096,
+        contexts=CONTEXTS,
         seed=args.seed,
         data=args.data,
     )
-    made = assign_slots(flags, _text(args.data, model, shares_sides), lengths, len(symbols), bars)
+    text = training_text(args.data, model.task, model.options, not shares_sides)
+    made = assign_slots(flags, text, lengths, len(symbols), bars)
     return Codebook(lengths, made.slots, dictionary=fingerprint), True
 
 
-def _text(data: str, model: LoadedModel, shares_sides: bool) -> Text:
-    """The training text that clusters are made of."""
-    options, dictionary = model.options, model.task.target_dictionary
+def training_text(data: str, task: Any, options: Any, target_only: bool) -> Text:
+    """What clusters are made of, as a task reads it.
+
+    Args:
+        data: folder, or several with ':'.
+        task: fairseq's.
+        options: its config.
+        target_only: without the source side of a pair.
+
+    Raises:
+        MHEError: no text.
+    """
+    dictionary = task.target_dictionary
     pairs = getattr(options, "lang_pairs", None)
     if not pairs:
         lang = options.target_lang if translates(options._name) else None
-        return OneText(DataDirectory(data, lang), dictionary, not shares_sides)
-    folder = PairsDirectory(data, list(pairs), list(model.task.langs), options.fixed_dictionary)
+        return OneText(DataDirectory(data, lang), dictionary, target_only)
+    folder = PairsDirectory(data, list(pairs), list(task.langs), options.fixed_dictionary)
     method, temperature = options.sampling_method, float(options.sampling_temperature)
-    return ManyTexts(folder, dictionary, not shares_sides, method, temperature)
+    return ManyTexts(folder, dictionary, target_only, method, temperature)

@@ -11,18 +11,17 @@ from typing import Any
 
 from mhe_fairseq.cli.bars import Bars
 from mhe_fairseq.cli.checkpoint import read_checkpoint, read_with_data, said, set_up_task
+from mhe_fairseq.cli.convert_codebook import CONTEXTS, training_text
+from mhe_fairseq.cli.convert_languages import set_languages
 from mhe_fairseq.cli.convert_run import last_rate
-from mhe_fairseq.cli.data import DataDirectory
-from mhe_fairseq.cli.output import write_whole
+from mhe_fairseq.cli.output import write_checkpoint
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
-from mhe_fairseq.coding.assign import context_vectors, count_tokens
 from mhe_fairseq.coding.regrow import regrow
 from mhe_fairseq.coding.symbols import trace
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.models.options import pinned
 from mhe_fairseq.models.regrow import Dictionaries, GrownWeights, most_groups, regrow_weights
 from mhe_fairseq.models.settings import set_options
-from mhe_fairseq.tasks.binarised import BinarisedText
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,6 @@ def run_dictionary(args: argparse.Namespace, source: Path, output: Path, codes: 
     Raises:
         MHEError: as ``grow``; nothing is written then.
     """
-    import torch
     from omegaconf import OmegaConf
 
     from mhe_fairseq.cli.convert_dictionary_report import report
@@ -69,9 +67,7 @@ def run_dictionary(args: argparse.Namespace, source: Path, output: Path, codes: 
         grown = grow(args, source, bars)
     # What fairseq writes is plain.
     plain = {**grown.state, "cfg": OmegaConf.to_container(grown.state["cfg"], resolve=True, enum_to_str=True)}
-    if grown.weights.book is not None:
-        write_whole(codes, grown.weights.book.save)
-    write_whole(output, lambda path: torch.save(plain, path))
+    write_checkpoint(output, plain, codes, grown.weights.book)
     report(grown, args, output, codes)
     return 0
 
@@ -106,10 +102,9 @@ def grow(args: argparse.Namespace, path: Path, bars: Bars) -> Grown:
         # A softmax reads no digits.
         if not len(target.origins.new) or getattr(cfg.model, "mhe_head", None) == "softmax":
             return regrow(old, target.origins, dictionary=fingerprint)
-        data = DataDirectory(args.data, getattr(cfg.task, "target_lang", None))
-        text = BinarisedText(data.text_prefixes() + data.joined_prefixes())
-        counts = count_tokens(text, len(target.new), bars.update, text.tokens)
-        vectors = context_vectors(text, counts, seed=args.seed, progress=bars.update)
+        text = training_text(args.data, set_up_task(state, path), cfg.task, target_only=False)
+        text.count(len(target.new), bars.update)
+        counts, vectors, _ = text.neighbours(len(target.new), CONTEXTS, args.seed, bars.update)
         return regrow(old, target.origins, vectors, counts, fingerprint)
 
     weights = regrow_weights(state["model"], cfg.model, source, target, make_book, name, args.seed)
@@ -133,6 +128,7 @@ def _dictionaries(
             f"{old_data or repr(old_data)}, is not here; say where its dictionary is with --old-data"
         )
     old = _symbols(read_with_data(path, old_data, state), path)
+    set_languages(args, cfg, path)
     new = _symbols(read_with_data(path, args.data, state), path)
     sides = [Dictionaries(*pair, trace(*pair)) for pair in zip(old, new, strict=True)]
     if old[0] == old[1] and new[0] == new[1]:

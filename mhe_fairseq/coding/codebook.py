@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mhe_fairseq.coding.files import replace_file
 from mhe_fairseq.coding.plan import parse_lengths
 from mhe_fairseq.errors import MHEError
 
@@ -158,8 +159,6 @@ class Codebook:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a small file (atomically: a reader sees the old file or the whole new one)."""
-        target = Path(path)
-        temporary = target.with_name(target.name + f".tmp{os.getpid()}")
         width = torch.int32 if self.size < 2**31 else torch.int64
         state = {
             "format": _FORMAT,
@@ -169,11 +168,7 @@ class Codebook:
             "dictionary": self.dictionary,
             "fingerprint": self.fingerprint,
         }
-        try:
-            torch.save(state, temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(Path(path), lambda to: torch.save(state, to))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Codebook:

@@ -43,12 +43,13 @@ def inverse_propensities(counts: Tensor, documents: int, a: float, b: float) -> 
         (...) float64.
 
     Raises:
-        MHEError: fewer than 3 documents, for which log N - 1 is not positive; a negative ``b``.
+        MHEError: fewer than 3 documents, for which log N - 1 is not positive; a ``b`` that is not
+            positive: a label that no document of the training has would weigh without end.
     """
     if documents < 3:
         raise MHEError(f"propensities need at least 3 training documents, got {documents}")
-    if b < 0:
-        raise MHEError(f"B of the propensities must be at least 0, got {b:g}")
+    if not b > 0:
+        raise MHEError(f"B of the propensities must be above 0, got {b:g}")
     c = (math.log(documents) - 1.0) * (b + 1.0) ** a
     return 1.0 + c * (counts.double() + b) ** -a
 

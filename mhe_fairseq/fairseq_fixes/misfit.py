@@ -12,9 +12,10 @@ what differs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
@@ -31,6 +32,12 @@ _SHAPE = re.compile(
 
 #: The weights that a dictionary gives its length.
 _EMBEDDING = "embed_tokens.weight"
+
+#: Settings that decide which tables an output layer and embeddings have.
+_SHAPING = (
+    "mhe_head", "mhe_tie", "mhe_mixtures", "mhe_bottleneck", "mhe_group_prototypes", "mhe_group_rows",
+    "mhe_bias", "mhe_sampling", "share_all_embeddings", "share_decoder_input_output_embed",
+)  # fmt: skip
 
 #: Ours only.
 _HEAD = "head.codebook_slots"
@@ -70,17 +77,48 @@ def _named(load: Callable[..., Any]) -> Callable[..., Any]:
                     "was begun before others were the default), or --reset-optimizer"
                 ) from error
             # fairseq raises its own over the one that says what is wrong.
-            told = None if isinstance(error, MHEError) else differences(str(error.__context__))
-            if told is None:
+            said = str(error.__context__)
+            if isinstance(error, MHEError) or not differences(said):
                 raise
+            told = differences(said, other_flags(filename, self.cfg.model))
             arch = getattr(self.cfg.model, "arch", None) or getattr(self.cfg.model, "_name", None)
             raise MHEError(f"checkpoint {filename} is of another model than --arch {arch}: {told}") from error
 
     return load_checkpoint
 
 
-def differences(said: str) -> str | None:
+def other_flags(filename: str, ours: Any) -> list[str]:
+    """The flags of ``_SHAPING`` that a checkpoint was trained with and that a model has otherwise.
+
+    Args:
+        filename: of the checkpoint.
+        ours: the model's settings.
+    """
+    try:
+        # Mapped, so that weights are not read twice.
+        state = torch.load(filename, map_location="cpu", mmap=True)
+        theirs = (state.get("cfg") or {"model": state["args"]})["model"]
+    except Exception:  # whatever it is, there is an error to tell already
+        return []
+    found = []
+    for name in _SHAPING:
+        then, now = (_value(each, name) for each in (theirs, ours))
+        if then == now:
+            continue
+        flag = "--" + name.replace("_", "-")
+        if not then:
+            found.append(f"no {flag}")
+        else:
+            found.append(flag if then is True else f"{flag} {then}")
+    return found
+
+
+def differences(said: str, flags: Sequence[str] = ()) -> str | None:
     """What torch said of a state dict that does not fit, as the end of a sentence that says what to do.
+
+    Args:
+        said: by torch.
+        flags: of the training that are others here.
 
     Returns:
         None: it is about something else.
@@ -112,7 +150,13 @@ def differences(said: str) -> str | None:
         )
     else:
         end = "give the --arch and the flags it was trained with"
+        end += f": {', '.join(flags)}" if flags else ""
     return f"{', '.join(parts)}; {end}"
+
+
+def _value(settings: Any, name: str) -> Any:
+    """None where it is off."""
+    return (settings.get(name) if isinstance(settings, Mapping) else getattr(settings, name, None)) or None
 
 
 def _dictionaries(said: str) -> tuple[str, str] | None:

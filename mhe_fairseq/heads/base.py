@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mhe_fairseq.coding.codebook import Codebook
 from mhe_fairseq.errors import MHEError
+from mhe_fairseq.heads.given import check_features, checked_target
 from mhe_fairseq.heads.labels import Labels, label_pairs
 from mhe_fairseq.heads.reading import Reading
 from mhe_fairseq.heads.rows.input_rows import MARK
@@ -26,7 +27,7 @@ class HeadLoss(NamedTuple):
         smooth: (N,) same dtype, or None: mean over the V tokens of -log p(token), or an unbiased
             estimate of it.
         stats: name -> (N,) detached tensor, to be averaged over tokens: parts of the loss and
-            whether parts were right ("digit_1_nll", "digit_1_correct", ...).
+            whether parts were right ("digit_1_nll", "digit_1_accuracy", ...).
     """
 
     nll: Tensor
@@ -48,26 +49,36 @@ class Candidates(NamedTuple):
     given: Tensor
 
 
-#: Of a head, what is called from outside with features.
+#: Of a head, what is called from outside with features first.
 _CALLED = (
     "forward", "log_probs", "log_prob", "topk", "log_prob_of", "candidates", "beam_candidates", "label_loss",
     "label_topk",
 )  # fmt: skip
 
 
-def _on_its_device(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuse tensors of another device than the head's, which torch would tell of some operator inside."""
+#: Of these, what is called with a target after them.
+_WITH_TARGET = ("forward", "log_prob")
+
+
+def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse what torch would tell of some operator inside, or would not: ``given.checked_target``."""
+    has_target = method.__name__ in _WITH_TARGET
 
     @functools.wraps(method)
-    def checked(self: OutputHead, *args: Any, **kwargs: Any) -> Any:
+    def checked(self: OutputHead, features: Tensor, *args: Any, **kwargs: Any) -> Any:
         own = self.codebook_slots.device
-        for each in (*args, *kwargs.values()):
+        for each in (features, *args, *kwargs.values()):
             if isinstance(each, Tensor) and each.device != own:
                 raise MHEError(
                     f"the head is on {own} and was given a tensor on {each.device}; move the head with "
                     f"head.to('{each.device}'), or the tensor"
                 )
-        return method(self, *args, **kwargs)
+        check_features(features, self.dim)
+        if has_target and args:
+            args = (checked_target(args[0], features, self.vocab_size), *args[1:])
+        elif has_target and "target" in kwargs:
+            kwargs["target"] = checked_target(kwargs["target"], features, self.vocab_size)
+        return method(self, features, *args, **kwargs)
 
     return checked
 
@@ -108,9 +119,7 @@ class OutputHead(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in _CALLED:
-            if name in cls.__dict__:
-                setattr(cls, name, _on_its_device(cls.__dict__[name]))
+        _check_calls(cls)
 
     def __init__(self, dim: int, codebook: Codebook) -> None:
         super().__init__()
@@ -137,9 +146,13 @@ class OutputHead(nn.Module, ABC):
 
         Args:
             features: (N, d).
-            target: (N,) long, tokens.
+            target: (N,) tokens, of any type of integers. On a GPU one outside 0..V-1 is not told: looking
+                for it would be a wait.
             smoothing: also compute the smoothing term.
             accuracy: also report which digits (groups) were predicted right in ``stats``.
+
+        Raises:
+            MHEError: features that are not (N, d), a target that is not N tokens.
         """
 
     @abstractmethod
@@ -295,7 +308,8 @@ class OutputHead(nn.Module, ABC):
         if slots.numel() != self.vocab_size:
             raise MHEError(
                 f"the checkpoint's codebook is for {slots.numel()} tokens and the dictionary has "
-                f"{self.vocab_size}; use the dictionary the model was trained with"
+                f"{self.vocab_size}; use the dictionary the model was trained with, and the flags of its "
+                "task that add to it or cut it (--langs, --lang-tok-style, --output-dictionary-size)"
             )
         if lengths != self.codebook.lengths:
             theirs, ours = (",".join(map(str, each)) for each in (lengths, self.codebook.lengths))
@@ -315,6 +329,16 @@ class OutputHead(nn.Module, ABC):
         self.codebook = loaded
         self._token_of_slot = loaded.token_of_slot
         self._codebook_changed()
+
+
+def _check_calls(kind: type) -> None:
+    """Have what a class defines of ``_CALLED`` look at what it is given."""
+    for name in _CALLED:
+        if name in kind.__dict__:
+            setattr(kind, name, _checked(kind.__dict__[name]))
+
+
+_check_calls(OutputHead)
 
 
 def to_numpy(drawn: Tensor) -> np.ndarray:

@@ -28,6 +28,7 @@ from mhe_fairseq.heads.sampling.exact_end import ExactEnd
 from mhe_fairseq.heads.sampling.head import DRAWING, EXACT_ROWS, VARIANTS, default_groups
 from mhe_fairseq.heads.sharded.state import ShardedHead
 from mhe_fairseq.models import sharding
+from mhe_fairseq.models.begun_with import lengths_begun_with
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flag_values import share_of, switch_of, whole_of, word_of
 from mhe_fairseq.models.flags import DEFAULT_EXACT_LAST, DEFAULT_HEAD, HEADS, flag
@@ -49,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 #: What ``HeadOptions.resolve`` writes into ``args``, so that a checkpoint holds what was planned.
 PLANNED = (
-    "mhe_head", "mhe_lengths", "mhe_groups", "mhe_group_rows", "mhe_tie", "mhe_exact_last",
+    "mhe_head", "mhe_lengths", "mhe_groups", "mhe_sampling", "mhe_group_rows", "mhe_tie", "mhe_exact_last",
     "mhe_fingerprint", "mhe_dictionary",
 )  # fmt: skip
 
@@ -283,7 +284,7 @@ def _codebook(args: Any, symbols: list[str]) -> Codebook:
     size, fingerprint = len(symbols), symbols_fingerprint(symbols)
     text, path = _lengths(args), getattr(args, "mhe_codebook", None)
     if not path:
-        lengths = parse_lengths(text, size) if text else plan_lengths(size)
+        lengths = parse_lengths(text, size) if text else lengths_begun_with(args, size) or plan_lengths(size)
         return Codebook(lengths, vocab_size=size, dictionary=fingerprint)
     codebook = Codebook.load(path)
     if len(codebook) == size + 1 and codebook.dictionary == symbols_fingerprint([*symbols, MASK]):
@@ -308,7 +309,7 @@ def _restored_codebook(args: Any, symbols: list[str]) -> Codebook:
     if slots < size:
         raise MHEError(
             f"the checkpoint's codebook has {slots} slots and the dictionary {size} tokens; use the "
-            "dictionary the model was trained with"
+            "dictionary the model was trained with, and --output-dictionary-size, --langs and such as then"
         )
     return Codebook(lengths, torch.arange(size) * slots // size, dictionary=symbols_fingerprint(symbols))
 

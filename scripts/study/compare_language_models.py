@@ -61,8 +61,8 @@ MODEL = (
     "--decoder-ffn-embed-dim 1024 --decoder-attention-heads 4 --dropout 0.1"
 )
 TRAINING = (
-    "--optimizer adam --adam-betas '(0.9, 0.98)' --lr 0.002 --lr-scheduler inverse_sqrt --warmup-updates 100 "
-    "--warmup-init-lr 1e-7 --clip-norm 1.0"
+    "--optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 "
+    "--lr 0.002 --lr-scheduler inverse_sqrt --warmup-updates 100"
 )
 BATCHES = "--tokens-per-sample 128 --batch-size 8"
 #: Every validation reads the same first 20 batches: a curve needs no more.

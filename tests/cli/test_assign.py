@@ -305,6 +305,33 @@ def test_bad_data(
     assert message in refused(data, tmp_path, capsys, *more)
 
 
+def test_what_is_no_codebook_is_not_replaced(
+    toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    args = ["assign", "--data", str(toy_data), "--by", "random", "-o"]
+    assert main([*args, str(mine)]) == 1
+    assert "is a file of 4 bytes that is no codebook" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+    codes = tmp_path / "codes"
+    for seed in ("1", "2"):  # its own may be made again
+        assert main([*args, str(codes), "--seed", seed]) == 0
+    assert Codebook.load(codes) != Codebook((1, 1))
+
+
+def test_a_full_disk_is_told_in_a_sentence(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 896 vs 790")
+
+    monkeypatch.setattr(torch, "save", full)
+    assert main(["assign", "--data", str(toy_data), "--by", "random", "-o", str(tmp_path / "codes")]) == 1
+    assert "cannot be written (not all of it: the disk is full" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_directories(toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no data directory" in refused(tmp_path / "none", tmp_path, capsys)
     assert "--data is empty" in refused("", tmp_path, capsys)

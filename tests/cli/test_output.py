@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from mhe_fairseq.cli.output import check_output, write_whole
+from mhe_fairseq.cli.output import check_output, write_checkpoint, write_whole
+from mhe_fairseq.coding import Codebook
 from mhe_fairseq.errors import MHEError
 
 
@@ -21,7 +23,11 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     ("error", "said"),
     [
         (OSError(28, "No space left on device"), "(No space left on device)"),
-        (RuntimeError("unexpected pos 64 vs 0\nand more"), "(unexpected pos 64 vs 0)"),
+        (
+            RuntimeError("unexpected pos 64 vs 0\nand more"),
+            "(not all of it: the disk is full, or files may not be as large)",
+        ),
+        (RuntimeError("something else\nand more"), "(something else)"),
     ],
 )
 def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path: Path, error: Exception, said: str) -> None:
@@ -36,6 +42,24 @@ def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path: Path, error: Excep
         write_whole(path, broken_off)
     assert str(raised.value) == f"the output {path} cannot be written {said}"
     assert path.read_text() == "mine" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_and_its_codebook_are_written_both_or_neither(tmp_path: Path) -> None:
+    book = Codebook((2, 3))
+    checkpoint, codes = tmp_path / "grown.pt", tmp_path / "grown.codes"
+    write_checkpoint(checkpoint, {"new": 1}, codes, book)
+    assert torch.load(checkpoint) == {"new": 1} and Codebook.load(codes).lengths == (2, 3)
+    checkpoint.write_text("mine")
+    codes.write_text("mine, too")
+    with pytest.raises(MHEError, match="cannot be written"):
+        write_checkpoint(checkpoint, {"new": Unpicklable()}, codes, book)
+    assert (checkpoint.read_text(), codes.read_text()) == ("mine", "mine, too")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grown.codes", "grown.pt"]
+
+
+class Unpicklable:
+    def __reduce__(self) -> str:
+        raise OSError(28, "No space left on device")
 
 
 def test_what_could_not_be_written_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def test_fewer_ranked_labels_than_places() -> None:
     assert found["nDCG@5"] == found["PSP@5"] == 100.0
 
 
-@pytest.mark.parametrize(("documents", "b", "said"), [(2, 1.5, "at least 3"), (10, -1.0, "got -1")])
+@pytest.mark.parametrize(
+    ("documents", "b", "said"), [(2, 1.5, "at least 3"), (10, -1.0, "got -1"), (10, 0.0, "above 0, got 0")]
+)
 def test_propensities_refuse_bad_numbers(documents: int, b: float, said: str) -> None:
     with pytest.raises(MHEError, match=said):
         inverse_propensities(torch.tensor([1]), documents, 0.55, b)

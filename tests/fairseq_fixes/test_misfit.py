@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from pathlib import Path
+
 import pytest
+import torch
 from torch import nn
 
-from mhe_fairseq.fairseq_fixes.misfit import differences
+from mhe_fairseq.fairseq_fixes.misfit import differences, other_flags
 
 FLAGS = "give the --arch and the flags it was trained with"
 
@@ -72,6 +76,20 @@ class Head(nn.Module):
 )
 def test_what_differs(checkpoint: nn.Module, here: nn.Module, said: str) -> None:
     assert said_of(checkpoint, here) == said
+
+
+def test_flags_that_are_others_are_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "checkpoint.pt")
+    theirs = Namespace(mhe_head="cascade", mhe_tie="linear", share_all_embeddings=True, dropout=0.1)
+    torch.save({"cfg": {"model": theirs}}, path)
+    ours = Namespace(mhe_head="product", mhe_mixtures="2", share_all_embeddings=False, dropout=0.3)
+    flags = other_flags(path, ours)
+    assert flags == ["--mhe-head cascade", "--mhe-tie linear", "no --mhe-mixtures", "--share-all-embeddings"]
+    assert other_flags(path, theirs) == other_flags(str(tmp_path / "no.pt"), ours) == []
+    with pytest.raises(RuntimeError) as caught:
+        model().load_state_dict(model(width=6).state_dict())
+    said = differences(str(caught.value), flags)
+    assert said is not None and said.endswith(f"; {FLAGS}: {', '.join(flags)}")
 
 
 def test_what_is_about_something_else() -> None:

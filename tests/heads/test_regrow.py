@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from mhe_fairseq.coding import Codebook
 from mhe_fairseq.coding.codebook import ravel
 from mhe_fairseq.coding.regrow import regrow
-from mhe_fairseq.coding.symbols import Origins
+from mhe_fairseq.coding.symbols import Origins, trace
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead
+from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead
 from mhe_fairseq.heads.regrow import regrow_head
 from tests.drawn import examples
 from tests.heads.cases import CASES, DIM, Model, build_model, every_head
@@ -52,6 +52,25 @@ def test_a_permutation_changes_no_probability(name: str, data: st.DataObject) ->
     new = follow(name, model, grown, origins)
     before = model.head.log_probs(features)[:, origins.old]
     torch.testing.assert_close(new.head.log_probs(features), before, atol=1e-9, rtol=0)
+
+
+def test_predicted_draws_go_on_with_what_they_predict() -> None:
+    """First digits stay, and so does what their shares are predicted from."""
+    book = Codebook((5, 6), vocab_size=20)
+    head = SamplingHead(DIM, book, groups=2, variant="predicted").double()
+    assert head.predictor is not None
+    torch.nn.init.normal_(head.predictor.weight)
+    old = [f"s{i}" for i in range(20)]
+    origins = trace(old, [*old[:3], "new", *old[3:]])
+    grown = regrow(book, origins)
+    state = regrow_head(
+        {key: value.detach() for key, value in head.state_dict().items()}, grown, origins
+    ).state
+    new = SamplingHead(DIM, grown, groups=2, variant="predicted").double()
+    new.load_state_dict(state)
+    assert new.predictor is not None
+    x, groups = features_for(3, DIM, torch.float64, 1), torch.arange(4)
+    assert torch.equal(new.predictor(x, groups), head.predictor(x, groups))
 
 
 @every_head

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mhe_fairseq.coding import Codebook, symbols_fingerprint
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.heads import CascadeHead, OutputHead, ProductHead, SamplingHead, SoftmaxHead
 from mhe_fairseq.models.digit_embedding import DigitEmbedding
 from mhe_fairseq.models.flags import add_head_args
-from mhe_fairseq.models.options import HeadOptions
+from mhe_fairseq.models.options import PLANNED, HeadOptions
 
 SYMBOLS = [f"w{n}" for n in range(100)]
 DIM = 4
@@ -154,6 +154,37 @@ def test_groups_of_a_codebook_are_drawn_as_predicted(
         mhe_head="sampling", mhe_codebook=path, mhe_lengths="5,20", mhe_fingerprint=args.mhe_fingerprint
     )
     assert HeadOptions.resolve(before, SYMBOLS).sampling == "shared"
+
+
+@pytest.mark.parametrize("head", ["softmax", "product", "cascade", "sampling"])
+def test_all_that_was_planned_is_kept(head: str, tmp_path: Path) -> None:
+    """In a config, which keeps what is named alone."""
+    path = str(tmp_path / "codes")
+    Codebook((5, 20), torch.randperm(100), dictionary=symbols_fingerprint(SYMBOLS)).save(path)
+    given = Namespace(mhe_head=head, mhe_codebook=path)
+    args = Namespace(**vars(given))
+    HeadOptions.resolve(args, SYMBOLS)
+    written = {name for name, value in vars(args).items() if value != getattr(given, name, None)}
+    assert written - set(PLANNED) == set()
+
+
+def test_lengths_are_those_of_a_model_that_a_fine_tuning_begins_with(tmp_path: Path) -> None:
+    """Where its dictionary had a symbol more, other ones would be planned."""
+    larger = [*SYMBOLS, "<mask>", "more"]
+    book = HeadOptions.resolve(Namespace(mhe_head="softmax", mhe_lengths="8,13"), larger).codebook
+    model = {"decoder.head.codebook_lengths": torch.tensor(book.lengths)}
+    path = tmp_path / "pretrained.pt"
+    torch.save({"model": model}, path)
+    begun = Namespace(mhe_head="product", finetune_from_model=str(path))
+    assert HeadOptions.resolve(begun, SYMBOLS).codebook.lengths == (8, 13)
+    asked = Namespace(mhe_head="product", finetune_from_model=str(path), mhe_lengths="10,10")
+    assert HeadOptions.resolve(asked, SYMBOLS).codebook.lengths == (10, 10)
+    planned = HeadOptions.resolve(Namespace(mhe_head="product"), SYMBOLS).codebook.lengths
+    too_short = {"head.codebook_lengths": torch.tensor([3, 4])}
+    for no_lengths in ({"model": dict[str, Tensor]()}, {"model": too_short}, ["no model"]):
+        torch.save(no_lengths, path)
+        fresh = Namespace(mhe_head="product", finetune_from_model=str(path))
+        assert HeadOptions.resolve(fresh, SYMBOLS).codebook.lengths == planned
 
 
 def test_other_heads_have_no_draws() -> None:

@@ -19,7 +19,8 @@ class SingleRows(nn.Module):
     saved here.
 
     In eval mode without gradients the sums are kept until an addend changes: a step of beam search reads them
-    for a few features.
+    for a few features. What is written through ``.data``, which torch does not count, is seen after the next
+    forward pass in training mode or with gradients.
 
     Args:
         embedding: with a (V, d) weight.
@@ -64,8 +65,10 @@ class SingleRows(nn.Module):
         embedding = self._embedding[0].weight
         addends = (own, embedding)
         are_parameters = all(isinstance(each, nn.Parameter) for each in addends)
-        if self.training or torch.is_grad_enabled() or not are_parameters:
-            # What ``torch.func`` has in place of parameters has no address, or is gone after the call.
+        tells = are_parameters and not any(each.is_inference() for each in addends)
+        if self.training or torch.is_grad_enabled() or not tells:
+            # What ``torch.func`` has in place of parameters has no address, or is gone after the call; one of
+            # inference mode does not count what is written into it.
             self._kept = None
             return self._sum(own, embedding)
         # A parameter's version counts what was written into it; moved or cast, it lies elsewhere. Held here,

@@ -180,7 +180,7 @@ class SamplingHead(SoftmaxHead):
                 exact = exact._replace(nll=exact.nll + 0.0 * idle)
             return exact
         device = features.device.type
-        if torch.is_autocast_enabled(device):
+        if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
             features = features.to(torch.get_autocast_dtype(device))
         # The products are in the features' type; autocast would make the sums after them half precision.
         with torch.autocast(device, enabled=False):

@@ -42,7 +42,7 @@ class ShardedSamplingHead(ShardedHead, SamplingHead):
         self, features: Tensor, target: Tensor, smoothing: bool = True, accuracy: bool = False
     ) -> HeadLoss:
         device = features.device.type
-        if torch.is_autocast_enabled(device):
+        if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
             features = features.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
             x = self._angular(features)

@@ -25,6 +25,19 @@ def make(book: Codebook, copies: int = 1, seed: int = 1) -> tuple[nn.Embedding, 
     return embedding, SingleRows(embedding, book, DIM, copies)
 
 
+def test_a_head_made_in_inference_mode_searches() -> None:
+    """Its parameters do not count what is written into them."""
+    x = torch.randn(2, DIM, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        embedding = nn.Embedding(len(BOOK), DIM)
+        head = CascadeHead(DIM, BOOK, tied_groups=embedding).eval()
+        before = head.log_probs(x)
+        head.group.weight.mul_(3.0)
+        after = head.log_probs(x)
+        assert torch.equal(head.topk(x, 3)[0], after.topk(3).values)
+    assert not torch.equal(before, after)
+
+
 @given(book=codebooks(max_vocab=40), copies=st.integers(1, 3), seed=st.integers(0, 9))
 def test_rows_and_gradients(book: Codebook, copies: int, seed: int) -> None:
     embedding, singles = make(book, copies, seed)

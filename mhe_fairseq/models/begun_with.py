@@ -1,0 +1,33 @@
+"""What is taken over of a model that a training begins with, before its weights are read."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def lengths_begun_with(args: Any, size: int) -> tuple[int, ...] | None:
+    """The codebook's lengths of the model that ``--finetune-from-model`` names: its dictionary may have had
+    a symbol more, for which other lengths were planned.
+
+    Args:
+        args: of a model.
+        size: tokens of the dictionary.
+
+    Returns:
+        None: no such model, it has none, or they are too short.
+    """
+    path = Path(getattr(args, "finetune_from_model", None) or "")
+    if not path.is_file():
+        return None
+    try:
+        # Mapped: fairseq reads the weights later.
+        weights = torch.load(path, map_location="cpu", mmap=True)["model"]
+    except Exception:  # whatever it is, fairseq says it when it reads them
+        return None
+    found = next((each for name, each in weights.items() if name.endswith("head.codebook_lengths")), None)
+    lengths = () if found is None else tuple(found.tolist())
+    return lengths if lengths and math.prod(lengths) >= size else None
