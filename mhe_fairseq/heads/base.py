@@ -49,6 +49,12 @@ class Candidates(NamedTuple):
     given: Tensor
 
 
+#: How to say that a dictionary is more than its file.
+TASKS_FLAGS = (
+    ", and the flags of its task that add to it or cut it (--langs, --lang-tok-style, "
+    "--output-dictionary-size)"
+)
+
 #: Of a head, what is called from outside with features first.
 _CALLED = (
     "forward", "log_probs", "log_prob", "topk", "log_prob_of", "candidates", "beam_candidates", "label_loss",
@@ -308,8 +314,7 @@ class OutputHead(nn.Module, ABC):
         if slots.numel() != self.vocab_size:
             raise MHEError(
                 f"the checkpoint's codebook is for {slots.numel()} tokens and the dictionary has "
-                f"{self.vocab_size}; use the dictionary the model was trained with, and the flags of its "
-                "task that add to it or cut it (--langs, --lang-tok-style, --output-dictionary-size)"
+                f"{self.vocab_size}; use the dictionary the model was trained with{TASKS_FLAGS}"
             )
         if lengths != self.codebook.lengths:
             theirs, ours = (",".join(map(str, each)) for each in (lengths, self.codebook.lengths))

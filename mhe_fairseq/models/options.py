@@ -23,6 +23,7 @@ from mhe_fairseq.heads import (
     ShardedSamplingHead,
     SoftmaxHead,
 )
+from mhe_fairseq.heads.base import TASKS_FLAGS
 from mhe_fairseq.heads.cascade.head import SMOOTHING_FORMS
 from mhe_fairseq.heads.sampling.exact_end import ExactEnd
 from mhe_fairseq.heads.sampling.head import DRAWING, EXACT_ROWS, VARIANTS, default_groups
@@ -309,7 +310,7 @@ def _restored_codebook(args: Any, symbols: list[str]) -> Codebook:
     if slots < size:
         raise MHEError(
             f"the checkpoint's codebook has {slots} slots and the dictionary {size} tokens; use the "
-            "dictionary the model was trained with, and --output-dictionary-size, --langs and such as then"
+            f"dictionary the model was trained with{TASKS_FLAGS}"
         )
     return Codebook(lengths, torch.arange(size) * slots // size, dictionary=symbols_fingerprint(symbols))
 

@@ -312,5 +312,6 @@ def test_a_checkpoint_of_a_smaller_dictionary_is_told_as_such() -> None:
         HeadOptions.resolve(args, SYMBOLS)
     assert str(error.value) == (
         "the checkpoint's codebook has 88 slots and the dictionary 100 tokens; use the dictionary the model "
-        "was trained with"
+        "was trained with, and the flags of its task that add to it or cut it (--langs, --lang-tok-style, "
+        "--output-dictionary-size)"
     )
