@@ -110,7 +110,7 @@ def test_checkpoints_truncated_hostile_or_of_another_dictionary(toy_data: Path, 
     product = ["--mhe-head", "product", "--mhe-lengths", lengths]
     said = refused(toy_data, tmp_path / "product", *CRITERION, *product, *flags)
     assert f"checkpoint {good} is of another model than --arch mhe_transformer_tiny: " in said
-    assert said.endswith("give the --arch and the flags it was trained with")
+    assert said.endswith("give the --arch and the flags it was trained with: --mhe-head cascade")
     stock = ["--criterion", "cross_entropy", "--max-update", "1", *flags]
     done = train(toy_data, tmp_path / "stock", *stock, arch="transformer_tiny", check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr

@@ -31,7 +31,7 @@ def check_output(path: Path, example: str) -> None:
             raise MHEError(f"the output {path} may not be written to; give another one")
         return
     # Where a link leads.
-    folder = path.resolve().parent
+    folder = (path.resolve() if path.is_symlink() else path).parent
     if not folder.is_dir():
         raise MHEError(f"there is no directory {folder} to write the output {path} to; make it first")
     if not os.access(folder, os.W_OK):

@@ -198,9 +198,10 @@ def test_a_checkpoint_embedding_is_clustered(toy_data: Path, tmp_path: Path) -> 
 def refused(data: Path | str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
     """The sentence on stderr."""
     output = tmp_path / "codes"
-    output.write_bytes(b"something precious")
+    Codebook((2, 3)).save(output)
+    before = output.read_bytes()
     assert main(["assign", "--data", str(data), "-o", str(output), *more]) == 1
-    assert output.read_bytes() == b"something precious"
+    assert output.read_bytes() == before
     assert [path.name for path in tmp_path.glob("codes*")] == ["codes"]
     printed = capsys.readouterr()
     assert printed.out == ""
