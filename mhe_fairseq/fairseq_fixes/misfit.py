@@ -103,7 +103,7 @@ def other_flags(filename: str, ours: Any) -> list[str]:
     found = []
     for name in _SHAPING:
         then, now = (_value(each, name) for each in (theirs, ours))
-        if then == now:
+        if str(then) == str(now):  # YAML has numbers
             continue
         flag = "--" + name.replace("_", "-")
         if not then:
