@@ -55,7 +55,7 @@ def set_languages(args: argparse.Namespace, cfg: Any, path: Path) -> None:
 
     given = _given(args, *_FLAGS)
     task, changed = cfg.task, dict[str, Any]()
-    has_pairs = hasattr(task, "lang_pairs")
+    has_pairs, listed = hasattr(task, "lang_pairs"), args.langs and args.langs.split(",")
     if given and not (hasattr(task, "langs") and (has_pairs or args.lang_pairs is None)):
         flag, value = given.popitem()
         raise MHEError(
@@ -69,12 +69,12 @@ def set_languages(args: argparse.Namespace, cfg: Any, path: Path) -> None:
         if args.langs is None and args.lang_dict is None:
             langs = read_languages(task.langs, task.lang_dict, pairs)
         else:
-            langs = read_languages(args.langs and args.langs.split(","), args.lang_dict, pairs)
+            langs = read_languages(listed, args.lang_dict, pairs)
         check_known(pairs, langs)
         changed |= {"lang_pairs": pairs, "langs": langs, "lang_dict": None, "mhe_langs": langs}
     elif given:
         # As these tasks take them.
-        changed["langs"] = ",".join(read_languages(args.langs and args.langs.split(","), args.lang_dict, []))
+        changed["langs"] = ",".join(read_languages(listed, args.lang_dict, []))
     for section in (task, cfg.model):
         set_options(section, **{name: value for name, value in changed.items() if hasattr(section, name)})
 

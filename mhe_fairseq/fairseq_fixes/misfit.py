@@ -12,13 +12,13 @@ what differs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
+from mhe_fairseq.coding.peek import peek, setting, settings_of
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.fairseq_fixes import wrap
 
@@ -77,10 +77,10 @@ def _named(load: Callable[..., Any]) -> Callable[..., Any]:
                     "was begun before others were the default), or --reset-optimizer"
                 ) from error
             # fairseq raises its own over the one that says what is wrong.
-            said = str(error.__context__)
-            if isinstance(error, MHEError) or not differences(said):
+            said, flags = str(error.__context__), other_flags(filename, self.cfg.model)
+            told = None if isinstance(error, MHEError) else differences(said, flags)
+            if told is None:
                 raise
-            told = differences(said, other_flags(filename, self.cfg.model))
             arch = getattr(self.cfg.model, "arch", None) or getattr(self.cfg.model, "_name", None)
             raise MHEError(f"checkpoint {filename} is of another model than --arch {arch}: {told}") from error
 
@@ -94,22 +94,21 @@ def other_flags(filename: str, ours: Any) -> list[str]:
         filename: of the checkpoint.
         ours: the model's settings.
     """
-    try:
-        # Mapped, so that weights are not read twice.
-        state = torch.load(filename, map_location="cpu", mmap=True)
-        theirs = (state.get("cfg") or {"model": state["args"]})["model"]
-    except Exception:  # whatever it is, there is an error to tell already
+    from mhe_fairseq.models.flags import flag
+
+    state = peek(filename)
+    if state is None:
         return []
     found = []
     for name in _SHAPING:
-        then, now = (_value(each, name) for each in (theirs, ours))
-        if str(then) == str(now):  # YAML has numbers
+        # None where it is off; YAML has numbers.
+        then, now = (setting(each, name) or None for each in (settings_of(state, "model"), ours))
+        if str(then) == str(now):
             continue
-        flag = "--" + name.replace("_", "-")
         if not then:
-            found.append(f"no {flag}")
+            found.append(f"no {flag(name)}")
         else:
-            found.append(flag if then is True else f"{flag} {then}")
+            found.append(flag(name) if then is True else f"{flag(name)} {then}")
     return found
 
 
@@ -152,11 +151,6 @@ def differences(said: str, flags: Sequence[str] = ()) -> str | None:
         end = "give the --arch and the flags it was trained with"
         end += f": {', '.join(flags)}" if flags else ""
     return f"{', '.join(parts)}; {end}"
-
-
-def _value(settings: Any, name: str) -> Any:
-    """None where it is off."""
-    return (settings.get(name) if isinstance(settings, Mapping) else getattr(settings, name, None)) or None
 
 
 def _dictionaries(said: str) -> tuple[str, str] | None:

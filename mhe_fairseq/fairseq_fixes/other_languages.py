@@ -9,13 +9,13 @@ Seen with ve-fairseq 0.12.3. Can go when fairseq compares the lists.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from fairseq import checkpoint_utils
 from fairseq.trainer import Trainer
 
+from mhe_fairseq.coding.peek import peek, setting, settings_of
 from mhe_fairseq.errors import MHEError
 from mhe_fairseq.fairseq_fixes import wrap
 
@@ -67,13 +67,10 @@ def other_languages(filename: str, task: Any) -> str | None:
     dictionary = getattr(task, "target_dictionary", None)
     if ours is None or dictionary is None:
         return None
-    try:
-        # Mapped, so that weights are not read twice.
-        state = torch.load(str(filename), map_location="cpu", mmap=True)
-        cfg = state.get("cfg") or {"model": state["args"], "task": state["args"]}
-        model, of_task, weights = cfg["model"], cfg["task"], state["model"]
-    except Exception:  # whatever it is, who loads it in earnest says it better
+    state = peek(filename)
+    if state is None:
         return None
+    model, of_task, weights = settings_of(state, "model"), settings_of(state, "task"), state["model"]
     theirs = languages_of(model) or languages_of(of_task)
     if theirs is None or theirs == ours:
         return None
@@ -94,27 +91,23 @@ def languages_of(args: Any) -> list[str] | None:
     Returns:
         None: the task adds no tokens of languages, or the flags do not name them.
     """
-    name = _value(args, "task")
-    name = (name if isinstance(name, str) else _value(args, "_name")) or ""
-    adds = _value(args, "add_lang_token") if name == "multilingual_denoising" else name.endswith(_ADDING)
+    name = setting(args, "task")
+    name = (name if isinstance(name, str) else setting(args, "_name")) or ""
+    adds = setting(args, "add_lang_token") if name == "multilingual_denoising" else name.endswith(_ADDING)
     if not adds:
         return None
-    named, pairs = _value(args, "mhe_langs") or _value(args, "langs"), _value(args, "lang_pairs")
-    if not named and pairs and _value(args, "lang_dict") is None:
+    named, pairs = setting(args, "mhe_langs") or setting(args, "langs"), setting(args, "lang_pairs")
+    if not named and pairs and setting(args, "lang_dict") is None:
         pairs = pairs.split(",") if isinstance(pairs, str) else pairs
         named = sorted({lang for pair in pairs for lang in pair.split("-")})
     return (named.split(",") if isinstance(named, str) else list(named)) if named else None
-
-
-def _value(args: Any, name: str) -> Any:
-    return args.get(name) if isinstance(args, Mapping) else getattr(args, name, None)
 
 
 def _is_for(weights: dict[str, Any], args: Any, symbols: list[str]) -> bool:
     """Whether a model is of this dictionary, or of one as large where that is all that is known."""
     from mhe_fairseq.models.options import pinned
 
-    theirs = _value(args, "mhe_dictionary")
+    theirs = setting(args, "mhe_dictionary")
     if theirs is not None:
         return bool(theirs == pinned(symbols))
     rows = next((len(value) for name, value in weights.items() if name.endswith("embed_tokens.weight")), None)
@@ -123,8 +116,8 @@ def _is_for(weights: dict[str, Any], args: Any, symbols: list[str]) -> bool:
 
 def _is_reordered(model_args: Any, theirs: list[str], ours: list[str], of_task: Any, task: Any) -> bool:
     """Whether tokens changed places, which a model without ``mhe_dictionary`` does not tell."""
-    if _value(model_args, "mhe_dictionary") is not None or sorted(theirs) != sorted(ours):
+    if setting(model_args, "mhe_dictionary") is not None or sorted(theirs) != sorted(ours):
         return False
     # A dictionary that has the tokens already has them in its own order.
-    fixed = [_value(args, "fixed_dictionary") for args in (of_task, getattr(task, "args", None))]
+    fixed = [setting(args, "fixed_dictionary") for args in (of_task, getattr(task, "args", None))]
     return not any(fixed)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import torch
+from mhe_fairseq.coding.peek import peek
 
 
 def lengths_begun_with(args: Any, size: int) -> tuple[int, ...] | None:
@@ -20,14 +19,11 @@ def lengths_begun_with(args: Any, size: int) -> tuple[int, ...] | None:
     Returns:
         None: no such model, it has none, or they are too short.
     """
-    path = Path(getattr(args, "finetune_from_model", None) or "")
-    if not path.is_file():
+    path = getattr(args, "finetune_from_model", None)
+    state = peek(path) if path else None
+    if state is None:
         return None
-    try:
-        # Mapped: fairseq reads the weights later.
-        weights = torch.load(path, map_location="cpu", mmap=True)["model"]
-    except Exception:  # whatever it is, fairseq says it when it reads them
-        return None
-    found = next((each for name, each in weights.items() if name.endswith("head.codebook_lengths")), None)
+    weights = state["model"].items()
+    found = next((each for name, each in weights if name.endswith("head.codebook_lengths")), None)
     lengths = () if found is None else tuple(found.tolist())
     return lengths if lengths and math.prod(lengths) >= size else None

@@ -81,7 +81,7 @@ def test_what_differs(checkpoint: nn.Module, here: nn.Module, said: str) -> None
 def test_flags_that_are_others_are_named(tmp_path: Path) -> None:
     path = str(tmp_path / "checkpoint.pt")
     theirs = Namespace(mhe_head="cascade", mhe_tie="linear", share_all_embeddings=True, dropout=0.1)
-    torch.save({"cfg": {"model": theirs}}, path)
+    torch.save({"cfg": {"model": theirs}, "model": {}}, path)
     ours = Namespace(mhe_head="product", mhe_mixtures="2", share_all_embeddings=False, dropout=0.3)
     flags = other_flags(path, ours)
     assert flags == ["--mhe-head cascade", "--mhe-tie linear", "no --mhe-mixtures", "--share-all-embeddings"]
