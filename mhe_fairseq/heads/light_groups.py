@@ -1,7 +1,7 @@
 """Which groups have so little to do that they are done at once, in parts that stay in a cache.
 
-A turn of a loop over groups takes about a tenth of a millisecond on a CPU, whatever there is to do. Where
-groups are many and small (labels of documents, tokens beside a shortlist) that is most of the time.
+A turn of a loop over groups takes tens of microseconds on a CPU, whatever there is to do. Where groups are
+many and small (labels of documents, tokens beside a shortlist) that is most of the time.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mhe_fairseq.heads import grouped, light_groups
-from mhe_fairseq.heads.grouped import Layout, Pairs, grouped_linear
+from mhe_fairseq.heads import few_rows, group_blocks, grouped, light_groups
+from mhe_fairseq.heads.grouped import Pairs, grouped_linear
+from mhe_fairseq.heads.layout import Layout
 
 DIM = 5
 
@@ -75,6 +76,7 @@ def random_case(
     holes=st.integers(0, 20),
     light=st.sampled_from([0, 50, 200, 2**14]),
     gathered=st.sampled_from([1, 100, 2**19]),
+    block=st.sampled_from([0, 60, 300, 2**17]),
     seed=st.integers(0, 999),
 )
 def test_values_and_gradients_are_those_of_indexing(
@@ -86,10 +88,16 @@ def test_values_and_gradients_are_those_of_indexing(
     holes: int,
     light: int,
     gathered: int,
+    block: int,
     seed: int,
 ) -> None:
-    """None, some or all of the groups done at once, in parts of one pair, of some or of all."""
-    with mock.patch.multiple(light_groups, _LIGHT=light, _GATHERED=gathered, _WORTH=1):
+    """None, some or all of the groups done at once, in parts of one pair, of some or of all; and the others
+    one by one, some or all together."""
+    with (
+        mock.patch.multiple(light_groups, _LIGHT=light, _GATHERED=gathered, _WORTH=1),
+        mock.patch.object(group_blocks, "_BLOCK", block),
+        mock.patch.object(few_rows, "_LARGE", 100),
+    ):
         check_against_indexing(groups, length, count, pairs, tied, holes, seed)
 
 
@@ -182,22 +190,6 @@ def test_pairs_are_sorted_and_restored() -> None:
     assert pairs.restore(pairs.rows).tolist() == rows.tolist()
     assert Pairs.of(groups).rows.tolist() == [1, 4, 3, 0, 2]
     assert Pairs.of(torch.zeros(0, dtype=torch.long)).runs == []
-
-
-@given(count=st.integers(1, 12), length=st.integers(1, 140), dim=st.integers(1, 20), seed=st.integers(0, 99))
-def test_products_of_few_rows(count: int, length: int, dim: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, dim, generator=generator, dtype=torch.float64)
-    rows = torch.randn(length, dim, generator=generator, dtype=torch.float64)
-    # As in use, a part of a larger tensor.
-    d = torch.randn(count + 2, length, generator=generator, dtype=torch.float64)[1:-1]
-    out = torch.empty(count + 1, length, dtype=torch.float64)[1:]
-    grouped.product_with_rows(x, rows, out)
-    torch.testing.assert_close(out, x @ rows.T)
-    torch.testing.assert_close(grouped.product(d, rows), d @ rows)
-    out = torch.empty(2, length, dim, dtype=torch.float64)[1]
-    grouped.transposed_product(d, x, out)
-    torch.testing.assert_close(out, d.T @ x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

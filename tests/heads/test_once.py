@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mhe_fairseq.heads.grouped import Layout, Pairs, grouped_linear
+from mhe_fairseq.heads.grouped import Pairs, grouped_linear
+from mhe_fairseq.heads.layout import Layout
 from mhe_fairseq.heads.once import once
 
 

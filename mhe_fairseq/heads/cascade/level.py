@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mhe_fairseq.heads.base import wide
-from mhe_fairseq.heads.grouped import Layout, Pairs, grouped_linear
+from mhe_fairseq.heads.grouped import Pairs, grouped_linear
+from mhe_fairseq.heads.layout import Layout
 from mhe_fairseq.heads.rows.tied import MaybeTied
 from mhe_fairseq.heads.wide_product import is_searching, wide_linear
 

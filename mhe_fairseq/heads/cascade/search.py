@@ -137,11 +137,13 @@ def best_first(
         state.scores.scatter_(1, place, values.masked_fill(is_open, -torch.inf))
         for depth, (level, x) in enumerate(zip(levels, inputs, strict=True)):
             at = is_open & (nodes >= first_node[depth]) & (nodes < first_node[depth + 1])
-            row = at.nonzero()[:, 0]
-            if not len(row):
+            # Places in a row's line of opened prefixes; a boolean index would look for them each time.
+            cells = at.flatten().nonzero().squeeze(1)
+            if not len(cells):
                 continue
-            prefix = nodes[at] - first_node[depth]
-            child = values[at].unsqueeze(-1) + level.log_softmax(x, prefix, state.rows[row])
+            prefix = nodes.flatten()[cells] - first_node[depth]
+            rows = state.rows[cells.div(at.size(1), rounding_mode="floor")]
+            child = level.log_softmax(x, prefix, rows).add_(values.flatten()[cells].unsqueeze(1))
             if allowed is not None:
                 is_found = allowed[depth].view(level.prefixes, level.length)[prefix]
                 child = child.masked_fill(~is_found, -torch.inf)
@@ -151,15 +153,14 @@ def best_first(
                 child, digit = child.topk(min(k + unwanted, level.length), dim=1)
             else:
                 digit = torch.arange(level.length, device=prefix.device).expand_as(child)
-            scores = first.new_full((*at.shape, child.size(1)), -torch.inf)
-            scores[at] = child
-            names = prefix.new_zeros(scores.shape)
-            names[at] = prefix.unsqueeze(-1) * level.length + digit
+            below = prefix.unsqueeze(1) * level.length + digit
+            if is_last and beams is not None:
+                child = child.masked_fill(torch.isin(below, beams.without), -torch.inf)
+            scores = child.new_full((at.numel(), child.size(1)), -torch.inf).index_copy_(0, cells, child)
+            names = below.new_zeros(scores.shape).index_copy_(0, cells, below)
             if is_last:
-                if beams is not None:
-                    scores = scores.masked_fill(torch.isin(names, beams.without), -torch.inf)
-                state.add_tokens(scores.flatten(1), names.flatten(1))
+                state.add_tokens(scores.view(len(at), -1), names.view(len(at), -1))
             else:
-                state.add_nodes(scores.flatten(1), names.flatten(1) + first_node[depth + 1])
+                state.add_nodes(scores.view(len(at), -1), names.view(len(at), -1) + first_node[depth + 1])
         wanted *= 2
     return best, slots
