@@ -18,18 +18,18 @@ _FEW = 8
 _LARGE = 2**16
 
 
-def product_with_rows(x: Tensor, rows: Tensor, out: Tensor) -> None:
+def product_with_rows(x: Tensor, rows: Tensor, out: Tensor, is_gathered: bool = False) -> None:
     """x @ rows^T. Shape: (m, d), (L, d), written to (m, L)."""
-    parts = _parts(x, rows.shape, 8)
+    parts = 1 if is_gathered else _parts(x, rows.shape, 8)
     if parts == 1:
         torch.mm(x, rows.T, out=out)
     else:
         out.copy_(torch.bmm(rows.unflatten(0, (parts, -1)), x.T.expand(parts, -1, -1)).flatten(0, 1).T)
 
 
-def product(x: Tensor, rows: Tensor, out: Tensor) -> None:
+def product(x: Tensor, rows: Tensor, out: Tensor, is_gathered: bool = False) -> None:
     """x @ rows. Shape: (m, L), (L, d), written to (m, d)."""
-    parts = _parts(x, rows.shape, 8)
+    parts = 1 if is_gathered else _parts(x, rows.shape, 8)
     if parts == 1:
         torch.mm(x, rows, out=out)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mhe_fairseq.heads.light_groups import Runs
@@ -54,3 +55,15 @@ def blocks_of(runs: Runs, x: Tensor, rows: int) -> list[Block]:
     if groups:
         blocks.append(Block(groups, slice(start, stop), counts))
     return blocks
+
+
+def products_of_groups(left: Tensor, right: Tensor, counts: list[int]) -> Tensor:
+    """left^T @ right of the pairs of each group, in their type, one group after the other.
+
+    Shape: of all pairs (m, L), (m, d) -> (groups * L, d).
+    """
+    products = left.new_empty(len(counts) * left.size(1), right.size(1))
+    parts = zip(left.split(counts), right.split(counts), products.split(left.size(1)), strict=True)
+    for each, other, out in parts:
+        torch.mm(each.T, other, out=out)
+    return products

@@ -101,12 +101,8 @@ class _GroupedLinear(torch.autograd.Function):
             members = x.index_select(0, rows[block.pairs]).split(block.counts)
             tables = layout.read(weight, block.groups, x.dtype)
             outs = logits[block.pairs].split(block.counts)
-            if layout.is_in_place:
-                for own, table, out in zip(members, tables, outs, strict=True):
-                    product_with_rows(own, table, out)
-            else:
-                for own, table, out in zip(members, tables, outs, strict=True):
-                    torch.mm(own, table.T, out=out)
+            for own, table, out in zip(members, tables, outs, strict=True):
+                product_with_rows(own, table, out, not layout.is_in_place)
         return logits
 
     @staticmethod
@@ -145,24 +141,19 @@ def _gradients(
         if d_x is not None:
             rows_of = layout.read_each(weight, of, x.dtype)
             d_x.index_add_(0, own, torch.bmm(d.unsqueeze(1), rows_of).squeeze(1))
-    multiply = product if layout.is_in_place else _product
     for block in blocks:
-        own, each = rows[block.pairs], d_logits[block.pairs].split(block.counts)
+        own, d = rows[block.pairs], d_logits[block.pairs]
         members = x.index_select(0, own)
         if d_weight is not None:
-            layout.write_products(d_weight, block.groups, zip(each, members.split(block.counts), strict=True))
+            layout.write_products(d_weight, block, d, members)
         if d_x is not None:
             # The features make way for their gradients.
             tables = layout.read(weight, block.groups, x.dtype)
-            for d, table, out in zip(each, tables, members.split(block.counts), strict=True):
-                multiply(d, table, out)
+            parts = zip(d.split(block.counts), tables, members.split(block.counts), strict=True)
+            for each, table, out in parts:
+                product(each, table, out, not layout.is_in_place)
             d_x.index_add_(0, own, members)
     return d_x, d_weight
-
-
-def _product(x: Tensor, rows: Tensor, out: Tensor) -> None:
-    """x @ rows. Shape: (m, L), (L, d), written to (m, d)."""
-    torch.mm(x, rows, out=out)
 
 
 def _zero_others(grad: Tensor, layout: Layout, written: set[int]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from mhe_fairseq.heads.few_rows import transposed_product
+from mhe_fairseq.heads.group_blocks import Block, products_of_groups
 
 
 class Layout:
@@ -78,25 +79,23 @@ class Layout:
             logits = logits.index_select(-1, self._tokens.flatten())
         return logits.unflatten(-1, (self.groups, self.length))
 
-    def write_products(self, grad: Tensor, groups: list[int], pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Write left (m, L)^T @ right (m, d) of each group, rising, where ``read`` reads from."""
+    def write_products(self, grad: Tensor, block: Block, left: Tensor, right: Tensor) -> None:
+        """Write left^T @ right of the pairs of each group where ``read`` reads from.
+
+        Shape: of all pairs of the block (m, L), (m, d).
+        """
         if self._tokens is None:
-            for group, (left, right) in zip(groups, pairs, strict=True):
+            parts = zip(block.groups, left.split(block.counts), right.split(block.counts), strict=True)
+            for group, each, other in parts:
                 if grad.dtype == left.dtype:
-                    transposed_product(left, right, out=grad[group])
+                    transposed_product(each, other, out=grad[group])
                 else:
-                    grad[group].copy_(left.T @ right)
+                    grad[group].copy_(each.T @ other)
             return
-        products: Tensor | None = None
-        for place, (left, right) in enumerate(pairs):
-            if products is None:
-                products = left.new_empty(len(groups) * self.length, right.size(1))
-            torch.mm(left.T, right, out=products[place * self.length : (place + 1) * self.length])
-        if products is None:
-            return
-        tokens = _of_groups(self._tokens, groups)
-        if any(self._starts[group + 1] - self._starts[group] < self.length for group in groups):
-            real = _of_groups(self._is_token, groups).nonzero().squeeze(1)
+        products = products_of_groups(left, right, block.counts)
+        tokens = _of_groups(self._tokens, block.groups)
+        if any(self._starts[group + 1] - self._starts[group] < self.length for group in block.groups):
+            real = _of_groups(self._is_token, block.groups).nonzero().squeeze(1)
             tokens, products = tokens.index_select(0, real), products.index_select(0, real)
         grad.index_copy_(0, tokens, products.to(grad.dtype))
 

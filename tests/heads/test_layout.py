@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mhe_fairseq.heads.group_blocks import Block
 from mhe_fairseq.heads.layout import Layout
 
 #: Of three groups of two slots, tokens of a dictionary of five, and a hole.
@@ -39,9 +40,9 @@ def test_what_is_written_is_at_tokens_alone(
     weight: torch.Tensor, groups: list[int], dtype: torch.dtype
 ) -> None:
     layout, before = Layout(3, 2, SLOTS), weight.clone()
-    left = [torch.tensor([[1.0, 2.0]], dtype=dtype) for _ in groups]
-    right = [torch.tensor([[10.0 * group, 1.0]], dtype=dtype) for group in groups]
-    layout.write_products(weight, groups, zip(left, right, strict=True))
+    left = torch.tensor([[1.0, 2.0] for _ in groups], dtype=dtype)
+    right = torch.tensor([[10.0 * group, 1.0] for group in groups], dtype=dtype)
+    layout.write_products(weight, Block(groups, slice(0, len(groups)), [1] * len(groups)), left, right)
     for group, tokens in enumerate(SLOTS.view(3, 2).tolist()):
         for digit, token in enumerate(tokens):
             if token >= 0:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mhe_fairseq.heads.base import to_list
+from mhe_fairseq.heads.group_blocks import products_of_groups
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,13 @@ class GroupRows:
 
         Shape: (V, d), and of all pairs of the chunk (m, n), (m, d).
         """
-        pairs = zip(left.split(chunk.counts), right.split(chunk.counts), strict=True)
         tokens = self._gathered(chunk)
         if tokens is None:
+            pairs = zip(left.split(chunk.counts), right.split(chunk.counts), strict=True)
             for rows, (each, other) in zip(self._in_place(table, chunk), pairs, strict=True):
                 add_product(rows, each.T, other)
             return
-        products = left.new_empty(len(tokens), right.size(1))
-        for product, (each, other) in zip(products.split(chunk.size), pairs, strict=True):
-            torch.mm(each.T, other, out=product)
+        products = products_of_groups(left, right, chunk.counts)
         table.index_add_(0, tokens, products.to(table.dtype))
 
     def scale_(self, logits: Tensor, factors: Tensor, chunk: Chunk) -> None:
