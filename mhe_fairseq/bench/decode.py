@@ -1,4 +1,5 @@
-"""Beam search with every head on one transformer, against the softmax, and against no output layer at all.
+"""Beam search with every head on one transformer, against the softmax in fairseq's own search, and against no
+output layer at all.
 
 Imports fairseq, unlike the rest of this package.
 """
@@ -13,12 +14,21 @@ from typing import Any
 import torch
 from fairseq.data import Dictionary, LanguagePairDataset
 from fairseq.models import ARCH_CONFIG_REGISTRY
+from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
 from mhe_fairseq.bench.timing import Samples, clock_of, interleave
 from mhe_fairseq.coding import Codebook, plan_lengths
 from mhe_fairseq.errors import MHEError
-from mhe_fairseq.heads import Candidates, CascadeHead, HeadLoss, OutputHead, ProductHead, SoftmaxHead
+from mhe_fairseq.heads import (
+    Candidates,
+    CascadeHead,
+    HeadLoss,
+    OutputHead,
+    ProductHead,
+    SamplingHead,
+    SoftmaxHead,
+)
 from mhe_fairseq.models import MHETransformerModel
 from mhe_fairseq.search.compact import CompactEnsemble
 from mhe_fairseq.tasks.mhe_translation import MHETranslationConfig, MHETranslationTask
@@ -29,6 +39,7 @@ HEADS = {
     "product": "product",
     "mixture": "mixture of 8",
     "cascade": "cascade",
+    "sampling": "sampling",
     "none": "no output layer",
 }
 
@@ -121,7 +132,9 @@ class DecodeStep:
         options = Namespace(
             beam=settings.beam, min_len=settings.length, max_len_a=0, max_len_b=settings.length
         )
-        self.generator = task.build_generator([model], options)
+        # A sampling head is a softmax as well, and shows what the compact search makes of one.
+        stock = SequenceGenerator if type(head) is SoftmaxHead else None
+        self.generator = task.build_generator([model], options, seq_gen_cls=stock)
         self.batches = make_batches(task, settings)
         self.tokens = 0
 
@@ -254,6 +267,8 @@ def make_head(name: str, dim: int, codebook: Codebook, prototypes: int = 1) -> O
         return ProductHead(dim, codebook, mixtures=8)
     if name == "cascade":
         return CascadeHead(dim, codebook, group_prototypes=prototypes)
+    if name == "sampling":
+        return SamplingHead(dim, codebook)
     if name == "none":
         return NoHead(dim, codebook)
     raise MHEError(f"there is no head {name!r} to measure; there are {', '.join(HEADS)}")

@@ -15,7 +15,9 @@ from mhe_fairseq.heads.base import HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.labels import Labels, padded_labels
 from mhe_fairseq.heads.margin import Margin, unit
 from mhe_fairseq.heads.pieces import loss_in_pieces
+from mhe_fairseq.heads.reading import Reading
 from mhe_fairseq.heads.rows.tied import OutputTable
+from mhe_fairseq.heads.wide_best import SoftmaxReading
 from mhe_fairseq.heads.wide_product import wide_linear
 
 #: In the state dict of a head whose scores are cosines: their scale.
@@ -65,7 +67,7 @@ class SoftmaxHead(OutputHead):
     def forward(
         self, features: Tensor, target: Tensor, smoothing: bool = True, accuracy: bool = False
     ) -> HeadLoss:
-        features, weight = self._scored(features)
+        features, weight = self.scored(features)
         loss = _nll if self.margin is None or not self.training else partial(_margin_nll, self.margin)
         if 0 < self.chunk < features.size(0):
             nll = loss_in_pieces(loss, self.chunk, features, weight, target)
@@ -84,13 +86,26 @@ class SoftmaxHead(OutputHead):
         return HeadLoss(nll, smooth, stats)
 
     def log_probs(self, features: Tensor) -> Tensor:
-        return F.log_softmax(wide_linear(*self._scored(features)), dim=-1)
+        return F.log_softmax(wide_linear(*self.scored(features)), dim=-1)
 
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         self._check_k(k)
-        logits = wide_linear(*self._scored(features))
-        best, tokens = logits.topk(k, dim=-1)
-        return best - logits.logsumexp(dim=-1, keepdim=True), tokens
+        if torch.is_grad_enabled() or not self._is_on_cpu:
+            logits = wide_linear(*self.scored(features))
+            best, tokens = logits.topk(k, dim=-1)
+            return best - logits.logsumexp(dim=-1, keepdim=True), tokens
+        return SoftmaxReading(self, features).topk(k)
+
+    def read(self, features: Tensor) -> Reading:
+        return SoftmaxReading(self, features)
+
+    def why_wide(self, beam: int) -> str | None:
+        # All V logits are needed, but fairseq's search goes through them ten times, and this through few.
+        return None if self._is_on_cpu else super().why_wide(beam)
+
+    @property
+    def _is_on_cpu(self) -> bool:
+        return self.codebook_slots.device.type == "cpu"
 
     def label_loss(self, features: Tensor, labels: Labels) -> Tensor:
         """One against all, the usual dense layer of multi-label classification: binary cross-entropy of
@@ -118,7 +133,7 @@ class SoftmaxHead(OutputHead):
                 "with margin=None"
             )
 
-    def _scored(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def scored(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features and rows whose products are the scores. Shape: (N, d) -> (N, d), (V, d)."""
         weight = self.table.weight
         if self.margin is None:

@@ -14,14 +14,15 @@ text, too, and of no more lines of each language than the pair has, so that it i
 ``--pairs`` take less of the training text.
 
 V of ``--pieces V`` is the size of the dictionary, including fairseq's four symbols; what a task adds to it
-comes on top.
+comes on top. With ``--mask`` the dictionary has ``<mask>`` itself: fairseq's BART gives up the row that
+denoising added when it is fine-tuned, its ``transformer`` has to have as many rows before and after.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -98,8 +99,13 @@ def prepare(
     out: Path,
     workers: int,
     part: Part | None = None,
+    symbols: Sequence[str] = (),
 ) -> None:
-    """Check, make pieces of the languages' text, split everything into them, count."""
+    """Check, make pieces of the languages' text, split everything into them, count.
+
+    Args:
+        symbols: that the dictionary ends with.
+    """
     part = part or Part()
     if workers < 1:
         raise PrepareError(f"--workers must be at least 1, got {workers}")
@@ -111,6 +117,7 @@ def prepare(
         raise PrepareError(f"--src and --tgt are both {src}; two sides were expected")
     found = {"mono": check_mono(mono, langs), "pair": check_pair(pair, src, tgt)}
     settings = {"pieces": size, "langs": langs, "src": src, "tgt": tgt, "part": asdict(part), **found}
+    settings |= {"symbols": list(symbols)} if symbols else {}
     keep_settings(out / "prepared.json", settings)
     text = {name: out / "text" / name for name in found["mono"]}
     for name, path in text.items():
@@ -135,7 +142,7 @@ def prepare(
     counted = [out / "mono" / f"train.{lang}" for lang in langs]
     if part.joint:
         counted += [out / "pair" / f"train.{side}" for side in (src, tgt)]
-    step(out / "dict.txt", lambda: dictionary(entries(counted, model), []))
+    step(out / "dict.txt", lambda: dictionary(entries(counted, model), symbols))
 
 
 def _no_longer(training: list[Path], than: Path) -> list[Path]:
@@ -179,6 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--joint", action="store_true", help="make the pieces of the pair's training text, too"
     )
+    parser.add_argument("--mask", action="store_true", help="the dictionary has <mask>")
     add_workers(parser)
     args = parser.parse_args(argv)
     langs = args.langs.split(",")
@@ -195,6 +203,7 @@ def main(argv: list[str] | None = None) -> int:
             args.out,
             args.workers,
             Part(args.lines, args.pairs, args.joint),
+            ["<mask>"] if args.mask else [],
         ),
     )
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Pretrain a small BART by denoising, fine-tune it to translate, and compare with no pretraining.
+"""Pretrain a small model by denoising, fine-tune it to translate, and compare with no pretraining.
 
     python scripts/study/denoising.py --text CORPUS/mono-en:txt --source CORPUS/debian-en-de --out denoising
 
 The pretraining reads text of one language; the fine-tuning has few pairs, the first ``--pairs``. All of it
 has one dictionary: pieces of the pairs and of as many lines of the text. A study,
 ``examples/pretraining/denoising.toml``, has the body, the optimiser, the search and the variants: fairseq's
-BART, and one with a cascade. Each is fine-tuned, with every seed, from its own pretraining and from nothing.
+softmax, and a cascade. Each is fine-tuned, with every seed, from its own pretraining and from nothing.
 In each training the learning rate rises for a tenth of the updates and then falls to nothing.
 
 ``--out``/record.json has what is shown on the page of results. What is done is not done again.
@@ -69,7 +69,8 @@ def prepare(args: argparse.Namespace, study: Study, where: Where) -> list[Step]:
     src, tgt = study.languages
     dictionary = where.text / "dict.txt"
     words = ["python", "scripts/data/prepare_denoising.py", "--mono", str(where.mono)]
-    words += ["--langs", where.ending, "--source", str(args.source), "--src", src, "--tgt", tgt, "--joint"]
+    words += ["--langs", where.ending, "--source", str(args.source), "--src", src, "--tgt", tgt]
+    words += ["--joint", "--mask"]
     words += ["--pieces", str(study.vocab_size), "--lines", str(args.lines), "--pairs", str(args.pairs)]
     steps = [Step("prepare", [*words, "--workers", "1", "--out", str(where.text)], dictionary)]
     # The sides of the pairs are here for the codebook: both languages have to be in it.
@@ -93,8 +94,8 @@ def prepare(args: argparse.Namespace, study: Study, where: Where) -> list[Step]:
     for variant in study.variants.values():
         if variant.assign:
             codes = where.codes(variant)
-            words = ["mhe", "assign", "--data", str(where.binarised), "--add-symbol", "<mask>"]
-            words += [*shlex.split(variant.assign), "-o", str(codes)]
+            words = ["mhe", "assign", "--data", str(where.binarised), *shlex.split(variant.assign)]
+            words += ["-o", str(codes)]
             step = Step(f"assign-{codes.name}", words, codes, codes.with_suffix(".log"))
             steps += [] if step in steps else [step]
     return steps
@@ -177,7 +178,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             tuned[variant.name, pretrained is not None] = steps
     references = list(read_lines(find_source(args.source, "test", study.languages[1])))
     return comparison.record(
-        about="A BART pretrained by denoising and fine-tuned to translate: the softmax and a cascade",
+        about="Models pretrained by denoising and fine-tuned to translate: the softmax and a cascade",
         data=f"text: {args.lines or 'all'} paragraphs; {args.pairs or 'all'} pairs "
         f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, of both",
         setup=f"{from_root(args.study)}; {args.pretrain_updates:,} updates of denoising, {study.updates:,} "

@@ -99,9 +99,6 @@ def test_constraints_without_their_search_are_refused_as_ever() -> None:
 @pytest.mark.parametrize(
     ("heads", "reason"),
     [
-        (["softmax"], "SoftmaxHead scores the whole vocabulary"),
-        (["sampling"], "SamplingHead scores the whole vocabulary"),
-        (["product 2", "softmax"], "SoftmaxHead scores the whole vocabulary"),
         (["stock"], "TransformerModel has no head that finds the best tokens by itself"),
         (["cascade 2", "stock"], "TransformerModel has no head that finds the best tokens by itself"),
     ],

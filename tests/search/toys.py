@@ -25,9 +25,10 @@ from mhe_fairseq.search import CompactGenerator
 
 DIM = 16
 PAD, EOS, UNK = 1, 2, 3
-#: Heads that are searched compactly, by a name that tells the number of digits.
+#: Heads that are searched compactly, by a name that tells the number of digits, if it matters.
 COMPACT = ("product 1", "product 2", "product 3", "mixture 2", "mixture 3", "cascade 2", "cascade 3",
-           "tied 2", "tied 3", "bottleneck 2", "bottleneck 3", "prototypes 2", "prototypes 3")  # fmt: skip
+           "tied 2", "tied 3", "bottleneck 2", "bottleneck 3", "prototypes 2", "prototypes 3",
+           "softmax", "sampling")  # fmt: skip
 
 Hypotheses = list[list[dict[str, Tensor]]]
 
@@ -37,7 +38,7 @@ class Toy:
     """What a random model is made from.
 
     Attributes:
-        head: one of ``COMPACT``, "softmax" or "sampling".
+        head: one of ``COMPACT``.
         vocab: V.
         seed: of the weights and of the codebook, which has holes in random places.
         peak: deviation of the logits.

@@ -89,5 +89,4 @@ def test_the_same_lines_come_out(language_models: dict[str, Path], lm_data: Path
     # What was given is what they begin with.
     found = [line.split("\t")[2] for line in ours[-1] if line.startswith("H-")]
     assert all(line.startswith(given) for line, given in zip(found, text.splitlines(), strict=True))
-    assert said.count("mhe: compact search") == 4
-    assert said.count("mhe: V-wide search: SamplingHead scores the whole vocabulary") == 1
+    assert said.count("mhe: compact search") == 5 and "mhe: V-wide" not in said

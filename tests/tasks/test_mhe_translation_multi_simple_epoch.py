@@ -49,8 +49,7 @@ def test_the_same_lines_come_out(many_models: dict[str, Path], many_data: Path, 
     counts = [sum(line.startswith("H-") for line in output) for output in ours]
     many, few = TOY_SIZES["test"], FEW["test"]
     assert counts == [2 * many, many, few, few, few, many, 3]
-    assert said.count("mhe: compact search") == 5
-    assert said.count("mhe: V-wide search: SamplingHead scores the whole vocabulary") == 1
+    assert said.count("mhe: compact search") == 6 and "mhe: V-wide" not in said
     # What a hypothesis was made to begin with is no part of it.
     assert not any("\t__cc__" in line for line in ours[-1] if line.startswith(("H-", "D-")))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mhe_fairseq.heads.base import HeadLoss, wide
+from mhe_fairseq.heads.base import HeadLoss, OutputHead, wide
 from mhe_fairseq.heads.sampling.head import SamplingHead
 from mhe_fairseq.heads.sharded.level import ShardedLevel
 from mhe_fairseq.heads.sharded.shards import normal_blocks
@@ -31,6 +31,8 @@ class ShardedSamplingHead(ShardedHead, SamplingHead):
     """
 
     table: ShardedLevel  # type: ignore[assignment]
+    # A search asks in some ranks more often than in others.
+    why_wide, read = OutputHead.why_wide, OutputHead.read
     sharded_name = "table.table"
     whole_name = "table.linear.weight"
 

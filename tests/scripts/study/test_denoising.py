@@ -27,7 +27,7 @@ generate = "--beam 1 --max-len-a 0 --max-len-b 5 --max-tokens 1000"
 [variants.softmax]
 train = "--arch bart_base --criterion label_smoothed_cross_entropy"
 [variants.cascade]
-train = "--arch mhe_bart_base --criterion mhe_cross_entropy --mhe-head cascade --mhe-codebook {codes}"
+train = "--arch mhe_transformer --criterion mhe_cross_entropy --mhe-head cascade --mhe-codebook {codes}"
 assign = "--by cluster"
 """
 
@@ -50,6 +50,8 @@ def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
     assert rows[0]["bits"] != rows[2]["bits"] and rows[1]["bits"] != rows[3]["bits"]
     assert all(0 <= float(row["p_gain"]) <= 1 for row in rows[2:])
     assert [row["p_model"] is None for row in rows] == [True, False, True, False]
+    # The mask is of the dictionary: a transformer has as many rows in the fine-tuning.
+    assert "<mask> 0\n" in (out / "data-bin" / "dict.de.txt").read_text()
     assert len((out / "prepared" / "mono" / "train.en").read_text().splitlines()) == 150
     assert len((out / "prepared" / "pair" / "train.de").read_text().splitlines()) == 90
     trained = [line for line in record["commands"] if line.startswith("fairseq-train")]
