@@ -27,7 +27,7 @@ def test_the_whole_run(tmp_path: Path) -> None:
     assert [(row["vocab_size"], row["head"]) for row in answer["heads"]] == [
         (vocab, head) for vocab in (128, 256) for head in HEADS
     ]
-    for rows in (answer["heads"][:5], answer["heads"][5:]):
+    for rows in (answer["heads"][:6], answer["heads"][6:]):
         seconds = {row["head"]: sum(row["seconds"]) / 2 for row in rows}
         for row in rows:
             # 6 sentences of 4 tokens and EOS; two rounds, whose median is their mean.
@@ -83,7 +83,7 @@ def test_nothing_of_a_search_is_left_on_the_cpu(capsys: pytest.CaptureFixture[st
         (["--group-prototypes", "65"], "--group-prototypes must be 1..64, got 65"),
         (["--layers", "-1"], "--layers must be at least 1, got -1"),
         (["--dim", "100"], "--dim 100 is not a multiple of 64"),
-        (["--heads", "product,sampling"], "no head 'sampling' to measure; there are softmax, product"),
+        (["--heads", "product,tree"], "no head 'tree' to measure; there are softmax, product"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--json", "no/such/folder/x"], "there is no directory no/such/folder"),
     ],

@@ -126,7 +126,7 @@ def test_commands(
     assert sum(line.startswith("H-") for line in outputs[10]) == 5 * TOY_SIZES["test"]
     size = len(read_dictionary(many_data / "dict.aa.txt")) + 3
     told_text, told_file = (f"of {size} tokens {len(kept) + 1} are searched, those" for kept in (words, half))
-    assert log.count(f"mhe: compact search; {told_text} of the training text in cc") == 3
+    assert log.count(f"mhe: compact search; {told_text} of the training text in cc") == 4
     assert log.count(f"mhe: compact search; {told_file} in {file}") == 3
 
 

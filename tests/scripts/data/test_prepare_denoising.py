@@ -47,6 +47,10 @@ def test_one_dictionary_for_all_text(pair: Path, tmp_path: Path, capsys: pytest.
     assert run(pair, mono, out) == 0
     assert (out / "dict.txt").stat().st_mtime_ns == before
     assert "already there" in capsys.readouterr().out
+    # One more symbol, and what makes the size a multiple of 8.
+    assert run(pair, mono, tmp_path / "masked", "src,tgt", "--mask") == 0
+    more = [line.split() for line in (tmp_path / "masked" / "dict.txt").read_text().splitlines()]
+    assert more[:61] == [*words, ["<mask>", "0"]] and len(more) == 68
 
 
 def test_a_part_of_the_text_and_pieces_of_both(pair: Path, tmp_path: Path) -> None:
