@@ -60,8 +60,8 @@ class SoftmaxReading(Reading):
 
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
         """``OutputHead.topk``."""
-        nothing = torch.zeros(0, dtype=torch.long, device=self.features.device)
-        return self.candidates(k, nothing)[:2]
+        found = self.candidates(k, self._nothing)
+        return found.scores, found.tokens
 
     @torch.no_grad()
     def log_prob_of(self, tokens: Tensor) -> Tensor:
@@ -72,8 +72,11 @@ class SoftmaxReading(Reading):
     @cached_property
     def log_z(self) -> Tensor:
         """(N, 1)."""
-        nothing = torch.zeros(0, dtype=torch.long, device=self.features.device)
-        return self._in_pieces(1, nothing)[3]
+        return self._in_pieces(1, self._nothing)[3]
+
+    @property
+    def _nothing(self) -> Tensor:
+        return torch.zeros(0, dtype=torch.long, device=self.features.device)
 
     @cached_property
     def _scored(self) -> tuple[Tensor, Tensor]:
