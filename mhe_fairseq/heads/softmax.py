@@ -100,7 +100,7 @@ class SoftmaxHead(OutputHead):
         return SoftmaxReading(self, features)
 
     def why_wide(self, beam: int) -> str | None:
-        # All V logits are needed, but fairseq's search goes through them ten times, and this through few.
+        # All V logits are needed all the same, but they are gone through less often than in fairseq's search.
         return None if self._is_on_cpu else super().why_wide(beam)
 
     @property
