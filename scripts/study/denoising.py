@@ -6,7 +6,7 @@
 The pretraining reads text of one language; the fine-tuning has few pairs, the first ``--pairs``. All of it
 has one dictionary: pieces of the pairs and of as many lines of the text. A study,
 ``examples/pretraining/denoising.toml``, has the body, the optimiser, the search and the variants: fairseq's
-softmax, and a cascade. Each is fine-tuned, with every seed, from its own pretraining and from nothing.
+softmax, a cascade and a sampling head. Each is fine-tuned, with every seed, from its own pretraining and from nothing.
 In each training the learning rate rises for a tenth of the updates and then falls to nothing.
 
 ``--out``/record.json has what is shown on the page of results. What is done is not done again.
@@ -178,7 +178,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             tuned[variant.name, pretrained is not None] = steps
     references = list(read_lines(find_source(args.source, "test", study.languages[1])))
     return comparison.record(
-        about="Models pretrained by denoising and fine-tuned to translate: the softmax and a cascade",
+        about="Models pretrained by denoising and fine-tuned to translate: the softmax and other heads",
         data=f"text: {args.lines or 'all'} paragraphs; {args.pairs or 'all'} pairs "
         f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, of both",
         setup=f"{from_root(args.study)}; {args.pretrain_updates:,} updates of denoising, {study.updates:,} "

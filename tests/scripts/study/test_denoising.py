@@ -63,7 +63,7 @@ def test_a_record_from_text(source: Path, tmp_path: Path) -> None:
 
 def test_the_study_of_the_repository_is_one() -> None:
     study = read_study(REPO / "examples" / "pretraining" / "denoising.toml")
-    assert list(study.variants) == ["softmax", "cascade"]
+    assert list(study.variants) == ["softmax", "cascade", "sampling"]
 
 
 def test_bad_input_is_one_sentence(source: Path, tmp_path: Path) -> None:
