@@ -15,7 +15,7 @@ from mhe_fairseq.heads.rows.input_rows import with_rows_of_state
 from mhe_fairseq.models.export import EXPORTABLE
 from mhe_fairseq.models.families import DICTIONARY, FAMILIES, Family
 from mhe_fairseq.models.roberta import BIAS_WIDTH
-from mhe_fairseq.models.shared_tables import same, with_embedding
+from mhe_fairseq.models.shared_tables import with_embedding
 from mhe_fairseq.models.source_embedding import apart
 from mhe_fairseq.models.stock_options import PREFIX
 
@@ -118,7 +118,8 @@ def output_layer(kind: Kind, weights: Mapping[str, Tensor], name: str) -> Output
     embedding = weights.get(family.embedding)
     if kind.head is None:
         table = weights.get(family.projection)
-        tied = None not in (embedding, table) and same(embedding, table)
+        # Of a model that was built, tied tables are one tensor. Two with the same numbers are two.
+        tied = embedding is not None and table is not None and embedding.data_ptr() == table.data_ptr()
     else:
         tied = family.table not in weights
         table = embedding if tied else weights[family.table]

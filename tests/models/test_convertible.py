@@ -80,6 +80,12 @@ def test_the_output_layer_is_taken_off(tied: bool) -> None:
     assert sorted(layer.body) == ["decoder.embed_tokens.weight", "decoder.layers.0.fc1.weight"]
 
 
+def test_two_tables_of_the_same_numbers_are_not_tied() -> None:
+    weights = transformer_weights(tied=True)
+    weights["decoder.output_projection.weight"] = weights["decoder.embed_tokens.weight"].clone()
+    assert not output_layer(kind_of(config("transformer"), "it", "cascade"), weights, "it").tied
+
+
 def test_what_the_encoder_reads_stays_a_map_of_what_the_decoder_reads() -> None:
     """Where the two go on to share a table; else it becomes the encoder's own."""
     rows, change, marks = torch.randn(6, 4), torch.randn(4, 4), torch.randn(2, 4)
