@@ -6,8 +6,8 @@
 The pretraining reads text of one language; the fine-tuning has few pairs, the first ``--pairs``. All of it
 has one dictionary: pieces of the pairs and of as many lines of the text. A study,
 ``examples/pretraining/denoising.toml``, has the body, the optimiser, the search and the variants: fairseq's
-softmax, a cascade and a sampling head. Each is fine-tuned, with every seed, from its own pretraining and from nothing.
-In each training the learning rate rises for a tenth of the updates and then falls to nothing.
+softmax, a cascade and a sampling head. Each is fine-tuned, with every seed, from its own pretraining and from
+nothing. In each training the learning rate rises for a tenth of the updates and then falls to nothing.
 
 ``--out``/record.json has what is shown on the page of results. What is done is not done again.
 """
