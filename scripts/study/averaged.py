@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from scripts.common.commands import Step
+from scripts.common.seeds import spread
 from scripts.study.study import Folders, generate_step
 from scripts.study.study_config import Study, Variant
-from scripts.study.trained_on import validation_step
+from scripts.study.trained_on import validated_bits, validation_step
+from scripts.study.translations import against, read_translations, score
 
 #: Checkpoints that are averaged.
 AVERAGED = 4
@@ -54,3 +59,26 @@ def scored_steps(study: Study, where: Folders, step: Step, folder: Path) -> list
         validation_step("valid", where.data, averaged, folder),
         generate_step(study, where, folder, averaged, "test", step),
     ]
+
+
+def scored_rows(folders: Mapping[Any, list[Path]], references: list[str]) -> list[dict[str, Any]]:
+    """What a record says of the seeds of each model that ``scored_steps`` scored: bits, BLEU, lengths.
+
+    Args:
+        folders: of the seeds, by model; the first is what others are compared with.
+        references: lines of the test set.
+    """
+    lines = [
+        [read_translations(each / "test.txt", len(references)) for each in of] for of in folders.values()
+    ]
+    base, rows = [score(each, references) for each in lines[0]], []
+    for of, own in zip(folders.values(), lines, strict=True):
+        beside, scores = against(own, None if own is lines[0] else lines[0], references)
+        rows.append(
+            {
+                "bits": spread([validated_bits(each / "valid.log") for each in of]),
+                **beside,
+                "length": fmean(each.length / of.length for each, of in zip(scores, base, strict=True)),
+            }
+        )
+    return rows

@@ -20,15 +20,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from scripts.common.commands import Step, from_root  # noqa: E402
-from scripts.common.seeds import spread  # noqa: E402
-from scripts.study.averaged import AVERAGED, begun, exactly, link_checkpoints, scored_steps  # noqa: E402
+from scripts.study.averaged import AVERAGED, begun, exactly, link_checkpoints, scored_rows, scored_steps  # noqa: E402
 from scripts.study.comparison import Comparison, make_parser, run_study  # noqa: E402
 from scripts.study.study import (  # noqa: E402
     Folders,
@@ -38,8 +36,8 @@ from scripts.study.study import (  # noqa: E402
     train_step,
 )
 from scripts.study.study_config import Study, StudyError, Variant  # noqa: E402
-from scripts.study.trained_on import validated_bits, with_flags  # noqa: E402
-from scripts.study.translations import BESIDE, against, read_translations, score  # noqa: E402
+from scripts.study.trained_on import with_flags  # noqa: E402
+from scripts.study.translations import BESIDE  # noqa: E402
 
 #: Checkpoints that a training saves.
 SAVED = 40
@@ -137,22 +135,10 @@ def made_rows(
     folders: dict[tuple[str, float | None], list[Path]], references: list[str]
 ) -> list[dict[str, Any]]:
     """Of the record; the first is what others are compared with."""
-    lines = [
-        [read_translations(each / "test.txt", len(references)) for each in of] for of in folders.values()
+    rows = scored_rows(folders, references)
+    return [
+        {"model": model, "share": share, **row} for (model, share), row in zip(folders, rows, strict=True)
     ]
-    base, rows = [score(each, references) for each in lines[0]], []
-    for (model, share), own in zip(folders, lines, strict=True):
-        beside, scores = against(own, None if share is None else lines[0], references)
-        rows.append(
-            {
-                "model": model,
-                "share": share,
-                "bits": spread([validated_bits(each / "valid.log") for each in folders[model, share]]),
-                **beside,
-                "length": fmean(each.length / of.length for each, of in zip(scores, base, strict=True)),
-            }
-        )
-    return rows
 
 
 def shares(text: str) -> list[float]:

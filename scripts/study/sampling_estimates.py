@@ -72,6 +72,32 @@ def second_order(given: Drawn) -> Estimate:
     return value.detach(), shares
 
 
+def second_order_by_pairs(
+    share: Tensor, log_weight: Tensor, rows: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """``second_order`` where drawn groups are listed: what it adds to log Z_hat, and its shares.
+
+    Args:
+        share: (R,) of pairs of a row and a group: Z_g / pi_g of Z_hat.
+        log_weight: (R,) log 1 / pi_g; 0 where the group is always in.
+        rows: (R,) of the pairs.
+        count: N.
+
+    Shape: -> (N,), (R,).
+    """
+
+    def by_row(each: Tensor) -> Tensor:
+        return each.new_zeros(count).index_add_(0, rows, each)
+
+    chance = 1 - (-log_weight).exp()
+    drawn = by_row((chance > 0).to(share.dtype))
+    unbiased = drawn / (drawn - 1).clamp(min=1)
+    off = share - (by_row(chance * share) / by_row(chance).clamp(min=1e-9))[rows]
+    # Half the variance's derivative by a share: the mean's own adds up to nothing.
+    slope = unbiased[rows] * chance * off
+    return by_row(slope * off) / 2, share * (1 + slope - by_row(slope * share)[rows])
+
+
 def jackknife(given: Drawn) -> Estimate:
     """n log Z_hat - (n - 1) x the mean of log Z_hat without each of the n drawn groups in turn."""
     with torch.enable_grad():

@@ -130,6 +130,7 @@ class SamplingHead(SoftmaxHead):
     tokens_by_group: Tensor
     _first_digits: Tensor
     _share: Tensor
+    _log_weight: Tensor
     _kernel_tables: sampling_kernels.SamplingTables | None
 
     def __init__(
@@ -260,7 +261,7 @@ class SamplingHead(SoftmaxHead):
     def _log_weights(self, plan: Plan, dtype: torch.dtype, inclusion: Tensor | None) -> Tensor:
         """Of every pair of a row and a group. Shape: (R,) of ``dtype``."""
         if inclusion is None:
-            log_weight = self._log_weight.to(plan.groups.device, dtype)[plan.groups]
+            log_weight = self.log_weights(plan.groups.device).to(dtype)[plan.groups]
         else:
             log_weight = -inclusion[plan.rows, plan.groups].log().to(dtype)
         log_weight[plan.home] = 0.0  # the gold group is in every sample
@@ -302,9 +303,12 @@ class SamplingHead(SoftmaxHead):
         """Groups that have tokens."""
         return len(self._sizes)
 
-    @property
-    def log_weights(self) -> Tensor:
-        """What is added to the logits of each group when it was drawn. Shape: -> (groups,) float64."""
+    def log_weights(self, device: torch.device) -> Tensor:
+        """What is added to the logits of each group when it was drawn. They stay where they were asked for
+        last, as in ``drawn_from``. Shape: -> (groups,) float64."""
+        if self._log_weight.device != device:
+            with torch._C._DisableFuncTorch():
+                self._log_weight = self._log_weight.to(device)
         return self._log_weight
 
     def kernel_tables(self, device: torch.device) -> sampling_kernels.SamplingTables:

@@ -56,7 +56,7 @@ def test_a_record_from_text(source: Path, labelled: Path, tmp_path: Path) -> Non
 
 
 def test_bad_input_is_one_sentence(source: Path, labelled: Path, tmp_path: Path) -> None:
-    known = "cascade,cascade-bias,sampling,sampling-bias,sampling-shared"
+    known = "cascade,cascade-bias,sampling,sampling-sampled,sampling-bias,sampling-shared"
     for words, said in (
         (["--heads", "cascade"], f"--heads takes softmax and then different ones of {known}; got cascade"),
         (

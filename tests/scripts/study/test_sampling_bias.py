@@ -56,6 +56,18 @@ def test_estimates_have_less_bias_than_the_plain_one() -> None:
     torch.testing.assert_close(log_z, exact.expand(len(log_z)))
 
 
+def test_second_order_is_the_same_where_drawn_groups_are_listed() -> None:
+    given = drawn_often(100)
+    log_z, shares = estimates.second_order(given)
+    rows, groups = given.drawn.nonzero(as_tuple=True)
+    log_weight = -given.inclusion.log()[rows, groups]
+    share = given.weighted()[rows, groups]
+    added, listed = estimates.second_order_by_pairs(share, log_weight, rows, len(log_z))
+    torch.testing.assert_close(given.log_weighted().logsumexp(1) + added, log_z)
+    torch.testing.assert_close(listed, shares[rows, groups])
+    assert added.min() >= 0 and added.max() > 0.01
+
+
 def test_shares_are_the_gradients_of_the_values() -> None:
     given = drawn_often(100)
     for method in (estimates.plain, estimates.second_order, estimates.jackknife):
