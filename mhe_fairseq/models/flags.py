@@ -65,7 +65,7 @@ FLAGS = {
     "mhe_exact_last": (
         "SHARE",
         "sampling head: the last updates of the training, as a share of --max-update or --max-epoch, have "
-        f"the exact loss of a softmax (default: {DEFAULT_EXACT_LAST:g})",
+        f"the exact loss of a softmax (default: {DEFAULT_EXACT_LAST:g} with --mhe-sampling shared, else 0)",
     ),
     "mhe_exact_after": ("N", "sampling head: all updates after the first N have the exact loss"),
     "mhe_chunk": (

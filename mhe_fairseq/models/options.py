@@ -351,8 +351,9 @@ def _usual_sampling(args: Any, restored: bool, shard: bool) -> str:
 
 
 def _usual_exact_last(sampling: str | None) -> float:
-    """Where none is given. The paper's variants are as in the paper."""
-    return DEFAULT_EXACT_LAST if sampling in DRAWING else 0.0
+    """Where none is given: it takes back what draws at random cost. Predicted ones are biased so little that
+    it gained nothing, and the paper's variants are as in the paper."""
+    return DEFAULT_EXACT_LAST if sampling == "shared" else 0.0
 
 
 def _check_groups_are_drawn(groups: int | None, other: str, word: str | None, drawing: str) -> None:

@@ -45,9 +45,9 @@ HEADS = {
     "softmax": STOCK,
     "cascade": f"{OURS} --mhe-head cascade --mhe-codebook {{codes}}",
     "cascade-bias": f"{OURS} --mhe-head cascade --mhe-codebook {{codes}} --mhe-bias",
-    "sampling": f"{OURS} --mhe-head sampling --mhe-codebook {{codes}}",
-    "sampling-sampled": f"{OURS} --mhe-head sampling --mhe-codebook {{codes}} --mhe-exact-last 0",
-    "sampling-bias": f"{OURS} --mhe-head sampling --mhe-codebook {{codes}} --mhe-bias",
+    "sampling": f"{OURS} --mhe-head sampling --mhe-codebook {{codes}} --mhe-exact-last 0.1",
+    "sampling-sampled": f"{OURS} --mhe-head sampling --mhe-codebook {{codes}}",
+    "sampling-bias": f"{OURS} --mhe-head sampling --mhe-codebook {{codes}} --mhe-exact-last 0.1 --mhe-bias",
     "sampling-shared": f"{OURS} --mhe-head sampling",
 }
 #: Pretrained where --heads says nothing.

@@ -70,10 +70,11 @@ def test_flags_give_the_end_to_the_head() -> None:
 
 @pytest.mark.parametrize("usual", [0.0, 0.2])
 def test_without_flags_it_is_the_usual_one(usual: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written into a checkpoint if it is any; the paper's variants, and what is restored, have none."""
+    """Written into a checkpoint if it is any; other variants, and what is restored, have none."""
     monkeypatch.setattr(options, "DEFAULT_EXACT_LAST", usual)
     assert end_of() == ExactEnd(usual, is_asked=False)
-    assert end_of(mhe_sampling="own") == ExactEnd(0.0, is_asked=False)
+    for other in ("predicted", "own"):
+        assert end_of(mhe_sampling=other) == ExactEnd(0.0, is_asked=False)
     args = Namespace(mhe_head="sampling")
     HeadOptions.resolve(args, SYMBOLS)
     assert args.mhe_exact_last == (usual or None)
