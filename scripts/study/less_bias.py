@@ -48,7 +48,7 @@ STAGES = (0.5, 0.25)
 COLUMNS = [
     {"key": "way", "title": "training"},
     {"key": "bits", "title": "bits a piece, validation", "format": "{:.3f}"},
-    *BESIDE,
+    *({**column, "title": column["title"].replace("the softmax", "the first")} for column in BESIDE),
     {"key": "length", "title": "length, of the first's", "format": "{:.3f}"},
     {"key": "update", "title": "seconds an update", "format": "{:.3f}"},
 ]
