@@ -78,7 +78,7 @@ def scored_rows(folders: Mapping[Any, list[Path]], references: list[str]) -> lis
             {
                 "bits": spread([validated_bits(each / "valid.log") for each in of]),
                 **beside,
-                "length": fmean(each.length / of.length for each, of in zip(scores, base, strict=True)),
+                "length": fmean(each.length / first.length for each, first in zip(scores, base, strict=True)),
             }
         )
     return rows

@@ -89,7 +89,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         rows[-1]["p"] = _chance(after, before, references)
     return comparison.record(
         about="A trained softmax model given other heads by mhe convert, and trained on",
-        data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
+        data=study.data,
         setup=f"variant {study.baseline} of {from_root(args.study)}; p: that chance makes so large a "
         "difference in BLEU to fairseq's softmax (paired bootstrap), none if all translations are the same",
         seeds=str(args.seed),

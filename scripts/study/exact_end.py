@@ -51,6 +51,17 @@ COLUMNS = [
 ]
 
 
+def often_saved(study: Study) -> Study:
+    """With the updates between checkpoints that ``SAVED`` of them need.
+
+    Raises:
+        StudyError: its updates cannot be divided so.
+    """
+    if study.updates % SAVED:
+        raise StudyError(f"--updates must be a multiple of {SAVED}, got {study.updates}")
+    return replace(study, every=study.updates // SAVED)
+
+
 def training(study: Study, where: Folders, variant: Variant, seed: int) -> Step:
     """A training that is saved ``SAVED`` times, and not validated."""
     step = train_step(study, where, variant, seed, study.updates)
@@ -106,10 +117,7 @@ def rows_of(
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Train, average, score; the record."""
     comparison = Comparison(args, "exact-end")
-    study = comparison.study()
-    if study.updates % SAVED:
-        raise StudyError(f"--updates must be a multiple of {SAVED}, got {study.updates}")
-    study = replace(study, every=study.updates // SAVED)
+    study = often_saved(comparison.study())
     softmax, *others = study.chosen(f"{study.baseline},{args.variants}", "--variants")
     where, source = Folders(args.out), str(args.source)
     comparison.run(where.out, prepare_steps(study, args.source, where, [softmax, *others]), source=source)
@@ -121,7 +129,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             folders.setdefault((row.model, row.share), []).append(row.folder)
     return comparison.record(
         about="A sampling head whose last updates are those of the exact softmax",
-        data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
+        data=study.data,
         setup=f"variants {', '.join(each.name for each in [softmax, *others])} of {from_root(args.study)}, "
         f"{study.updates:,} updates; mean of the last {AVERAGED} checkpoints, {study.every} updates apart; "
         "p: that chance makes so large a difference in BLEU to the softmax of the seed (paired bootstrap)",

@@ -222,7 +222,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     begin = "" if args.own else "which those as a softmax begin with a new optimiser; "
     return comparison.record(
         about="Trainings whose rate falls to zero" if args.own else "The end of a training as a softmax",
-        data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
+        data=study.data,
         setup=f"variants {', '.join(each.name for each in [softmax, *others])} of {from_root(args.study)}, "
         f"{study.updates:,} updates; the learning rate falls linearly to zero over the last {args.last:,}; "
         f"{begin}last checkpoints; p: that chance makes so large a difference in BLEU to the softmax of the "

@@ -24,6 +24,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,15 @@ from mhe_fairseq.heads.sampling.head import default_groups  # noqa: E402
 from scripts.common.commands import Step, from_root  # noqa: E402
 from scripts.study.averaged import AVERAGED, scored_rows, scored_steps  # noqa: E402
 from scripts.study.comparison import Comparison, make_parser, run_study  # noqa: E402
-from scripts.study.exact_end import SAVED, training  # noqa: E402
+from scripts.study.exact_end import often_saved, training  # noqa: E402
 from scripts.study.study import Folders, parse_seeds, prepare_steps, reference_lines  # noqa: E402
-from scripts.study.study_config import Study, StudyError, Variant  # noqa: E402
+from scripts.study.study_config import Study, Variant  # noqa: E402
 from scripts.study.time_updates import TimingError, measure  # noqa: E402
 from scripts.study.trained_on import value_of, with_flags  # noqa: E402
 from scripts.study.translations import BESIDE  # noqa: E402
 
-#: Shares of the updates with half the groups and with the usual ones; the rest has twice as many.
-STAGES = (0.5, 0.25)
+#: Of a sample that grows: groups, a multiple of the usual ones, and the share of the updates that has them.
+STAGES = ((0.5, 0.5), (1.0, 0.25), (2.0, 0.25))
 
 COLUMNS = [
     {"key": "way", "title": "training"},
@@ -60,15 +61,19 @@ class Way:
 
     Attributes:
         name: of its row.
-        folder: its checkpoints are below.
-        steps: that train it, one after the other.
-        timed: checkpoints, each made with the updates that a share of the training has.
+        steps: that train it, one after the other, into one folder.
+        timed: a checkpoint of each kind of its updates, a pattern of its name, and the share of the training
+            that has them; none: it is not timed.
     """
 
     name: str
-    folder: Path
     steps: list[Step]
     timed: dict[Path, float]
+
+    @property
+    def folder(self) -> Path:
+        """Its checkpoints are below."""
+        return self.steps[-1].makes.parent.parent
 
 
 def ways(study: Study, where: Folders, sampling: Variant, exact: Variant, seed: int) -> Iterator[Way]:
@@ -77,10 +82,9 @@ def ways(study: Study, where: Folders, sampling: Variant, exact: Variant, seed: 
     def way(name: str, variant: Variant, **flags: str) -> Way:
         step = training(study, where, variant, seed)
         step = replace(step, words=with_flags(step.words, **flags))
-        return Way(name, step.makes.parent.parent, [step], {step.makes: 1.0})
+        return Way(name, [step], {step.makes: 1.0})
 
-    usual = way(f"{sampling.name}, as it is", sampling)
-    yield usual
+    yield way(f"{sampling.name}, as it is", sampling)
     yield growing(study, where, sampling, seed)
     corrected = replace(sampling, name=f"{sampling.name}-second-order")
     made = way("log Z corrected to second order", corrected, user_dir="scripts/study/second_order")
@@ -89,33 +93,29 @@ def ways(study: Study, where: Folders, sampling: Variant, exact: Variant, seed: 
 
 
 def growing(study: Study, where: Folders, sampling: Variant, seed: int) -> Way:
-    """Half the groups, then the usual ones, then twice as many: a training that is continued twice."""
+    """The groups of each of ``STAGES``: a training that is continued with other flags."""
     words = shlex.split(sampling.train)
     told = value_of(words, "--mhe-groups") if "--mhe-groups" in words else None
     usual = int(told or default_groups(Codebook.load(where.codes(sampling))) or 1)
-    counts, ends = (usual // 2, usual, 2 * usual), [round(study.updates * STAGES[0])]
-    ends += [ends[0] + round(study.updates * STAGES[1]), study.updates]
-    steps, timed, begin = [], {}, 0
-    for count, end in zip(counts, ends, strict=True):
+    counts = [int(usual * groups) for groups, _ in STAGES]
+    ends = accumulate(round(study.updates * share) for _, share in STAGES)
+    steps, timed = [], {}
+    for count, end, (_, share) in zip(counts, ends, STAGES, strict=True):
         flags = f"{sampling.train} --mhe-groups {count}"
         step = training(study, where, replace(sampling, name=f"{sampling.name}-growing", train=flags), seed)
         words = with_flags(step.words, max_update=str(end))
         last = end == study.updates
         steps.append(replace(step, words=words, name=step.name if last else f"{step.name}-{count}"))
         # The last one of a command has no number where an epoch ends with it.
-        timed[step.makes.parent / f"*_{end - study.every}.pt"] = (end - begin) / study.updates
-        begin = end
-    folder = step.makes.parent.parent
-    return Way(f"{counts[0]}, {counts[1]} and {counts[2]} groups", folder, steps, timed)
+        timed[step.makes.parent / f"*_{end - study.every}.pt"] = share
+    *first, most = map(str, counts)
+    return Way(f"{', '.join(first)} and {most} groups", steps, timed)
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Train, average, score, time; the record."""
     comparison = Comparison(args, "less-bias")
-    study = comparison.study()
-    if study.updates % SAVED:
-        raise StudyError(f"--updates must be a multiple of {SAVED}, got {study.updates}")
-    study = replace(study, every=study.updates // SAVED)
+    study = often_saved(comparison.study())
     sampling, exact = study.chosen(f"{args.sampling},{args.exact}", "--sampling and --exact")
     where, source = Folders(args.out), str(args.source)
     comparison.run(where.out, prepare_steps(study, args.source, where, [sampling]), source=source)
@@ -131,7 +131,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     rows = scored_rows(folders, reference_lines(study, where))
     return comparison.record(
         about="A sampling head with less bias in its estimate, at equal cost",
-        data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
+        data=study.data,
         setup=f"variants {sampling.name} and {exact.name} of {from_root(args.study)}, {study.updates:,} "
         f"updates; mean of the last {AVERAGED} checkpoints, {study.every} updates apart; p: that chance "
         "makes so large a difference in BLEU to the first of the seed (paired bootstrap); updates timed "

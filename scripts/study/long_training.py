@@ -216,7 +216,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     study = long.study
     return long.comparison.record(
         about="Long trainings of the translation study",
-        data=f"{' to '.join(study.languages)}; {study.vocab_size:,} pieces of sentencepiece, joined",
+        data=study.data,
         setup=f"variants of {from_root(args.study)}, at most {study.updates:,} updates; mean of the last "
         f"{AVERAGED} checkpoints, {args.every:,} updates apart; minutes: updates at their median speed; p: "
         "that chance makes so large a difference in BLEU to the softmax of the seed (paired bootstrap)",

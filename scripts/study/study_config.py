@@ -63,6 +63,11 @@ class Study:
     generate: str
     variants: dict[str, Variant]
 
+    @property
+    def data(self) -> str:
+        """What a record says of them."""
+        return f"{' to '.join(self.languages)}; {self.vocab_size:,} pieces of sentencepiece, joined"
+
     def chosen(self, only: str | None, flag: str = "--only") -> list[Variant]:
         """Those named in a flag, separated by commas; all without it.
 

@@ -130,7 +130,7 @@ class SamplingHead(SoftmaxHead):
     tokens_by_group: Tensor
     _first_digits: Tensor
     _share: Tensor
-    _log_weight: Tensor
+    _kept_log_weight: Tensor
     _kernel_tables: sampling_kernels.SamplingTables | None
 
     def __init__(
@@ -261,7 +261,7 @@ class SamplingHead(SoftmaxHead):
     def _log_weights(self, plan: Plan, dtype: torch.dtype, inclusion: Tensor | None) -> Tensor:
         """Of every pair of a row and a group. Shape: (R,) of ``dtype``."""
         if inclusion is None:
-            log_weight = self.log_weights(plan.groups.device).to(dtype)[plan.groups]
+            log_weight = self.log_weights(plan.groups.device, dtype)[plan.groups]
         else:
             log_weight = -inclusion[plan.rows, plan.groups].log().to(dtype)
         log_weight[plan.home] = 0.0  # the gold group is in every sample
@@ -303,13 +303,14 @@ class SamplingHead(SoftmaxHead):
         """Groups that have tokens."""
         return len(self._sizes)
 
-    def log_weights(self, device: torch.device) -> Tensor:
-        """What is added to the logits of each group when it was drawn. They stay where they were asked for
-        last, as in ``drawn_from``. Shape: -> (groups,) float64."""
-        if self._log_weight.device != device:
+    def log_weights(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """What is added to the logits of each group when it was drawn. Kept as it was asked for last, for the
+        reason of ``drawn_from``. Shape: -> (groups,) of ``dtype``."""
+        kept = self._kept_log_weight
+        if kept.device != device or kept.dtype != dtype:
             with torch._C._DisableFuncTorch():
-                self._log_weight = self._log_weight.to(device)
-        return self._log_weight
+                self._kept_log_weight = kept = self._log_weight.to(device, dtype)
+        return kept
 
     def kernel_tables(self, device: torch.device) -> sampling_kernels.SamplingTables:
         """What kernels read of the codebook, made where it is first asked for."""
@@ -348,6 +349,7 @@ class SamplingHead(SoftmaxHead):
         if self.variant == "shared":
             self.inclusion = inclusion_probabilities(self._share, self.groups)
             self._log_weight = -self.inclusion.log()
+        self._kept_log_weight = self._log_weight
         self._inclusion = self.inclusion.numpy()
         self._sure, self._drawn = np.flatnonzero(self._inclusion == 1), np.flatnonzero(self._inclusion < 1)
         self._kernel_tables = None

@@ -58,7 +58,7 @@ class SamplingTables:
             device,
             LevelTables(groups, length, tokens.to(device), None, None, True),
             slots.to(device),
-            head.log_weights(device).float(),
+            head.log_weights(device, torch.float32),
             torch.zeros(groups, device=device),
             Draw.of(None, [np.arange(groups).reshape(1, -1)], device),
         )

@@ -93,7 +93,7 @@ class ShardedSamplingHead(ShardedHead, SamplingHead):
             mean=smoothing and not is_shared,
             best=accuracy,
         )
-        log_weight = self.log_weights(rows.device).to(scores.log_sum.dtype)[groups]
+        log_weight = self.log_weights(rows.device, scores.log_sum.dtype)[groups]
         log_weight[is_home] = 0.0  # the gold group is in every sample
         log_z = _logsumexp_by_row(scores.log_sum + log_weight, rows, count)
         plain = torch.zeros_like(log_z).index_copy(0, home, scores.picked[is_home])
