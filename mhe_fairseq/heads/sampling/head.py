@@ -349,7 +349,8 @@ class SamplingHead(SoftmaxHead):
         if self.variant == "shared":
             self.inclusion = inclusion_probabilities(self._share, self.groups)
             self._log_weight = -self.inclusion.log()
-        self._kept_log_weight = self._log_weight
+        # As most ask for it: a first step that made it would take more memory than those after it.
+        self._kept_log_weight = self._log_weight.float()
         self._inclusion = self.inclusion.numpy()
         self._sure, self._drawn = np.flatnonzero(self._inclusion == 1), np.flatnonzero(self._inclusion < 1)
         self._kernel_tables = None
