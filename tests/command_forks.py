@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import multiprocessing
 import os
 import select
 import shutil
@@ -159,6 +160,10 @@ def serve(path: str, changed: Callable[[list[str]], list[str]] = list) -> NoRetu
         changed: from a command line, a script and its arguments, to the one that is run.
     """
     forked.import_most(*MORE)
+    # What scripts spawn for themselves would import all of it anew. torch has bound the original, so that the
+    # ranks of a training are spawned as ever.
+    contexts = multiprocessing.get_context
+    multiprocessing.get_context = lambda way=None: contexts("fork" if way == "spawn" else way)  # type: ignore[assignment]
     # Imports fairseq, which only now has been imported without setting logging up.
     from scripts.common import faster_hydra
 
@@ -211,6 +216,11 @@ def _keep(client: socket.socket, changed: Callable[[list[str]], list[str]]) -> N
             os.kill(child, number)
     try:
         client.sendall(str(forked.status(child)).encode())
+        import resource
+
+        use = resource.getrusage(resource.RUSAGE_CHILDREN)
+        with open("/tmp/studies/cmds.log", "a") as f:
+            f.write(f"{use.ru_utime + use.ru_stime:.2f} {' '.join(line)[:300]!r}\n")
     except OSError:
         pass
     os._exit(0)

@@ -22,10 +22,14 @@ BACKEND = ["--distributed-backend", "gloo", "--distributed-no-spawn"]
 #: line a training.
 RUNNER = """
 import json, os, sys
+from pathlib import Path
 import fairseq_cli.train
 import torch._dynamo
 import mhe_fairseq
-from scripts.common import faster_interpreter
+from scripts.common import faster_hydra, faster_interpreter
+kept = Path(sys.argv[1]).with_name("configurations")
+kept.mkdir(exist_ok=True)
+faster_hydra.install(kept)
 if os.environ.get("TRITON_INTERPRET"):
     faster_interpreter.install()
 for training in json.load(open(sys.argv[1])):

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from scripts.common import faster_interpreter, forked
@@ -40,6 +41,13 @@ def main(device: str) -> None:
 def _missing() -> str:
     try:
         forked.import_most()
+        # Imports fairseq, which only now has been imported without setting logging up.
+        from scripts.common import faster_hydra
+
+        kept = Path("configurations")
+        kept.mkdir(exist_ok=True)
+        faster_hydra.install(kept.resolve())
+        forked.freeze()
         if os.environ.get("TRITON_INTERPRET"):
             faster_interpreter.install()
     except Exception as error:  # an old fairseq on a new Python fails in many ways

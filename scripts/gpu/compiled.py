@@ -7,7 +7,9 @@ import subprocess
 import tempfile
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,15 @@ def compile_for(signature: Signature, arch: int) -> Compiled:
         bool(factors & {"bf16", "f16"}),
         time.monotonic() - begin,
     )
+
+
+def get_ready() -> None:
+    """Read and import once what processes that are forked to compile would each read and import anew, in half
+    a second. Nothing is compiled here: the compiler's threads would not be there in a forked process."""
+    for name in ("triton.experimental.gluon", "triton.runtime.cache", "triton.compiler.compiler"):
+        with suppress(ImportError):  # another version has it elsewhere, or not
+            # A digest of the compiler itself, which is part of the name of all that it compiles.
+            getattr(import_module(name), "triton_key", lambda: None)()
 
 
 def warm(signature: Signature, arch: int) -> Any:

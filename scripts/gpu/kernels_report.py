@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from mhe_fairseq.heads.kernels.dispatch import triton_version
 from scripts.gpu.cases import DTYPES, KINDS, MAIN
-from scripts.gpu.compiled import SHARED, Compiled, compile_for, faults
+from scripts.gpu.compiled import SHARED, Compiled, compile_for, faults, get_ready
 from scripts.gpu.forks import cores, in_forks
 from scripts.gpu.record import Signature, everything, representatives
 
@@ -58,6 +58,7 @@ def report(signatures: Sequence[Signature], archs: Sequence[int], jobs: int) -> 
     """Print a line a kernel and GPU; returns what is wrong, a line each."""
     pairs = [(each, arch) for each in signatures for arch in archs]
     wrong = []
+    get_ready()
     for number, result in in_forks([partial(compile_for, *pair) for pair in pairs], jobs):
         signature, arch = pairs[number]
         kernel = f"{signature.head} {signature.name} {signature.dtype}, {signature.settings}, sm_{arch}"

@@ -13,7 +13,7 @@ from functools import partial
 from mhe_fairseq.heads.kernels import tiles
 from scripts.gpu import values
 from scripts.gpu.cases import KINDS, MAIN, Shape
-from scripts.gpu.compiled import warm
+from scripts.gpu.compiled import get_ready, warm
 from scripts.gpu.forks import in_forks
 from scripts.gpu.record import Recorder, Signature
 from scripts.gpu.tile_times import overridden
@@ -78,6 +78,7 @@ def precompile(arch: int, jobs: int, seconds: float, parts: Collection[str]) -> 
                     recorder.case("cascade", Shape(vocab, 512, _TOKENS))
     signatures = list(recorder.found.values())
     recorded = time.monotonic() - begin
+    get_ready()
     works = [partial(_compile, each, arch) for each in signatures]
     failed, done = {}, 0
     for number, result in in_forks(works, jobs, until):

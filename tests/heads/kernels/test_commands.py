@@ -21,7 +21,9 @@ RANKS: dict[str, list[str]] = {
 
 
 @pytest.mark.slow
-def test_the_losses_of_plain_torch(toy_data: Path, tmp_path: Path) -> None:
+def test_the_losses_of_plain_torch(toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The interpreter's environment is another than that of the commands without it, which are forked.
+    monkeypatch.delenv("TRITON_INTERPRET")
     found: dict[str, list[list[float]]] = {}
     for switch in ("1", "0"):
         lines: list[list[list[str]]] = []
@@ -29,8 +31,8 @@ def test_the_losses_of_plain_torch(toy_data: Path, tmp_path: Path) -> None:
             short = ["--max-update", "1", "--no-save", "--max-tokens", "40", "--disable-validation"]
             line = train_line(toy_data, tmp_path / name, *CRITERION, *flags, *short)
             lines.append([line] * (1 if len(lines) < len(HEADS) else 2))
-        interpreted = {"TRITON_INTERPRET": "1"} if switch == "1" else {}
-        ended = run_trainings(lines, tmp_path / switch, env={"MHE_KERNELS": switch, **interpreted})
+        monkeypatch.setenv("MHE_KERNELS", switch)
+        ended = run_trainings(lines, tmp_path / switch, {"TRITON_INTERPRET": "1"} if switch == "1" else None)
         for ranks in ended:
             for code, said in ranks:
                 assert code == 0, said[-3000:]
