@@ -2,7 +2,8 @@
 
 Each call of a function inside a kernel replaces the functions of ``triton.language`` by the interpreter's
 again, although the kernel's launch has replaced them. And each operator checks the shape of its result, which
-is one of a few, and looks the type of its numbers up in a table that it builds for that.
+is one of a few, compares those of its operands size by size, and looks the type of its numbers up in a table
+that it builds for that. One of integers is computed again in 64 bits, for an assertion that is then left out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+_BROADCAST, _OVERFLOW = "broadcast_impl_value", "binary_op_sanitize_overflow_impl"
 _LAUNCHES = {"_patch_lang", "GridExecutor", "InterpretedFunction"}
 
 
@@ -26,6 +28,11 @@ def install() -> None:
     if hasattr(tl.block_type, "once") or not hasattr(interpreter, "_get_np_dtype"):
         return
     _remember_shapes(tl.core)
+    semantic = getattr(getattr(tl, "semantic", None), "TritonSemantic", None)
+    if hasattr(tl.block_type, "once") and hasattr(semantic, _BROADCAST):
+        _remember_broadcasts(tl, semantic)
+    if hasattr(semantic, _OVERFLOW):
+        _look_for_overflow_when_it_is_told(semantic)
     interpreter._get_np_dtype = _remembered_types(tl, interpreter._get_np_dtype)
 
 
@@ -87,6 +94,50 @@ def _remember_shapes(core: Any) -> None:
     if made(new_block, new_tensor) == made(block_init, tensor_init):
         core.block_type.__init__, core.tensor.__init__ = new_block, new_tensor
         core.block_type.once = True
+
+
+def _remember_broadcasts(tl: Any, semantic: Any) -> None:
+    """What two shapes of one rank become. A remembered shape is one object for all types that have it."""
+    original = getattr(semantic, _BROADCAST)
+    # By the two shapes; also in here, so that no other object gets their place.
+    found: dict[tuple[int, int], tuple[Any, Any, list[int] | None, list[int] | None]] = {}
+
+    def broadcast(self: Any, lhs: Any, rhs: Any) -> tuple[Any, Any]:
+        left, right = lhs.type, rhs.type
+        if not (left.is_block() and right.is_block()):
+            made: tuple[Any, Any] = original(self, lhs, rhs)
+            return made
+        one, other = left.shape, right.shape
+        if one is other:
+            return lhs, rhs
+        seen = found.get((id(one), id(other)))
+        if seen is None:
+            made = original(self, lhs, rhs)
+            if len(one) == len(other):
+                sizes = list(made[0].type.shape)
+                to = [None if value is was else sizes for value, was in zip(made, (lhs, rhs), strict=True)]
+                found[id(one), id(other)] = one, other, *to
+            return made
+
+        def spread(value: Any, sizes: list[int] | None) -> Any:
+            if sizes is None:
+                return value
+            handle = self.builder.create_broadcast(value.handle, sizes)
+            return self.make_tensor(handle, tl.block_type(value.type.scalar, sizes))
+
+        return spread(lhs, seen[2]), spread(rhs, seen[3])
+
+    setattr(semantic, _BROADCAST, broadcast)
+
+
+def _look_for_overflow_when_it_is_told(semantic: Any) -> None:
+    original = getattr(semantic, _OVERFLOW)
+
+    def look(self: Any, *operation: Any) -> None:
+        if self.builder.options.debug:
+            original(self, *operation)
+
+    setattr(semantic, _OVERFLOW, look)
 
 
 def _remembered_types(tl: Any, look_up: Callable[[Any], Any]) -> Callable[[Any], Any]:

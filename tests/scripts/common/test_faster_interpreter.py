@@ -7,6 +7,7 @@ That kernels compute the same is what tests/heads/kernels tests, by this interpr
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,42 @@ def test_types_and_tensors_have_tritons_shapes(sizes: list[int]) -> None:
         assert value.handle == number and value.type is block and value.dtype == kind
         assert [size.value for size in value.shape] == sizes and value.numel.value == math.prod(sizes)
     assert tl.tensor(1, tl.int32).shape.values == []
+
+
+@pytest.mark.parametrize(
+    "shapes", [((4, 2), (4, 2)), ((4, 1), (1, 8)), ((1, 8), (4, 8)), ((8,), (4, 8)), ((), (4, 8))]
+)
+def test_operands_become_what_they_become_without(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+) -> None:
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle, interpreter_semantic
+
+    def operands() -> list[Any]:
+        return [
+            interpreter_semantic.tensor(
+                TensorHandle(np.arange(math.prod(shape), dtype=np.int32).reshape(shape or (1,)), tl.int32),
+                tl.block_type(tl.int32, list(shape)) if shape else tl.int32,
+            )
+            for shape in shapes
+        ]
+
+    expected = np.broadcast_arrays(*(each.handle.data for each in operands()))
+    for _ in range(2):  # the second time it is remembered
+        found = interpreter_semantic.broadcast_impl_value(*operands())
+        for value, numbers in zip(found, expected, strict=True):
+            assert (value.handle.data == numbers).all()
+            assert list(value.type.shape) == list(numbers.shape) and value.type.scalar == tl.int32
+    with pytest.raises(ValueError, match="incompatible dimensions"):
+        interpreter_semantic.broadcast_impl_value(*(_zeros(tl, size) for size in (4, 8)))
+
+
+def _zeros(tl: Any, size: int) -> Any:
+    import numpy as np
+    from triton.runtime.interpreter import TensorHandle
+
+    return tl.tensor(TensorHandle(np.zeros(size, np.int32), tl.int32), tl.block_type(tl.int32, [size]))
 
 
 def test_bad_shapes_are_refused() -> None:
