@@ -160,10 +160,7 @@ def serve(path: str, changed: Callable[[list[str]], list[str]] = list) -> NoRetu
         changed: from a command line, a script and its arguments, to the one that is run.
     """
     forked.import_most(*MORE)
-    # What scripts spawn for themselves would import all of it anew. torch has bound the original, so that the
-    # ranks of a training are spawned as ever.
-    contexts = multiprocessing.get_context
-    multiprocessing.get_context = lambda way=None: contexts("fork" if way == "spawn" else way)  # type: ignore[assignment]
+    _fork_what_scripts_spawn()
     # Imports fairseq, which only now has been imported without setting logging up.
     from scripts.common import faster_hydra
 
@@ -188,6 +185,17 @@ def serve(path: str, changed: Callable[[list[str]], list[str]] = list) -> NoRetu
                 _keep(client, changed)
             client.close()
     sys.exit()
+
+
+def _fork_what_scripts_spawn() -> None:
+    """It would import anew all that is here. The ranks of a training, which torch spawns, are spawned."""
+    original = multiprocessing.get_context
+
+    def context(way: str | None = None) -> multiprocessing.context.BaseContext:
+        caller = str(sys._getframe(1).f_globals.get("__name__"))
+        return original("fork" if way == "spawn" and not caller.startswith("torch.") else way)
+
+    multiprocessing.get_context = context  # type: ignore[assignment]
 
 
 def _keep(client: socket.socket, changed: Callable[[list[str]], list[str]]) -> NoReturn:
@@ -216,11 +224,6 @@ def _keep(client: socket.socket, changed: Callable[[list[str]], list[str]]) -> N
             os.kill(child, number)
     try:
         client.sendall(str(forked.status(child)).encode())
-        import resource
-
-        use = resource.getrusage(resource.RUSAGE_CHILDREN)
-        with open("/tmp/studies/cmds.log", "a") as f:
-            f.write(f"{use.ru_utime + use.ru_stime:.2f} {' '.join(line)[:300]!r}\n")
     except OSError:
         pass
     os._exit(0)

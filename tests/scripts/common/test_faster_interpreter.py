@@ -66,37 +66,31 @@ def test_types_and_tensors_have_tritons_shapes(sizes: list[int]) -> None:
 @pytest.mark.parametrize(
     "shapes", [((4, 2), (4, 2)), ((4, 1), (1, 8)), ((1, 8), (4, 8)), ((8,), (4, 8)), ((), (4, 8))]
 )
-def test_operands_become_what_they_become_without(
-    shapes: tuple[tuple[int, ...], tuple[int, ...]],
-) -> None:
+def test_operands_become_what_they_become_without(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     import numpy as np
     import triton.language as tl
-    from triton.runtime.interpreter import TensorHandle, interpreter_semantic
+    from triton.runtime.interpreter import interpreter_semantic
 
-    def operands() -> list[Any]:
-        return [
-            interpreter_semantic.tensor(
-                TensorHandle(np.arange(math.prod(shape), dtype=np.int32).reshape(shape or (1,)), tl.int32),
-                tl.block_type(tl.int32, list(shape)) if shape else tl.int32,
-            )
-            for shape in shapes
-        ]
-
-    expected = np.broadcast_arrays(*(each.handle.data for each in operands()))
+    expected = np.broadcast_arrays(*(_operand(shape).handle.data for shape in shapes))
     for _ in range(2):  # the second time it is remembered
-        found = interpreter_semantic.broadcast_impl_value(*operands())
+        found = interpreter_semantic.broadcast_impl_value(*map(_operand, shapes))
         for value, numbers in zip(found, expected, strict=True):
             assert (value.handle.data == numbers).all()
             assert list(value.type.shape) == list(numbers.shape) and value.type.scalar == tl.int32
-    with pytest.raises(ValueError, match="incompatible dimensions"):
-        interpreter_semantic.broadcast_impl_value(*(_zeros(tl, size) for size in (4, 8)))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="incompatible dimensions"):
+            interpreter_semantic.broadcast_impl_value(_operand((4,)), _operand((8,)))
 
 
-def _zeros(tl: Any, size: int) -> Any:
+def _operand(shape: tuple[int, ...]) -> Any:
+    """0, 1, 2 and so on, as the interpreter has them; of no dimension: a scalar."""
     import numpy as np
+    import triton.language as tl
     from triton.runtime.interpreter import TensorHandle
 
-    return tl.tensor(TensorHandle(np.zeros(size, np.int32), tl.int32), tl.block_type(tl.int32, [size]))
+    numbers = np.arange(math.prod(shape), dtype=np.int32).reshape(shape or (1,))
+    kind = tl.block_type(tl.int32, list(shape)) if shape else tl.int32
+    return tl.tensor(TensorHandle(numbers, tl.int32), kind)
 
 
 def test_bad_shapes_are_refused() -> None:
