@@ -5,13 +5,15 @@ A process of the tests starts one server, and puts clients of it first on the PA
 too; ``sys.executable`` is a Python that is not. A client
 sends its arguments, folder, environment and open files; it passes signals on, and when it is killed its
 command is. In an environment in which Python, torch or Triton would begin in another way, the client becomes
-the command itself.
+the command itself. Commands that say they want this checkout's plugin are forked from a second process, which
+has imported it, too.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import logging
 import multiprocessing
 import os
 import select
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -55,6 +58,9 @@ _EARLY = ("PYTHON", "OMP_NUM", "MKL_", "TRITON", "CUDA", "TORCH", "LD_")
 #: puts into the environment of the tests when it is first used.
 _LATE = ("PYTHONWARNINGS", "TORCHELASTIC", "TORCH_NCCL", "TORCHINDUCTOR")
 
+#: Of the second server: the end of its socket's name, and the file with its number.
+_WITH_PLUGIN, _SECOND = "-with-plugin", "second"
+
 _CLIENT = """#!{python} -SI
 import json, os, signal, socket, sys, time
 name = os.path.basename(sys.argv[0])
@@ -72,11 +78,19 @@ arguments = sys.argv[1:]
 forks = name != "python" or arguments and (arguments[0][0] != "-" or arguments[0] in ("-m", "-c"))
 if early != given or not forks:
     os.execv(line[0], line)
+path = {socket!r}
+if "--user-dir" in arguments[:-1]:
+    wanted = os.path.abspath(arguments[arguments.index("--user-dir") + 1]) == {plugin!r}
+else:
+    wanted = name == "mhe"
+# What the plugin reads of the environment, it reads when it is imported.
+if wanted and name != "python" and not any(key.startswith("MHE_") for key in os.environ):
+    path += {with_plugin!r}
 server = socket.socket(socket.AF_UNIX)
 until = time.monotonic() + 120
 while True:
     try:
-        server.connect({socket!r})
+        server.connect(path)
         break
     except OSError:
         if time.monotonic() > until:
@@ -113,12 +127,16 @@ def clients(env: Mapping[str, str]) -> Path:
 
 def settle(seconds: float = 60) -> None:
     """Wait until every command has ended: when its client is killed, a command is a moment later."""
-    assert _server is not None
-    children = Path(f"/proc/{_server.pid}/task/{_server.pid}/children")
+    assert _server is not None and _folder is not None
+    second = int((_folder / _SECOND).read_text())
     until = time.monotonic() + seconds
-    while children.read_text().split():
+    while {*_children(_server.pid), *_children(second)} - {second}:
         assert time.monotonic() < until, "commands outlive their killed clients"
         time.sleep(0.01)
+
+
+def _children(process: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
 
 
 def _end(server: subprocess.Popen[bytes], folder: Path, owner: int) -> None:
@@ -143,6 +161,8 @@ def start(folder: Path, module: str, env: Mapping[str, str]) -> subprocess.Popen
             key: value for key, value in env.items() if key.startswith(_EARLY) and not key.startswith(_LATE)
         },
         socket=str(path),
+        plugin=str(REPO / "mhe_fairseq"),
+        with_plugin=_WITH_PLUGIN,
     )
     for name in _CLIENTS:
         client = folder / "bin" / name
@@ -161,7 +181,9 @@ def serve(path: str, changed: Callable[[list[str]], list[str]] = list) -> NoRetu
     """
     forked.import_most(*MORE)
     _fork_what_scripts_spawn()
-    # Imports fairseq, which only now has been imported without setting logging up.
+    # These import fairseq, which only now has been imported without setting logging up.
+    import fairseq.utils
+
     from scripts.common import faster_hydra
 
     kept = Path(path).with_name("configurations")
@@ -169,21 +191,42 @@ def serve(path: str, changed: Callable[[list[str]], list[str]] = list) -> NoRetu
     faster_hydra.install(kept)
     forked.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one waits for the keepers
-    parent = os.getppid()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path + ".new")
-        listener.listen(64)
-        listener.settimeout(5)
-        os.rename(path + ".new", path)
-        while os.getppid() == parent:  # killed tests leave nothing behind
-            try:
-                client, _ = listener.accept()
-            except TimeoutError:
-                continue
-            if not os.fork():
-                listener.close()
-                _keep(client, changed)
-            client.close()
+    first, with_plugin, parent = _listen(path), _listen(path + _WITH_PLUGIN), os.getpid()
+    if second := os.fork():
+        Path(path).with_name(_SECOND).write_text(str(second))
+        with_plugin.close()
+        _accept(first, os.getppid(), changed)
+    first.close()
+    # A command that does not name the plugin must not find it. It is imported when the first one wants it.
+    while not select.select([with_plugin], [], [], 5)[0]:
+        if os.getppid() != parent:
+            sys.exit()
+    logging.disable(logging.CRITICAL)
+    fairseq.utils.import_user_module(Namespace(user_dir=str(REPO / "mhe_fairseq")))
+    logging.disable(logging.NOTSET)
+    forked.freeze()
+    _accept(with_plugin, parent, changed)
+
+
+def _listen(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path + ".new")
+    listener.listen(64)
+    listener.settimeout(5)
+    os.rename(path + ".new", path)
+    return listener
+
+
+def _accept(listener: socket.socket, parent: int, changed: Callable[[list[str]], list[str]]) -> NoReturn:
+    while os.getppid() == parent:  # killed tests leave nothing behind
+        try:
+            client, _ = listener.accept()
+        except TimeoutError:
+            continue
+        if not os.fork():
+            listener.close()
+            _keep(client, changed)
+        client.close()
     sys.exit()
 
 

@@ -137,11 +137,11 @@ def _become(line: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
 
 
 def _set_logging_up_with_fairseq() -> None:
-    """When the command imports it: it is imported already, and sets nothing up."""
+    """When the command imports it, or the plugin, which does: it is imported already, and sets nothing up."""
     original = builtins.__import__
 
     def watched(name: str, *arguments: Any, **named: Any) -> Any:
-        if name.partition(".")[0] == "fairseq":
+        if name.partition(".")[0] in ("fairseq", "mhe_fairseq"):
             builtins.__import__ = original
             if not logging.root.handlers:
                 logging.root.handlers[:] = _set_up[0]
