@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,17 +14,21 @@ from tests.heads.sharded.cases import all_cases
 from tests.heads.sharded.run import run_cases
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
-def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """All cases, run once for each number of ranks."""
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    return run_cases("tests.heads.sharded.cases", request.param, folder)
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, list[str]]]:
+    """All cases of a number of ranks, run once."""
+
+    @functools.cache
+    def cases_of(size: int) -> dict[str, list[str]]:
+        return run_cases("tests.heads.sharded.cases", size, tmp_path_factory.mktemp("ranks"))
+
+    return cases_of
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", all_cases())
-def test_on_ranks(said: dict[str, list[str]], name: str) -> None:
-    for rank, text in enumerate(said[name]):
+@pytest.mark.parametrize(("size", "name"), [(size, name) for size in (2, 3) for name in all_cases(size)])
+def test_on_ranks(said: Callable[[int], dict[str, list[str]]], size: int, name: str) -> None:
+    for rank, text in enumerate(said(size)[name]):
         assert not text, f"rank {rank}: {text}"
 
 
