@@ -186,9 +186,7 @@ def serve(path: str, changed: Callable[[list[str]], list[str]] = list) -> NoRetu
 
     from scripts.common import faster_hydra
 
-    kept = Path(path).with_name("configurations")
-    kept.mkdir()
-    faster_hydra.install(kept)
+    faster_hydra.install(Path(path).with_name("configurations"))
     forked.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one waits for the keepers
     first, with_plugin, parent = _listen(path), _listen(path + _WITH_PLUGIN), os.getpid()

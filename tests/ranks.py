@@ -27,9 +27,7 @@ import fairseq_cli.train
 import torch._dynamo
 import mhe_fairseq
 from scripts.common import faster_hydra, faster_interpreter
-kept = Path(sys.argv[1]).with_name("configurations")
-kept.mkdir(exist_ok=True)
-faster_hydra.install(kept)
+faster_hydra.install(Path(sys.argv[1]).with_name("configurations"))
 if os.environ.get("TRITON_INTERPRET"):
     faster_interpreter.install()
 for training in json.load(open(sys.argv[1])):

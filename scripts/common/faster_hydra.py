@@ -35,10 +35,11 @@ def install(kept: Path) -> None:
     without.
 
     Args:
-        kept: an empty folder for configurations, of processes that have the same fairseq.
+        kept: a folder for configurations, of processes that have the same fairseq; made where there is none.
     """
     global _kept
-    _kept = kept
+    kept.mkdir(exist_ok=True)
+    _kept = kept.resolve()
     for name, quicker in (("initialize", _Later), ("compose", _compose)):
         setattr(fairseq_utils, name, quicker)
 

@@ -44,9 +44,7 @@ def _missing() -> str:
         # Imports fairseq, which only now has been imported without setting logging up.
         from scripts.common import faster_hydra
 
-        kept = Path("configurations")
-        kept.mkdir(exist_ok=True)
-        faster_hydra.install(kept.resolve())
+        faster_hydra.install(Path("configurations"))
         forked.freeze()
         if os.environ.get("TRITON_INTERPRET"):
             faster_interpreter.install()
