@@ -172,7 +172,15 @@ def start(folder: Path, module: str, env: Mapping[str, str]) -> subprocess.Popen
     return subprocess.Popen(line, cwd=REPO, env=dict(env), stdin=subprocess.DEVNULL)
 
 
-def serve(path: str, changed: Callable[[list[str]], list[str]] = list) -> NoReturn:
+def cut_short(line: list[str]) -> list[str]:
+    """A command that translates to some length: fairseq's own limit is 200 tokens, and models that have seen
+    a few batches know no end."""
+    if Path(line[0]).name in ("fairseq-generate", "fairseq-interactive") and "--max-len-b" not in line:
+        return [*line, "--max-len-b", "40"]
+    return line
+
+
+def serve(path: str, changed: Callable[[list[str]], list[str]] = cut_short) -> NoReturn:
     """Fork commands for clients, for ever.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from functools import partial
 from pathlib import Path
 
 # Triton's own functions are made for its interpreter, or not, when it is first imported, and parts of torch
@@ -20,6 +21,7 @@ import torch
 from tests.drawn import register_profiles
 from tests.helpers import make_toy_data
 from tests.order import longest_first
+from tests.shared import made_once
 
 # Tests run in several processes on few cores; more threads in each only get in each other's way.
 torch.set_num_threads(1)
@@ -34,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data-bin folder: 200/30/30 pairs of a reversed, capitalised language, ``-s src -t tgt``."""
-    return make_toy_data(tmp_path_factory.mktemp("toy"))
+    return made_once(tmp_path_factory, "toy", make_toy_data)
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +45,7 @@ def lm_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Not above: fairseq sets up logging when it is imported, and pytest's has to be there before.
     from tests.language_model import make_lm_data
 
-    return make_lm_data(tmp_path_factory.mktemp("lm"))
+    return made_once(tmp_path_factory, "lm", make_lm_data)
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +53,7 @@ def language_models(lm_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Checkpoints by the name of a head: product, cascade and sampling."""
     from tests.language_model import train_three
 
-    return train_three(lm_data, tmp_path_factory.mktemp("language-models"))
+    return made_once(tmp_path_factory, "language-models", partial(train_three, lm_data))
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +61,7 @@ def stock_models(toy_data: Path, lm_data: Path, tmp_path_factory: pytest.TempPat
     """Checkpoints of fairseq's own transformer, transformer_lm and roberta, by these names."""
     from tests.stock import train_stock
 
-    return train_stock(toy_data, lm_data, tmp_path_factory.mktemp("stock-models"))
+    return made_once(tmp_path_factory, "stock-models", partial(train_stock, toy_data, lm_data))
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +69,7 @@ def many_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data-bin folder of three languages, pairs aa-bb and aa-cc with one dictionary."""
     from tests.many_languages import make_many_data
 
-    return make_many_data(tmp_path_factory.mktemp("many"))
+    return made_once(tmp_path_factory, "many", make_many_data)
 
 
 @pytest.fixture(scope="session")
@@ -76,4 +78,4 @@ def many_models(many_data: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     our task, and cascade, trained with fairseq's."""
     from tests.many_languages import train_three
 
-    return train_three(many_data, tmp_path_factory.mktemp("many-models"))
+    return made_once(tmp_path_factory, "many-models", partial(train_three, many_data))
