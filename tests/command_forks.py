@@ -5,8 +5,8 @@ A process of the tests starts one server, and puts clients of it first on the PA
 too; ``sys.executable`` is a Python that is not. A client
 sends its arguments, folder, environment and open files; it passes signals on, and when it is killed its
 command is. In an environment in which Python, torch or Triton would begin in another way, the client becomes
-the command itself. Commands that say they want this checkout's plugin are forked from a second process, which
-has imported it, too.
+the command itself. Trainings that say they want this checkout's plugin, and ``mhe``, are forked from a second
+process, which has imported it, too. (In other commands what it does depends on what was imported before it.)
 """
 
 from __future__ import annotations
@@ -79,12 +79,11 @@ forks = name != "python" or arguments and (arguments[0][0] != "-" or arguments[0
 if early != given or not forks:
     os.execv(line[0], line)
 path = {socket!r}
-if "--user-dir" in arguments[:-1]:
+wanted = name == "mhe"
+if name == "fairseq-train" and "--user-dir" in arguments[:-1]:
     wanted = os.path.abspath(arguments[arguments.index("--user-dir") + 1]) == {plugin!r}
-else:
-    wanted = name == "mhe"
 # What the plugin reads of the environment, it reads when it is imported.
-if wanted and name != "python" and not any(key.startswith("MHE_") for key in os.environ):
+if wanted and not any(key.startswith("MHE_") for key in os.environ):
     path += {with_plugin!r}
 server = socket.socket(socket.AF_UNIX)
 until = time.monotonic() + 120
