@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import logging
 import multiprocessing
 import os
 import select
@@ -202,13 +201,8 @@ def serve(path: str, changed: Callable[[list[str]], list[str]] = cut_short) -> N
         with_plugin.close()
         _accept(first, os.getppid(), changed)
     first.close()
-    # A command that does not name the plugin must not find it. It is imported when the first one wants it.
-    while not select.select([with_plugin], [], [], 5)[0]:
-        if os.getppid() != parent:
-            sys.exit()
-    logging.disable(logging.CRITICAL)
+    # Only here: a command that does not name the plugin must not find it.
     fairseq.utils.import_user_module(Namespace(user_dir=str(REPO / "mhe_fairseq")))
-    logging.disable(logging.NOTSET)
     forked.freeze()
     _accept(with_plugin, parent, changed)
 

@@ -27,13 +27,14 @@ def all_cases(size: int) -> dict[str, Callable[[], None]]:
     """What ``size`` ranks run. Losses in float32 or without smoothing are left to two, and most codebooks."""
     cases: dict[str, Callable[[], None]] = {}
     kinds, two = ("some", "none on one rank", "none anywhere"), size == 2
+    losses = [(torch.float64, True)]
+    if two:
+        losses += [(torch.float64, False), (torch.float32, True)]
     for number, name in enumerate(HEADS):
         for at, kind in enumerate(kinds):
-            for dtype in (torch.float64, torch.float32) if two else (torch.float64,):
-                for smoothing in (True, False) if two and dtype == torch.float64 else (True,):
-                    text = f"{name}: loss, {kind}, {dtype}, {'smoothed' if smoothing else 'plain'}"
-                    seed = 10 * number + at
-                    cases[text] = functools.partial(compare, name, kind, dtype, smoothing, seed)
+            for dtype, smoothing in losses:
+                text = f"{name}: loss, {kind}, {dtype}, {'smoothed' if smoothing else 'plain'}"
+                cases[text] = functools.partial(compare, name, kind, dtype, smoothing, 10 * number + at)
             cases[f"{name}: evaluation, {kind}"] = functools.partial(
                 evaluate, name, kind, torch.float64, number + at
             )
